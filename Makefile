@@ -1,0 +1,50 @@
+# resnet-serve: `make serve` and `make test` each do all their own set-up, from a fresh clone on.
+
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+serve: $(VENV)/.serve ## Serve on http://127.0.0.1:8000: your checkpoint in model_weights/, else ResNet-50 from torchvision
+	@RESNET_WEIGHTS_FALLBACK=$${RESNET_WEIGHTS_FALLBACK:-offline-demo} exec $(BIN)/resnet-serve serve
+
+test: $(VENV)/.dev ## Run the tests
+	@$(BIN)/pytest
+
+check: $(VENV)/.dev ## Check style, types and the import rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove what `make` made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build
+
+$(VENV)/.pip: constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later was not found. Install it, or name it: make serve PYTHON=/path/to/python3"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11. Name a newer one: make serve PYTHON=/path/to/python3"; exit 1; }
+	@echo "[1/2] Making a virtual environment in $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(INSTALL) --quiet pip
+	@touch $@
+
+$(VENV)/.serve: $(VENV)/.pip pyproject.toml
+	@echo "[2/2] Installing what serving needs. PyTorch is the most of it (some GB on Linux): minutes, once"
+	@$(INSTALL) --progress-bar on -e '.[offline-demo]' | grep -vE '^(Requirement already|  Using cached|  Preparing|  Getting|  Installing|Looking in|Obtaining)' ; exit $${PIPESTATUS[0]}
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.serve pyproject.toml
+	@echo "Installing what tests and checks need"
+	@$(INSTALL) --quiet --group dev
+	@touch $@

@@ -1,0 +1,90 @@
+"""/, /docs and /openapi.json, with Swagger UI's files served from here: no CDN, no internet."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+
+from ..errors import NotFound
+from .examples import example_jpeg
+from .schemas import Problem
+
+router = APIRouter(include_in_schema=False)
+
+_OWN = Path(__file__).parent / "static"
+# Found and not imported: only its files are wanted.
+_SWAGGER_PACKAGE = find_spec("fastapi_offline")
+assert _SWAGGER_PACKAGE is not None
+assert _SWAGGER_PACKAGE.origin is not None
+_SWAGGER = Path(_SWAGGER_PACKAGE.origin).parent / "static"
+# Everything a page may load, by name: no path a client sends is ever joined to a folder.
+_ASSETS = {
+    "docs.js": (_OWN / "docs.js", "text/javascript"),
+    "icon.svg": (_OWN / "icon.svg", "image/svg+xml"),
+    "swagger-ui-bundle.js": (_SWAGGER / "swagger-ui-bundle.js", "text/javascript"),
+    "swagger-ui.css": (_SWAGGER / "swagger-ui.css", "text/css"),
+}
+# Nothing from elsewhere; Swagger UI writes styles into its elements and shows images as data: URLs.
+_POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+_DESCRIPTION = """
+POST an image, get the most probable classes. With curl:
+
+    curl -sS --data-binary @photo.jpg http://localhost:8000/predict
+
+Every error is `application/problem+json` with a `code` to branch on and `retryable`; every answer carries
+`X-Request-ID`, and predictions `Server-Timing` and `X-Batch-Size`.
+"""
+
+
+@router.head("/")
+@router.get("/")
+async def index(request: Request) -> Response:
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
+
+
+@router.head("/docs")
+@router.get("/docs")
+async def docs() -> Response:
+    return HTMLResponse(
+        (_OWN / "docs.html").read_text(encoding="utf-8"),
+        headers={"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"},
+    )
+
+
+@router.get("/static/example.jpg")
+async def example() -> Response:
+    """The picture that the examples send."""
+    return Response(example_jpeg(), media_type="image/jpeg")
+
+
+@router.get("/static/{name}")
+async def asset(name: str) -> Response:
+    if name not in _ASSETS:
+        raise NotFound()
+    path, media_type = _ASSETS[name]
+    return FileResponse(path, media_type=media_type, headers={"Cache-Control": "max-age=3600"})
+
+
+def describe_openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the one error schema in it and FastAPI's own validation error out."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=_DESCRIPTION, routes=app.routes, tags=_TAGS
+        )
+        schemas = document["components"]["schemas"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        schemas["Problem"] = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+_TAGS = [
+    {"name": "predict", "description": "Images in, classes out."},
+    {"name": "health", "description": "What is true of the service now."},
+]

@@ -1,0 +1,180 @@
+"""What every request passes before a route sees it: pure ASGI, and nothing here reads a body.
+
+The order, outermost first, is set in `server.create_app`:
+
+    RequestContext   request id, counting
+    EarlyAnswers     an answer given before the body was read arrives
+    Guard            an unexpected exception becomes a 500 in the one error shape
+    BodyLimits       declared and counted size, content encoding
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..errors import BodyTooLarge, Internal, ServiceError, UnsupportedEncoding
+from ..metrics import Metrics
+from .problems import problem_response
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CLIENT_CLOSED = "499"
+# How much of an unread body is swallowed after an early answer, and for how long. Closing a socket with unread data
+# resets it, and a client that is still sending then never sees the answer.
+_DISCARD_BYTES = 64 * 1024 * 1024
+_DISCARD_SECONDS = 2.0
+
+
+class RequestContext:
+    """Gives each request an id, the client's own if it is harmless, and counts its answer."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid4().hex
+        scope["request_id"] = request_id
+        status = _CLIENT_CLOSED
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self.metrics.requests.labels(route, status, scope.get("problem_code", "")).inc()
+
+
+class EarlyAnswers:
+    """Lets an answer arrive that was given before the whole body was read.
+
+    The answer says `Connection: close` and is sent whole; then what still comes is read and thrown away, up to a bound
+    and for a bounded time, before the connection closes. No 100-continue is sent once an answer is on its way.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        body_ended = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        early = False
+
+        async def watched_receive() -> Message:
+            nonlocal body_ended
+            message = await receive()
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                body_ended = True
+            return message
+
+        async def careful_send(message: Message) -> None:
+            nonlocal early
+            if message["type"] == "http.response.start" and not body_ended:
+                early = True
+                MutableHeaders(scope=message)["Connection"] = "close"
+            if not early or message["type"] != "http.response.body" or message.get("more_body", False):
+                await send(message)
+                return
+            await send({**message, "more_body": True})
+            await _discard(watched_receive, lambda: body_ended)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        await self.app(scope, watched_receive, careful_send)
+
+
+async def _discard(receive: Receive, is_over: object) -> None:
+    assert callable(is_over)
+    received = 0
+    give_up_at = time.monotonic() + _DISCARD_SECONDS
+    while not is_over() and received < _DISCARD_BYTES:
+        try:
+            async with asyncio.timeout(max(0.0, give_up_at - time.monotonic())):
+                message = await receive()
+        except TimeoutError:
+            return
+        received += len(message.get("body", b""))
+
+
+class Guard:
+    """The last resort: an exception that nobody expected is logged here and answered without a trace."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched_send)
+        except Exception:
+            if scope["type"] != "http":
+                raise
+            logger.exception("Request %s failed unexpectedly.", scope["request_id"])
+            if started:
+                raise
+            await _refuse(Internal(), scope, receive, send)
+
+
+class BodyLimits:
+    """Refuses a body that is declared too large or encoded, and counts one that does not say its size."""
+
+    def __init__(self, app: ASGIApp, default_bytes: int, by_path: dict[str, int]) -> None:
+        self.app = app
+        self.default_bytes = default_bytes
+        self.by_path = by_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        limit = self.by_path.get(scope["path"].removeprefix(scope.get("root_path", "")), self.default_bytes)
+        if headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+            await _refuse(UnsupportedEncoding(), scope, receive, send)
+            return
+        # httptools refuses a Content-Length that is no number, before the request gets here.
+        if int(headers.get("content-length", "0")) > limit:
+            await _refuse(BodyTooLarge(limit), scope, receive, send)
+            return
+        received = 0
+
+        async def counted_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise BodyTooLarge(limit)
+            return message
+
+        await self.app(scope, counted_receive, send)
+
+
+async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
+    scope["problem_code"] = error.code
+    await problem_response(error, scope["request_id"])(scope, receive, send)

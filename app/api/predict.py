@@ -1,0 +1,156 @@
+"""POST /predict and POST /predict/batch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Header, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from ..classifier import Classifier
+from ..errors import InvalidParameter, ServiceError, Unavailable
+from ..loading import LoadedModel
+from ..types import Classification
+from .bodies import Images, read_many, read_one
+from .examples import BATCH_REQUEST_BODY, REQUEST_BODY
+from .problems import problem
+from .schemas import Answer, BatchAnswer, BatchPrediction, ModelBody, problem_responses
+from .service import Service, ServiceDep
+
+T = TypeVar("T")
+
+router = APIRouter(tags=["predict"])
+
+TopK = Annotated[
+    int | None,
+    Query(ge=1, description="How many classes to answer with; at most as many as the model has.", examples=[5]),
+]
+TimeoutMs = Annotated[
+    int | None,
+    Header(
+        alias="X-Request-Timeout-Ms",
+        ge=1,
+        description="Deadline in milliseconds from the last body byte; it can only shorten the server's own.",
+    ),
+]
+
+
+@router.post(
+    "/predict",
+    response_model=Answer,
+    summary="Classify one image",
+    responses=problem_responses(400, 413, 415, 422, 500, 503, 504),
+    openapi_extra={"requestBody": REQUEST_BODY},
+)
+async def predict(request: Request, service: ServiceDep, top_k: TopK = None, timeout_ms: TimeoutMs = None) -> Response:
+    """One JPEG, PNG, WebP, GIF or BMP: as the raw body, as the file of a form, or as base64 in JSON."""
+    model = service.classifier.admit()
+    carried = await read_one(request)
+    deadline = _deadline(service, timeout_ms)
+    wanted = _top_k(service.classifier, model, top_k, carried)
+    image = carried.images[0]
+    assert isinstance(image, bytes)
+    classification = await _unless_gone(request, service.classifier.classify(model, image, wanted, deadline))
+    if classification is None:
+        return _nobody_there(request)
+    return JSONResponse(Answer.of(classification).model_dump(), headers=_stage_headers([classification]))
+
+
+@router.post(
+    "/predict/batch",
+    response_model=BatchAnswer,
+    summary="Classify several images",
+    responses=problem_responses(400, 413, 415, 422, 503, 504),
+    openapi_extra={"requestBody": BATCH_REQUEST_BODY},
+)
+async def predict_batch(
+    request: Request, service: ServiceDep, top_k: TopK = None, timeout_ms: TimeoutMs = None
+) -> Response:
+    """Several files of a form, or `images` in JSON. Each is admitted, queued and timed on its own."""
+    model = service.classifier.admit()
+    carried = await read_many(request, service.settings.max_images)
+    deadline = _deadline(service, timeout_ms)
+    wanted = _top_k(service.classifier, model, top_k, carried)
+
+    async def one(image: bytes | ServiceError) -> Classification | ServiceError:
+        if isinstance(image, ServiceError):
+            return image
+        try:
+            return await service.classifier.classify(model, image, wanted, deadline)
+        except ServiceError as error:
+            return error
+
+    async def all_of_them() -> list[Classification | ServiceError]:
+        return await asyncio.gather(*[one(image) for image in carried.images])
+
+    results = await _unless_gone(request, all_of_them())
+    if results is None:
+        return _nobody_there(request)
+    if all(isinstance(result, Unavailable) and result.status == 503 for result in results):
+        assert isinstance(results[0], Unavailable)
+        raise results[0]
+    bodies = [
+        problem(result, request.scope["request_id"])
+        if isinstance(result, ServiceError)
+        else BatchPrediction.of(result).model_dump()
+        for result in results
+    ]
+    answered = [result for result in results if isinstance(result, Classification)]
+    return JSONResponse(
+        {"model": ModelBody.of(model.identity).model_dump(), "results": bodies},
+        headers=_stage_headers(answered),
+    )
+
+
+def _deadline(service: Service, timeout_ms: int | None) -> float:
+    """An absolute monotonic time, counted from now: the body has just been read."""
+    own = service.settings.request_timeout_ms
+    return time.monotonic() + min(own, timeout_ms or own) / 1e3
+
+
+def _top_k(classifier: Classifier, model: LoadedModel, query: int | None, carried: Images) -> int:
+    if query is not None and carried.top_k is not None and query != carried.top_k:
+        raise InvalidParameter("top_k in the query contradicts top_k in the JSON.")
+    return classifier.resolve_top_k(model, carried.top_k if query is None else query)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """The work's result, or None where the client left first: then the work is cancelled and leaves every queue."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        for pending in (task, gone):
+            if not pending.done():
+                pending.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _nobody_there(request: Request) -> Response:
+    """The server drops this answer: its connection is closed. 499 is what a log calls it."""
+    request.scope["problem_code"] = "client_gone"
+    return Response(status_code=499)
+
+
+def _stage_headers(classifications: list[Classification]) -> dict[str, str]:
+    """`Server-Timing` in milliseconds and `X-Batch-Size`; of several images, each stage's longest and the largest."""
+    if not classifications:
+        return {}
+    stages = {
+        "decode": max(each.timings.decode_seconds for each in classifications),
+        "queue": max(each.timings.queue_seconds for each in classifications),
+        "inference": max(each.timings.inference_seconds for each in classifications),
+    }
+    return {
+        "Server-Timing": ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in stages.items()),
+        "X-Batch-Size": str(max(each.batch_size for each in classifications)),
+    }

@@ -1,0 +1,92 @@
+"""Every error in one shape: RFC 9457 problem+json, whichever layer answers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from ..errors import (
+    Internal,
+    InvalidParameter,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
+    ServiceError,
+    Unavailable,
+)
+
+MEDIA_TYPE = "application/problem+json"
+# A name and not an address: this project promises no web site. docs/errors.md says what each code means.
+_TYPE = "urn:resnet-serve:problem:"
+
+
+def problem(error: ServiceError, request_id: str, **extensions: Any) -> dict[str, Any]:
+    """The body of an error: RFC 9457's members, then `code`, `request_id` and `retryable`."""
+    body: dict[str, Any] = {
+        "type": f"{_TYPE}{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        "request_id": request_id,
+        "retryable": error.retryable,
+    }
+    if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
+        body["retry_after_ms"] = round(error.retry_after_seconds * 1e3)
+    return body | extensions
+
+
+def problem_response(
+    error: ServiceError, request_id: str, headers: Mapping[str, str] | None = None, **extensions: Any
+) -> Response:
+    """An error as an HTTP response."""
+    all_headers = dict(headers or {})
+    if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
+        all_headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    return Response(
+        json.dumps(problem(error, request_id, **extensions)),
+        status_code=error.status,
+        headers=all_headers,
+        media_type=MEDIA_TYPE,
+    )
+
+
+def _answer(request: Request, error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
+    request.scope["problem_code"] = error.code
+    return problem_response(error, request.scope.get("request_id", ""), headers)
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    return _answer(request, error if isinstance(error, ServiceError) else Internal())
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    """FastAPI's own checks of query and headers: name the parameter and what it may be, never what was sent."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = first["loc"][-1]
+    return _answer(request, InvalidParameter(f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}."))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """The framework's own 404 and 405, and whatever else it raises."""
+    assert isinstance(error, HTTPException)
+    known: dict[int, ServiceError] = {404: NotFound(), 405: MethodNotAllowed()}
+    fallback = MalformedRequest() if error.status_code < 500 else Internal()
+    return _answer(request, known.get(error.status_code, fallback), error.headers)
+
+
+def problem_handlers() -> dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]:
+    """One handler for each family of errors, for `FastAPI(exception_handlers=…)`."""
+    return {
+        ServiceError: _on_service_error,
+        RequestValidationError: _on_validation_error,
+        HTTPException: _on_http_exception,
+    }

@@ -1,0 +1,33 @@
+"""What a door needs of the service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, TypedDict
+
+from fastapi import Depends, Request
+
+from ..classifier import Classifier
+from ..metrics import Metrics
+from ..settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    classifier: Classifier
+    settings: Settings
+    metrics: Metrics
+
+
+class State(TypedDict):
+    """What the lifespan yields; Starlette gives each request a shallow copy as `request.state`."""
+
+    service: Service
+
+
+def get_service(request: Request) -> Service:
+    service: Service = request.state.service
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]

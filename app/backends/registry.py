@@ -1,0 +1,54 @@
+"""Backend names → backends. Imports happen inside the factories, so that only what is used is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..checkpoints import Checkpoint
+from ..errors import SettingError
+from .base import Backend
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    """How a backend is to run, as the settings of the same names say."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    """Threads on CPU; None leaves the choice to the backend."""
+
+
+def _torch(checkpoint: Checkpoint, options: BackendOptions) -> Backend:
+    from .torch import create_torch_backend
+
+    return create_torch_backend(checkpoint, options)
+
+
+def _null(checkpoint: Checkpoint, options: BackendOptions) -> Backend:
+    from .null import NullBackend
+
+    return NullBackend(checkpoint)
+
+
+_FACTORIES: dict[str, Callable[[Checkpoint, BackendOptions], Backend]] = {"torch": _torch, "null": _null}
+
+
+def create_backend(name: str, checkpoint: Checkpoint, options: BackendOptions) -> Backend:
+    """The backend called `name`, holding `checkpoint`; "auto" picks by device.
+
+    Raises `SettingError` for a name or a device that is not to be had, `CheckpointError` where the weights do not fit.
+    """
+    if name == "auto":
+        name = "torch"
+    if name not in _FACTORIES:
+        raise SettingError(f"RESNET_BACKEND cannot be {name!r}: supported are auto, {', '.join(sorted(_FACTORIES))}.")
+    return _FACTORIES[name](checkpoint, options)
+
+
+def null_checkpoint() -> Checkpoint:
+    """What the null backend serves: no weights, ImageNet's labels and ResNet-50's own input."""
+    from .null import NULL_CHECKPOINT
+
+    return NULL_CHECKPOINT

@@ -1,0 +1,86 @@
+"""Which weights to serve: the settings' word, the one checkpoint in model_weights/, or torchvision's own."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..labels import LABEL_FILES
+
+WEIGHTS_FOLDER = Path("model_weights")
+DEFAULT_PUBLISHED = "IMAGENET1K_V2"
+OFFLINE_DEMO = "offline-demo"
+
+# torchvision's weight names are enum members: capitals, digits and underscores.
+_PUBLISHED_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
+# What may lie beside a checkpoint without being one.
+_COMPANIONS = frozenset({".md", ".txt", ".json", ".part"})
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFile:
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedName:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineDemo:
+    pass
+
+
+Source = CheckpointFile | PublishedName | OfflineDemo
+
+
+def locate(weights: str | None, folder: Path = WEIGHTS_FOLDER) -> Source:
+    """Where the weights come from; reads no weights and asks no network.
+
+    `weights` is a file, a folder that holds one checkpoint, a torchvision weight name or "offline-demo". With None,
+    `folder` is looked in, and where that has no checkpoint the answer is torchvision's IMAGENET1K_V2. Raises
+    `CheckpointError` for a path that is not there, and for a folder that holds two.
+    """
+    if weights is None:
+        found = _only_checkpoint(folder) if folder.is_dir() else None
+        return CheckpointFile(found) if found else PublishedName(DEFAULT_PUBLISHED)
+    if weights == OFFLINE_DEMO:
+        return OfflineDemo()
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        found = _only_checkpoint(path)
+        if found is None:
+            raise CheckpointError(f"RESNET_WEIGHTS is the folder {path}, which holds no checkpoint.")
+        return CheckpointFile(found)
+    if path.exists():
+        return CheckpointFile(path)
+    if _PUBLISHED_NAME.match(weights):
+        return PublishedName(weights)
+    raise CheckpointError(
+        f"RESNET_WEIGHTS is {weights}, and there is no such file. Give a checkpoint's path, a torchvision weight name "
+        f"such as {DEFAULT_PUBLISHED}, or {OFFLINE_DEMO}."
+    )
+
+
+def _only_checkpoint(folder: Path) -> Path | None:
+    """The one file in `folder` that could be a checkpoint. Whether it is one, its reader says."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot look into {folder}: {error.strerror}. Make it readable for the user that runs the service."
+        ) from None
+    found = [
+        path
+        for path in entries
+        if not path.name.startswith(".") and path.suffix.lower() not in _COMPANIONS and path.name not in LABEL_FILES
+    ]
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise CheckpointError(
+            f"{folder} holds {len(found)} checkpoints: {names}. Leave one there, or name one with RESNET_WEIGHTS."
+        )
+    return found[0] if found else None

@@ -1,0 +1,49 @@
+"""Names as training scripts leave them → names as torchvision spells them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CheckpointError
+from .base import Weights
+
+# What wrappers put before a name: DataParallel and DDP `module.`, torch.compile `_orig_mod.`, Lightning and classes
+# written by hand the rest. Any run of them is taken off.
+_PREFIXES = re.compile(r"^(?:(?:module|_orig_mod|model|timm_model|net|backbone)\.)+")
+# Counters that inference does not need.
+_IGNORED = re.compile(r"(?:^|\.)(?:num_batches_tracked|n_averaged)$")
+# Old DenseNet files say norm.1 where the module says norm1 (torchvision/models/densenet.py, _load_state_dict).
+_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$")
+
+
+def clean(weights: Weights, path: Path) -> Weights:
+    """Drop counters, take prefixes off, and check that every value can be served.
+
+    Raises `CheckpointError` for two entries with one name, values that are not finite, and variances below zero.
+    """
+    cleaned: dict[str, NDArray[Any]] = {}
+    for name, values in weights.items():
+        bare = _DENSENET.sub(r"\1\2", _PREFIXES.sub("", name))
+        if _IGNORED.search(bare):
+            continue
+        if bare in cleaned:
+            raise CheckpointError(
+                f"{path} holds two networks: several entries are {bare} once the prefix is off. Save the one to serve."
+            )
+        _check_values(bare, values, path)
+        cleaned[bare] = values
+    return cleaned
+
+
+def _check_values(name: str, values: NDArray[Any], path: Path) -> None:
+    if not np.isfinite(values).all():
+        raise CheckpointError(
+            f"{path}: {name} has values that are not finite. The training diverged, or the file is damaged."
+        )
+    if name.endswith("running_var") and (values < 0).any():
+        raise CheckpointError(f"{path}: {name} has a variance below zero. The file is damaged.")

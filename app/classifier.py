@@ -1,0 +1,107 @@
+"""The classifier: bytes in, Classification out. Every door calls this one object."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import InvalidParameter, NotReady, ServiceError
+from .images import DecodeLimits, DecodePool, decode
+from .loading import LoadedModel
+from .metrics import Metrics
+from .ranking import rank
+from .types import Classification, StageTimings
+
+DEFAULT_TOP_K = 5
+
+Phase = Literal["loading", "warming", "ready", "draining", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """What health is asked for. `ready` is true only when requests are served and new ones are welcome."""
+
+    phase: Phase
+    ready: bool
+    reason: str | None
+
+
+class Classifier:
+    """Decodes, batches, ranks. Holds the model that serves now; a swap is one assignment to `model`."""
+
+    def __init__(
+        self,
+        decoder: DecodePool,
+        limits: DecodeLimits,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.metrics = metrics
+        self.model: LoadedModel | None = None
+        self.draining = False
+        self.failure: str | None = None
+        self._decoder = decoder
+        self._limits = limits
+        self._clock = clock
+        metrics.queue_depth.labels("decode").set_function(lambda: decoder.waiting)
+        metrics.ready.set_function(lambda: float(self.state().ready))
+
+    def state(self) -> ServiceState:
+        if self.failure is not None:
+            return ServiceState("failed", False, self.failure)
+        if self.draining:
+            return ServiceState("draining", False, "The server is shutting down.")
+        if self.model is None:
+            return ServiceState("loading", False, "The model is still loading.")
+        engine = self.model.engine.state()
+        if not engine.ready:
+            return ServiceState("warming", False, "The model is loaded and warms up.")
+        return ServiceState("ready", True, None)
+
+    def admit(self) -> LoadedModel:
+        """The model that a request keeps from here to its answer. Raises `NotReady`."""
+        model = self.model
+        if model is None or not model.engine.state().ready:
+            raise NotReady(self.state().reason, retry_after_seconds=2.0)
+        return model
+
+    def resolve_top_k(self, model: LoadedModel, asked: int | None) -> int:
+        """How many predictions to give. Raises `InvalidParameter` outside 1…classes."""
+        if asked is None:
+            return min(DEFAULT_TOP_K, model.class_count)
+        if not 1 <= asked <= model.class_count:
+            raise InvalidParameter(f"top_k must be from 1 to {model.class_count}, the number of classes.")
+        return asked
+
+    async def classify(self, model: LoadedModel, data: bytes, top_k: int, deadline: float) -> Classification:
+        """Classify one encoded image.
+
+        `deadline` is an absolute monotonic time. Raises a `ServiceError`: the image's (`ImageCorrupt` and its like),
+        the service's (`Overloaded`, `DeadlineExceeded`) or the model's (`ModelOutputInvalid`).
+        """
+        began = self._clock()
+        try:
+            pixels = await self._decoder.run(lambda: decode(data, model.preprocessing, self._limits), deadline)
+        except ServiceError as error:
+            if error.code in ("overloaded", "deadline_exceeded"):
+                self.metrics.dropped.labels(error.code.removesuffix("_exceeded")).inc()
+            raise
+        decoded = self._clock()
+        scored = await model.engine.run(pixels, deadline)
+        timings = StageTimings(decoded - began, scored.queue_seconds, scored.inference_seconds)
+        for stage, seconds in (
+            ("decode", timings.decode_seconds),
+            ("queue", timings.queue_seconds),
+            ("inference", timings.inference_seconds),
+        ):
+            self.metrics.stage_seconds.labels(stage).observe(seconds)
+        predictions = rank(scored.scores, scored.kind, model.labels, top_k)
+        return Classification(model.identity, predictions, timings, scored.batch_size)
+
+    async def close(self) -> None:
+        """Stop decoding and give the device back."""
+        self._decoder.close()
+        if self.model is not None:
+            await self.model.engine.close()

@@ -1,0 +1,53 @@
+"""The commands, gathered. Each lives in a file of its own and imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import StartError
+from .classify import classify
+from .console import fail
+from .download import download
+from .options import with_settings
+from .probe import probe
+from .serve import serve
+
+app = typer.Typer(
+    name="resnet-serve",
+    help="Serve a ResNet-50 image classifier over HTTP.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"resnet-serve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(with_settings(serve))
+app.command()(with_settings(classify))
+app.command()(with_settings(download))
+app.command()(probe)
+
+
+def main() -> None:
+    """Run a command; a `StartError` is one clear message and exit status 1."""
+    try:
+        app()
+    except StartError as error:
+        fail(error)

@@ -1,0 +1,66 @@
+"""A flag for each setting, made from the settings themselves."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from pydantic.fields import FieldInfo
+
+from ..settings import ENV_PREFIX, Settings, load_settings
+
+# In the order of the Settings class: where a group of the help begins.
+_PANELS = {
+    "host": "Address",
+    "weights": "Model",
+    "backend": "Backend",
+    "max_batch_size": "Batching",
+    "max_body_bytes": "Limits",
+    "cors_origins": "Deployment",
+}
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """`command(settings, …)` as a command with a flag for each setting; the environment fills what no flag says."""
+    own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "settings"]
+    panel = ""
+    flags = []
+    for name, field in Settings.model_fields.items():
+        panel = _PANELS.get(name, panel)
+        flags.append(_flag(name, field, panel))
+    names = {flag.name for flag in flags}
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        given = {name: arguments.pop(name) for name in names}
+        command(settings=load_settings(**given), **arguments)
+
+    # typer reads the signature: the command's own arguments, then the settings.
+    run.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *flags)}
+    return run
+
+
+def _flag(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
+    # A string whatever the setting's type: pydantic parses flags as it parses the environment, with one set of errors.
+    option = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=f"{field.description} \\[{ENV_PREFIX}{name.upper()}; default {show_default(field)}]",
+        show_default=False,
+        rich_help_panel=panel,
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+    )
+
+
+def show_default(field: FieldInfo) -> str:
+    """A setting's default, as tables and help show it."""
+    if field.default_factory is not None:
+        return "~/.cache/resnet-serve"
+    if field.default in (None, "", ()):
+        return "unset"
+    return str(field.default)

@@ -1,0 +1,6 @@
+"""The engine: what the classifier hands pixels to. In this process now; one in a process of its own has a place."""
+
+from .base import Engine, EngineState, Scored
+from .in_process import InProcessEngine
+
+__all__ = ["Engine", "EngineState", "InProcessEngine", "Scored"]

@@ -1,0 +1,50 @@
+"""The contract of an engine, whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..types import Pixels, ScoreKind, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """Whether work is taken, why not, and how long an image that came now would wait."""
+
+    ready: bool
+    reason: str | None
+    predicted_wait_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One image's scores `(classes,)` and how they came about; times in seconds."""
+
+    scores: Scores
+    kind: ScoreKind
+    batch_size: int
+    queue_seconds: float
+    inference_seconds: float
+
+
+class Engine(Protocol):
+    """Batches images and runs the network on them."""
+
+    async def start(self) -> None:
+        """Warm up and take work from then on."""
+        ...
+
+    async def run(self, item: Pixels, deadline: float) -> Scored:
+        """Scores for one `(H, W, 3)` uint8 image; cancelling the call takes it out of the queue.
+
+        `deadline` is an absolute monotonic time. Raises `Overloaded`, `DeadlineExceeded`, `EngineUnavailable` or
+        `Internal`.
+        """
+        ...
+
+    def state(self) -> EngineState: ...
+
+    async def close(self) -> None:
+        """Finish what runs, fail what waits, and give the device back."""
+        ...

@@ -1,0 +1,203 @@
+"""Everything that can go wrong, as types.
+
+    ServiceError            answered to a client as problem+json; each class owns its status and code
+    ├─ BadRequest           400, 413, 415, 422: the request must change before it is sent again
+    └─ Unavailable          503, 504: the same request may succeed later
+    StartError              told to the person who starts the service; the process ends non-zero
+    ├─ SettingError, CheckpointError, LabelsError
+    └─ DownloadError
+       └─ DownloadUnreachable   the network's fault: a fallback is in order (a wrong checksum is not)
+
+A `detail` is written for the client and never carries a path, a trace or what the client sent.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """A failure that a client is told about."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+    retryable: ClassVar[bool] = False
+    default_detail: ClassVar[str] = "The server failed on this request. The failure is in its log."
+
+    def __init__(self, detail: str | None = None) -> None:
+        self.detail = detail or self.default_detail
+        super().__init__(self.detail)
+
+
+class Internal(ServiceError):
+    """An unexpected failure; nothing about it is told but that it happened."""
+
+
+class ModelOutputInvalid(ServiceError):
+    code = "model_output_invalid"
+    title = "The model's output is invalid"
+    default_detail = "The model answered this image with values that are not finite numbers."
+
+
+class BadRequest(ServiceError):
+    """The client's to mend."""
+
+    status = 400
+    code = "malformed_request"
+    title = "Malformed request"
+    default_detail = "The request could not be understood."
+
+
+class MalformedRequest(BadRequest):
+    pass
+
+
+class InvalidBase64(BadRequest):
+    code = "invalid_base64"
+    title = "Invalid base64"
+    default_detail = (
+        "The image must be base64 (RFC 4648, with padding), or a data: URL with one base64 payload "
+        "such as data:image/jpeg;base64,…"
+    )
+
+
+class NotFound(BadRequest):
+    status = 404
+    code = "not_found"
+    title = "Not found"
+    default_detail = "There is nothing at this path. GET /docs lists what there is."
+
+
+class MethodNotAllowed(BadRequest):
+    status = 405
+    code = "method_not_allowed"
+    title = "Method not allowed"
+    default_detail = "This path does not answer that method. The Allow header lists those it does."
+
+
+class BodyTooLarge(BadRequest):
+    status = 413
+    code = "body_too_large"
+    title = "Body too large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The request body is over the limit of {limit_bytes:,} bytes.")
+
+
+class TooManyImages(BadRequest):
+    status = 413
+    code = "too_many_images"
+    title = "Too many images"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"One request may carry at most {limit} images.")
+
+
+class UnsupportedMediaType(BadRequest):
+    status = 415
+    code = "unsupported_media_type"
+    title = "Unsupported media type"
+    default_detail = "This path does not take that kind of body."
+
+
+class UnsupportedImageFormat(BadRequest):
+    status = 415
+    code = "unsupported_image_format"
+    title = "Unsupported image format"
+    default_detail = "The body is not an image in a supported format: JPEG, PNG, WebP, GIF or BMP."
+
+
+class UnsupportedEncoding(BadRequest):
+    status = 415
+    code = "unsupported_encoding"
+    title = "Unsupported content encoding"
+    default_detail = "Send the body as it is, with no Content-Encoding."
+
+
+class ImageCorrupt(BadRequest):
+    status = 422
+    code = "image_corrupt"
+    title = "Corrupt image"
+    default_detail = "The image is truncated or damaged and could not be decoded."
+
+
+class ImageTooLarge(BadRequest):
+    status = 422
+    code = "image_too_large"
+    title = "Image too large"
+    default_detail = "The image has more pixels than this server decodes."
+
+
+class InvalidParameter(BadRequest):
+    status = 422
+    code = "invalid_parameter"
+    title = "Invalid parameter"
+    default_detail = "A parameter has a value that it cannot have."
+
+
+class Unavailable(ServiceError):
+    """Not now. `retry_after_seconds` is when to try again, where that can be said."""
+
+    status = 503
+    code = "engine_unavailable"
+    title = "Engine unavailable"
+    retryable = True
+    default_detail = "The model cannot answer at present."
+
+    def __init__(self, detail: str | None = None, retry_after_seconds: float | None = None) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class EngineUnavailable(Unavailable):
+    pass
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+    title = "Overloaded"
+    default_detail = "More requests are waiting than this server can answer in time."
+
+
+class NotReady(Unavailable):
+    code = "not_ready"
+    title = "Not ready"
+    default_detail = "The model is still loading."
+
+
+class Draining(Unavailable):
+    code = "draining"
+    title = "Draining"
+    default_detail = "This server is shutting down and takes no new requests."
+
+
+class DeadlineExceeded(Unavailable):
+    status = 504
+    code = "deadline_exceeded"
+    title = "Deadline exceeded"
+    default_detail = "The image was not classified before the request's deadline."
+
+
+class StartError(Exception):
+    """The service cannot start as it was told to. The message says what, where, and what to do next."""
+
+
+class SettingError(StartError):
+    pass
+
+
+class CheckpointError(StartError):
+    pass
+
+
+class LabelsError(StartError):
+    pass
+
+
+class DownloadError(StartError):
+    pass
+
+
+class DownloadUnreachable(DownloadError):
+    pass

@@ -1,0 +1,42 @@
+"""Any Pillow mode → RGB, without the silent mistakes of `convert("RGB")`."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+# What shows through transparent pixels: what a browser's empty page shows.
+_BACKGROUND = (255, 255, 255)
+
+_TRANSPARENT_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
+_DEEP_GREY_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An RGB image of the same size.
+
+    - 16-bit grey is scaled to 8 bits (65535 → 255); Pillow's own conversion clips at 255 instead.
+    - Transparency, an alpha channel or a transparent palette entry, is laid over white; dropping it would show
+      whatever colour the encoder left in pixels that nobody sees.
+    - Palette, 1-bit, grey and CMYK are converted as Pillow does, without colour management.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in _DEEP_GREY_MODES:
+        return _eight_bits(image).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray(np.clip(np.nan_to_num(np.asarray(image)), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
+        return _over_background(image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey levels 0…65535 → 0…255, to the nearest: 65535 / 257 is 255 exactly."""
+    levels = np.asarray(image).astype(np.int64).clip(0, 65535)
+    return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+
+
+def _over_background(image: Image.Image) -> Image.Image:
+    background = Image.new("RGBA", image.size, (*_BACKGROUND, 255))
+    return Image.alpha_composite(background, image).convert("RGB")

@@ -1,0 +1,117 @@
+"""One encoded image → the model's own pixels, or a typed error."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from ..errors import ImageCorrupt, ImageTooLarge, ServiceError, UnsupportedImageFormat
+from ..types import Pixels, Preprocessing
+from .colour import to_rgb
+from .geometry import resize_and_crop
+
+# Pillow tries these decoders and no other, whatever the client calls its file. MPO, a phone's JPEG with more pictures
+# behind the first, opens through the JPEG plugin.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_JPEG_FAMILY = frozenset({"JPEG", "MPO"})
+
+# How to turn a stored image upright, by its EXIF orientation (EXIF 2.32, tag 0x0112); 1 is upright already.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLimits:
+    """What is refused from an image's header, before any pixel is decoded."""
+
+    max_pixels_jpeg: int
+    max_pixels: int
+    max_side: int
+
+
+def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> Pixels:
+    """Decode, turn upright, convert to RGB, resize and crop.
+
+    Returns `(height, width, 3)` uint8 of `preprocessing.crop`. Raises `UnsupportedImageFormat` (the bytes are none of
+    the five formats), `ImageTooLarge` (by its header) or `ImageCorrupt`. Blocks: call it from a decode thread.
+    """
+    with _pillow_errors(ImageCorrupt), _open(data) as image:
+        _check_size(image, limits)
+        # Only the first frame is ever read: `load` stops there for GIF, APNG, animated WebP and MPO.
+        image.load()
+        upright = _turn_upright(image)
+        return np.asarray(resize_and_crop(to_rgb(upright), preprocessing))
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """The image's header, read by the decoder that its first bytes ask for."""
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        # Pillow says the same of a foreign format and of one of ours with a broken header.
+        raise (ImageCorrupt if _looks_supported(data) else UnsupportedImageFormat)() from None
+
+
+def _looks_supported(data: bytes) -> bool:
+    """Whether the first bytes are the signature of a supported format."""
+    return (
+        data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a"))
+        or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+        or (data[:2] == b"BM" and data[6:10] == b"\0\0\0\0")
+    )
+
+
+def _check_size(image: Image.Image, limits: DecodeLimits) -> None:
+    width, height = image.size
+    most = limits.max_pixels_jpeg if image.format in _JPEG_FAMILY else limits.max_pixels
+    if width * height > most or max(width, height) > limits.max_side:
+        raise ImageTooLarge(
+            f"The image is {width}×{height}; this server decodes up to {most / 1e6:g} megapixels of this format "
+            f"and sides of up to {limits.max_side} pixels."
+        )
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        # Damaged metadata says nothing about the pixels: the image is taken as it is stored. Pillow's EXIF reader
+        # fails with whatever its parsing meets (struct.error, SyntaxError, KeyError, …).
+        return image
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+@contextmanager
+def _pillow_errors(error: type[ServiceError]) -> Iterator[None]:
+    """Turn whatever Pillow's decoders raise into `error`.
+
+    They raise OSError, SyntaxError, ValueError, struct.error, NotImplementedError, EOFError and more, all of which mean
+    one thing for one file: it cannot be decoded. Running out of memory is not the file's fault and passes through.
+    """
+    try:
+        yield
+    except (ServiceError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageTooLarge() from None
+    except Exception as failure:
+        raise error() from failure
+
+
+# A warning of Pillow's about one client's file is not news for the service's log, and the size check above is stricter
+# than Pillow's own. Set once: `warnings.catch_warnings` would not be safe across decode threads.
+warnings.filterwarnings("ignore", module=r"PIL\..*")

@@ -1,0 +1,144 @@
+"""create_app(settings): wiring and lifespan, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from . import __version__
+from .api import (
+    BodyLimits,
+    EarlyAnswers,
+    Guard,
+    RequestContext,
+    Service,
+    State,
+    describe_openapi,
+    docs_router,
+    health_router,
+    predict_router,
+    problem_handlers,
+)
+from .classifier import Classifier
+from .errors import StartError
+from .images import DecodeLimits, DecodePool
+from .loading import Cancellation, LoadCancelled, LoadedModel, LogReporter, Reporter, decode_threads, load_model
+from .metrics import Metrics
+from .settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Hooks:
+    """What the process that runs the app wants to know. Without them, a failed load is logged and shown by /healthz."""
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        on_ready: Callable[[LoadedModel], None] = lambda model: None,
+        on_failure: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
+        self.reporter = reporter
+        self.on_ready = on_ready
+        self.on_failure = on_failure
+
+
+def build_classifier(settings: Settings, metrics: Metrics) -> Classifier:
+    """A classifier without a model yet, as the settings size and limit it."""
+    return Classifier(
+        DecodePool(decode_threads(settings), settings.max_queue),
+        DecodeLimits(
+            max_pixels_jpeg=int(settings.max_megapixels_jpeg * 1e6),
+            max_pixels=int(settings.max_megapixels * 1e6),
+            max_side=settings.max_side,
+        ),
+        metrics,
+    )
+
+
+def create_app(settings: Settings, hooks: Hooks | None = None) -> FastAPI:
+    """The service as an ASGI app. It answers from its first moment; the model loads in the background."""
+    hooks = hooks or Hooks(LogReporter())
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+        classifier = build_classifier(settings, metrics)
+        app.state.classifier = classifier
+        cancellation = Cancellation()
+        loading = asyncio.create_task(_load(classifier, settings, metrics, hooks, cancellation))
+        try:
+            yield {"service": Service(classifier, settings, metrics)}
+        finally:
+            cancellation.cancel()
+            await loading
+            await classifier.close()
+
+    app = FastAPI(
+        title="resnet-serve",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        root_path=settings.root_path,
+        exception_handlers=problem_handlers(),
+        # Outermost first.
+        middleware=[
+            Middleware(RequestContext, metrics=metrics),
+            *_cors(settings),
+            Middleware(EarlyAnswers),
+            Middleware(Guard),
+            Middleware(
+                BodyLimits,
+                default_bytes=settings.max_body_bytes,
+                by_path={"/predict/batch": settings.max_batch_body_bytes},
+            ),
+        ],
+    )
+    app.openapi = partial(describe_openapi, app)  # type: ignore[method-assign]
+    for router in (predict_router, health_router, docs_router):
+        app.include_router(router)
+    return app
+
+
+def _cors(settings: Settings) -> list[Middleware]:
+    if not settings.cors_origins:
+        return []
+    exposed = ["X-Request-ID", "Server-Timing", "X-Batch-Size", "Retry-After"]
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=exposed,
+        )
+    ]
+
+
+async def _load(
+    classifier: Classifier, settings: Settings, metrics: Metrics, hooks: Hooks, cancellation: Cancellation
+) -> None:
+    """Load, warm up, serve. A failure is told once and leaves the service not ready and not alive."""
+    try:
+        model = await asyncio.to_thread(load_model, settings, metrics, hooks.reporter, cancellation.is_cancelled)
+        classifier.model = model
+        hooks.reporter.step(f"Warming up {model.identity.name} on {model.device}")
+        await model.engine.start()
+    except LoadCancelled:
+        return
+    except Exception as error:
+        classifier.failure = "The model could not be loaded; the server's log says why."
+        if not isinstance(error, StartError):
+            logger.exception("Loading failed unexpectedly.")
+        hooks.on_failure(error)
+        return
+    hooks.on_ready(model)

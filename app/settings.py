@@ -1,0 +1,185 @@
+"""Every setting of the service, in one place: an environment variable `RESNET_NAME` and a flag `--name` each."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from .errors import SettingError
+
+ENV_PREFIX = "RESNET_"
+AutoOrCount = Literal["auto"] | Annotated[int, Field(ge=1)]
+
+
+def _default_cache_dir() -> Path:
+    """$XDG_CACHE_HOME, else ~/.cache (XDG base directory specification)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-serve"
+
+
+class Settings(BaseSettings):
+    """What the service is told at its start; it does not change afterwards."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+
+    weights: str | None = Field(
+        None,
+        description=(
+            "A checkpoint file, a folder with one checkpoint, a torchvision weight name such as IMAGENET1K_V2, "
+            "or offline-demo. Unset: the one checkpoint in model_weights/, else IMAGENET1K_V2."
+        ),
+    )
+    weights_fallback: Literal["none", "offline-demo"] = Field(
+        "none", description="What to serve, with a warning, where the weights cannot be downloaded."
+    )
+    architecture: str = Field("resnet50", description="torchvision's name of the network that the checkpoint is for.")
+    preprocessing: str = Field(
+        "auto",
+        description=(
+            "Whose preprocessing to apply: a torchvision weight name of the architecture, or auto to tell it "
+            "from the checkpoint."
+        ),
+    )
+    labels: Path | None = Field(
+        None,
+        description="A labels.txt (a name a line) or an index_to_name.json. Unset: looked for beside the checkpoint.",
+    )
+    model_name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="The name answers give the model. Unset: the architecture.",
+    )
+    cache_dir: Path = Field(default_factory=_default_cache_dir, description="Where downloads are kept.")
+    download_mirror: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="Base URL of a mirror that holds torchvision's weight files under their own names.",
+    )
+
+    backend: Literal["auto", "torch", "null"] = Field(
+        "auto",
+        description="What runs the network. null needs no weights and answers at once, to measure the service alone.",
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto (CUDA, else CPU), cpu, cuda or cuda:N."
+    )
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto",
+        description="Number format of the network. auto: float16 on a CUDA card with tensor cores, else float32.",
+    )
+    compute_threads: AutoOrCount = Field(
+        "auto", description="Threads of the network on CPU. auto: the CPUs it may use."
+    )
+    decode_threads: AutoOrCount = Field("auto", description="Images decoded at once. auto: the CPUs it may use.")
+
+    max_batch_size: AutoOrCount = Field(
+        "auto",
+        description="Most images in one batch. auto: the smallest size within 5% of the best measured throughput.",
+    )
+    max_batch_delay_ms: float = Field(
+        0.0,
+        ge=0,
+        description="How long a free device waits for a batch to fill. 0: a waiting image starts at once.",
+    )
+    max_queue: int = Field(
+        256, ge=1, description="Most images that wait for decoding, and most that wait for the device."
+    )
+    request_timeout_ms: int = Field(
+        30_000,
+        ge=1,
+        description="Deadline of a request from its last body byte; X-Request-Timeout-Ms can only shorten it.",
+    )
+
+    max_body_bytes: int = Field(10_000_000, ge=1, description="Largest body of POST /predict.")
+    max_batch_body_bytes: int = Field(64_000_000, ge=1, description="Largest body of POST /predict/batch.")
+    max_images: int = Field(64, ge=1, description="Most images in one POST /predict/batch.")
+    max_megapixels_jpeg: float = Field(50, gt=0, description="Largest JPEG that is decoded, in millions of pixels.")
+    max_megapixels: float = Field(25, gt=0, description="Largest image of any other format, in millions of pixels.")
+    max_side: int = Field(16_384, ge=1, description="Longest side of an image that is decoded, in pixels.")
+
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins that browsers may call from, separated by commas. Unset: none."
+    )
+    root_path: str = Field("", pattern=r"^(/.*[^/])?$", description="Path prefix that a reverse proxy strips.")
+    forwarded_allow_ips: str = Field(
+        "127.0.0.1",
+        description="Addresses of proxies whose X-Forwarded-* headers are believed, separated by commas.",
+    )
+    shutdown_grace_seconds: float = Field(
+        15.0,
+        ge=0,
+        description="How long accepted requests may take to finish once the service is told to stop.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line that is written."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags before the environment; no .env file is read behind anyone's back."""
+        return init_settings, env_settings
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _null_takes_no_weights(self) -> Settings:
+        if self.backend == "null" and self.weights is not None:
+            raise ValueError("RESNET_BACKEND null needs no weights: unset RESNET_WEIGHTS or choose another backend.")
+        return self
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from flags (those that are not None), else the environment, else the defaults.
+
+    Raises `SettingError` that names each wrong setting and says what it may be.
+    """
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise SettingError("\n".join(_explain(error))) from None
+
+
+def unknown_variables() -> list[str]:
+    """A line for each RESNET_ variable in the environment that is no setting, with the nearest one that is.
+
+    A warning and no error: Kubernetes adds RESNET_SERVICE_HOST and its like beside a service named "resnet".
+    """
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
+    lines = []
+    for name in sorted(key for key in os.environ if key.startswith(ENV_PREFIX) and key not in known):
+        close = get_close_matches(name, known, n=1, cutoff=0.75)
+        lines.append(f"{name} is not a setting and is ignored." + (f" Did you mean {close[0]}?" if close else ""))
+    return lines
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """A line for each wrong setting: its names, what it was given, what it may be."""
+    lines: list[str] = []
+    faults: dict[str, tuple[Any, list[str]]] = {}
+    for item in error.errors():
+        if not item["loc"]:
+            lines.append(item["msg"].removeprefix("Value error, "))
+            continue
+        _, reasons = faults.setdefault(str(item["loc"][0]), (item["input"], []))
+        reasons.append(item["msg"][0].lower() + item["msg"][1:])
+    for name, (given, reasons) in faults.items():
+        names = f"{ENV_PREFIX}{name.upper()} (--{name.replace('_', '-')})"
+        lines.append(f"{names} cannot be {given!r}: {' or '.join(reasons)}. {Settings.model_fields[name].description}")
+    return lines
