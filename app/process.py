@@ -29,20 +29,23 @@ def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[LoadedMode
 
     `on_ready` is given the model and the service's address. Raises `SettingError` where the address cannot be had.
     """
-    listener = _listen(settings)
-    address = _address(settings, listener)
+    listener = listen(settings)
+    address = address_of(settings, listener)
     failures: list[Exception] = []
 
     def on_failure(error: Exception) -> None:
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(settings, Hooks(reporter, lambda model: on_ready(model, address), on_failure))
+    server = build_server(settings, Hooks(reporter, lambda model: on_ready(model, address), on_failure))
+    logger.info("Listening on %s; /healthz answers, /readyz will once the model is loaded.", address)
+    server.run(sockets=[listener])
+    return failures[0] if failures else None
 
-    def on_stop() -> None:
-        if (classifier := getattr(app.state, "classifier", None)) is not None:
-            classifier.draining = True
 
+def build_server(settings: Settings, hooks: Hooks) -> Server:
+    """A server of the app, not started yet."""
+    app = create_app(settings, hooks)
     config = uvicorn.Config(
         app,
         http=HttpProtocol,
@@ -57,10 +60,13 @@ def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[LoadedMode
         timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_seconds)),
         backlog=_BACKLOG,
     )
-    server = Server(config, on_stop)
-    logger.info("Listening on %s; /healthz answers, /readyz will once the model is loaded.", address)
-    server.run(sockets=[listener])
-    return failures[0] if failures else None
+
+    def on_stop() -> None:
+        # Readiness falls with the signal, before anything is closed.
+        if (classifier := getattr(app.state, "classifier", None)) is not None:
+            classifier.draining = True
+
+    return Server(config, on_stop)
 
 
 class Server(uvicorn.Server):
@@ -87,7 +93,7 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
     """The listening socket, bound before anything is loaded: a taken port is told at once."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
@@ -99,7 +105,7 @@ def _listen(settings: Settings) -> socket.socket:
         ) from None
 
 
-def _address(settings: Settings, listener: socket.socket) -> str:
+def address_of(settings: Settings, listener: socket.socket) -> str:
     """An address that a person on this machine can paste."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     host = f"[{host}]" if ":" in host and not host.startswith("[") else host

@@ -36,6 +36,12 @@ _MAX_EXTRA_PARTS = 16
 _SHAPE_ONE = 'Expected {"image": "<base64 or data: URL>", "top_k": 5}, where top_k may be left out.'
 _SHAPE_MANY = 'Expected {"images": ["<base64 or data: URL>", …], "top_k": 5}, where top_k may be left out.'
 
+# What a member that belongs to the other path is answered with.
+_ELSEWHERE: dict[tuple[int | str, ...], str] = {
+    ("images",): " Several images go to POST /predict/batch.",
+    ("image",): " One image goes to POST /predict.",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Images:
@@ -135,15 +141,15 @@ def _validated(model: type[_Document], body: bytes, shape: str) -> _Document:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    if first["type"] == "json_invalid":
+        faults = {fault["loc"]: fault["type"] for fault in error.errors(include_url=False, include_input=False)}
+    if "json_invalid" in faults.values():
         raise MalformedRequest("The body is not valid JSON. " + shape)
-    if first["loc"][:1] == ("top_k",):
+    extra = [location for location, kind in faults.items() if kind == "extra_forbidden"]
+    if extra:
+        elsewhere = _ELSEWHERE.get(extra[0], "")
+        raise MalformedRequest("The JSON has a member that it cannot have. " + shape + elsewhere)
+    if list(faults) == [("top_k",)]:
         raise InvalidParameter("top_k must be a whole number.")
-    if first["type"] == "extra_forbidden":
-        hint = " Several images go to POST /predict/batch." if first["loc"] == ("images",) else ""
-        hint = " One image goes to POST /predict." if first["loc"] == ("image",) else hint
-        raise MalformedRequest("The JSON has a member that it cannot have. " + shape + hint)
     raise MalformedRequest("The JSON has the wrong shape. " + shape)
 
 

@@ -31,6 +31,7 @@ _ASSETS = {
 }
 # Nothing from elsewhere; Swagger UI writes styles into its elements and shows images as data: URLs.
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+_PAGE = (_OWN / "docs.html").read_text(encoding="utf-8")
 _DESCRIPTION = """
 POST an image, get the most probable classes. With curl:
 
@@ -51,7 +52,7 @@ async def index(request: Request) -> Response:
 @router.get("/docs")
 async def docs() -> Response:
     return HTMLResponse(
-        (_OWN / "docs.html").read_text(encoding="utf-8"),
+        _PAGE,
         headers={"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"},
     )
 

@@ -1,0 +1,52 @@
+"""A real server on a loopback socket for each module that asks for one; a blocking call on its event loop fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.settings import ENV_PREFIX, Settings
+from tests.running import RunningServer, running_server
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment() -> Iterator[None]:
+    """Settings come from the tests alone."""
+    saved = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(ENV_PREFIX)}
+    yield
+    os.environ.update(saved)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def example_jpeg() -> bytes:
+    """The drawn clock, 640×480."""
+    return (REPOSITORY / "app" / "data" / "example.jpg").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def null_server() -> Iterator[RunningServer]:
+    """A ready server with the null backend: its answers name the image, and it needs no weights."""
+    with running_server(Settings(backend="null", port=0, log_level="warning", max_batch_size=16)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(null_server: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=null_server.address, timeout=30) as client:
+        yield client

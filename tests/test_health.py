@@ -1,0 +1,128 @@
+"""/healthz, /readyz and /metrics tell the truth, from the first second to the last."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app import loading
+from app.errors import CheckpointError
+from app.loading import LoadedModel
+from app.settings import Settings
+from tests.photos import make_jpeg
+from tests.running import RunningServer, running_server
+from tests.test_predict import check_problem
+
+
+def test_a_ready_service_says_what_it_serves(client: httpx.Client) -> None:
+    """Alive and ready answer 200 with the model, its backend and its device."""
+    for path in ("/healthz", "/readyz"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        document = answer.json()
+        assert (document["state"], document["ready"], document["status"]) == ("ready", True, "ok")
+        assert document["model"] == {"name": "null", "version": "00000000"}
+        assert (document["backend"], document["warnings"]) == ("null", [])
+        assert client.head(path).status_code == 200
+        assert "X-Request-ID" in answer.headers
+
+
+def test_while_it_loads_it_is_alive_and_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the model is loaded /healthz is 200, /readyz and /predict are 503 not_ready, retryable."""
+    may_load = threading.Event()
+    load = loading.null_checkpoint
+
+    def slow_load() -> object:
+        assert may_load.wait(30)
+        return load()
+
+    monkeypatch.setattr(loading, "null_checkpoint", slow_load)
+    settings = Settings(backend="null", port=0, log_level="error")
+    with running_server(settings, wait=False) as server, httpx.Client(base_url=server.address, timeout=30) as client:
+        health = client.get("/healthz")
+        assert (health.status_code, health.json()["state"], health.json()["ready"]) == (200, "loading", False)
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()["code"], ready.json()["state"]) == (503, "not_ready", "loading")
+        check_problem(ready)
+        for path in ("/predict", "/predict/batch"):
+            refused = client.post(path, content=make_jpeg(1))
+            assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
+            assert refused.json()["retryable"] is True
+            assert int(refused.headers["Retry-After"]) >= 1
+        assert "resnet_ready 0.0" in client.get("/metrics").text
+        may_load.set()
+        assert isinstance(server.wait_until_loaded(), LoadedModel)
+        assert client.get("/readyz").status_code == 200
+        assert client.post("/predict", content=make_jpeg(1)).status_code == 200
+        assert "resnet_ready 1.0" in client.get("/metrics").text
+
+
+def test_while_it_warms_up_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is loaded and not yet warm is not ready, and says why."""
+    from app.backends.null import NullBackend
+
+    may_warm = threading.Event()
+    warming = threading.Event()
+
+    def slow(backend: NullBackend, batch_size: int) -> None:
+        warming.set()
+        assert may_warm.wait(30)
+
+    monkeypatch.setattr(NullBackend, "warm_up", slow)
+    settings = Settings(backend="null", port=0, log_level="error")
+    with running_server(settings, wait=False) as server, httpx.Client(base_url=server.address, timeout=30) as client:
+        assert warming.wait(30)
+        answer = client.get("/readyz")
+        may_warm.set()
+        assert (answer.status_code, answer.json()["state"]) == (503, "warming")
+        assert isinstance(server.wait_until_loaded(), LoadedModel)
+
+
+def test_a_failed_load_is_not_alive(tmp_path: Path) -> None:
+    """After a load that failed only a restart helps: /healthz is 503, and says no path."""
+    wrong = tmp_path / "weights.pth"
+    wrong.write_text("no checkpoint")
+    settings = Settings(weights=str(wrong), port=0, log_level="error", cache_dir=tmp_path)
+    with running_server(settings, wait=False) as server, httpx.Client(base_url=server.address, timeout=30) as client:
+        error = server.wait_until_loaded()
+        assert isinstance(error, CheckpointError)
+        assert str(wrong) in str(error)
+        for path in ("/healthz", "/readyz"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.json()["state"]) == (503, "failed")
+            check_problem(answer)
+            assert str(tmp_path) not in answer.text
+
+
+def test_while_it_drains_it_is_alive_and_not_ready(null_server: RunningServer, client: httpx.Client) -> None:
+    """Once told to stop, /readyz is 503 draining and /healthz stays 200."""
+    null_server.app.state.classifier.draining = True
+    try:
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()["code"]) == (503, "draining")
+        health = client.get("/healthz")
+        assert (health.status_code, health.json()["state"]) == (200, "draining")
+    finally:
+        null_server.app.state.classifier.draining = False
+
+
+def test_metrics_count_answers_and_time_stages(client: httpx.Client) -> None:
+    """/metrics is Prometheus text that counts answers by route, status and code and names the model."""
+    client.post("/predict", content=make_jpeg(2))
+    client.post("/predict", content=b"text")
+    client.get("/nowhere")
+    answer = client.get("/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    for line in (
+        'resnet_requests_total{code="",route="/predict",status="200"} ',
+        'resnet_requests_total{code="unsupported_image_format",route="/predict",status="415"} 1.0',
+        'resnet_requests_total{code="not_found",route="unmatched",status="404"} 1.0',
+        'resnet_model{backend="null",device="none",name="null",version="00000000"} 1.0',
+        'resnet_stage_seconds_count{stage="decode"} ',
+        'resnet_stage_seconds_count{stage="inference"} ',
+        "resnet_batch_size_count ",
+    ):
+        assert line in answer.text
