@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 
 from .api import HttpProtocol
+from .classifier import Classifier
 from .errors import SettingError
 from .loading import LoadedModel, Reporter
 from .server import Hooks, create_app
@@ -22,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 30
+# How long a connection that was accepted last may take to send its request.
+_ARRIVAL_SECONDS = 0.25
+_CLOSE = (b"connection", b"close")
 
 
 def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[LoadedModel, str], None]) -> Exception | None:
@@ -61,20 +70,41 @@ def build_server(settings: Settings, hooks: Hooks) -> Server:
         backlog=_BACKLOG,
     )
 
-    def on_stop() -> None:
+    def on_stop() -> bool:
         # Readiness falls with the signal, before anything is closed.
-        if (classifier := getattr(app.state, "classifier", None)) is not None:
-            classifier.draining = True
+        classifier: Classifier | None = getattr(app.state, "classifier", None)
+        if classifier is None:
+            return False
+        was_ready = classifier.state().ready
+        classifier.draining = True
+        return was_ready
 
-    return Server(config, on_stop)
+    return Server(config, settings.shutdown_linger_seconds, on_stop)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with `status` without joining threads: one that is stuck, or still loads, must not hold it."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, except that a signal it obeyed is not raised again: a clean stop exits 0."""
+    """uvicorn's server with this service's way to stop.
 
-    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+    SIGTERM: readiness falls at once, and for `linger_seconds` more requests are taken while whoever routes them finds
+    out; each answer then closes its connection. After that, what was accepted is answered, and the exit status is 0.
+    Ctrl-C, or a second SIGTERM, skips the linger. (uvicorn itself closes its listeners at once and raises the signal
+    again when it is done.)
+    """
+
+    def __init__(self, config: uvicorn.Config, linger_seconds: float, on_stop: Callable[[], bool]) -> None:
+        """`on_stop` is told of each signal, and says whether requests were being served until it."""
         super().__init__(config)
+        self._linger_seconds = linger_seconds
         self._on_stop = on_stop
+        self._exit_at: float | None = None
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -89,8 +119,47 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._on_stop()
-        super().handle_exit(sig, frame)
+        was_serving = self._on_stop()
+        if sig == signal.SIGTERM and was_serving and self._exit_at is None:
+            self._exit_at = time.monotonic() + self._linger_seconds
+            # uvicorn renews the second from the first once a second.
+            self.config.encoded_headers.append(_CLOSE)
+            self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._exit_at is not None and time.monotonic() >= self._exit_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # First only the door: uvicorn closes connections that have sent no request yet in the same breath, and with
+        # them those whose request is on its way. The kernel resets what it still holds for a listener that closes.
+        knocking = [connection for listener in sockets or [] for connection in _accept_all(listener)]
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        loop = asyncio.get_running_loop()
+        for connection in knocking:
+            await loop.connect_accepted_socket(self._new_protocol, connection)
+        await asyncio.sleep(_ARRIVAL_SECONDS)
+        await super().shutdown(sockets)
+
+    def _new_protocol(self) -> asyncio.Protocol:
+        return HttpProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+
+def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
+    """The connections that wait at a listener for being accepted."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # nobody is left (EAGAIN), or who was has gone
+            return
+        connection.setblocking(False)
+        yield connection
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import TypeVar, cast
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -34,6 +36,8 @@ from .metrics import Metrics
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Hooks:
@@ -78,7 +82,8 @@ def create_app(settings: Settings, hooks: Hooks | None = None) -> FastAPI:
             yield {"service": Service(classifier, settings, metrics)}
         finally:
             cancellation.cancel()
-            await loading
+            loading.cancel()
+            await asyncio.wait([loading])
             await classifier.close()
 
     app = FastAPI(
@@ -129,7 +134,9 @@ async def _load(
 ) -> None:
     """Load, warm up, serve. A failure is told once and leaves the service not ready and not alive."""
     try:
-        model = await asyncio.to_thread(load_model, settings, metrics, hooks.reporter, cancellation.is_cancelled)
+        model = await _in_a_daemon_thread(
+            lambda: load_model(settings, metrics, hooks.reporter, cancellation.is_cancelled)
+        )
         classifier.model = model
         hooks.reporter.step(f"Warming up {model.identity.name} on {model.device}")
         await model.engine.start()
@@ -142,3 +149,29 @@ async def _load(
         hooks.on_failure(error)
         return
     hooks.on_ready(model)
+
+
+async def _in_a_daemon_thread(call: Callable[[], T]) -> T:
+    """`call()` on a thread that nothing waits for when the service stops: importing PyTorch takes seconds."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if outcome.done():
+            return
+        if error is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(cast("T", result))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = call()
+        except BaseException as raised:
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await outcome

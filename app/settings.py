@@ -112,10 +112,15 @@ class Settings(BaseSettings):
         "127.0.0.1",
         description="Addresses of proxies whose X-Forwarded-* headers are believed, separated by commas.",
     )
+    shutdown_linger_seconds: float = Field(
+        2.0,
+        ge=0,
+        description="How long requests are still taken after SIGTERM, while /readyz already says draining.",
+    )
     shutdown_grace_seconds: float = Field(
         15.0,
         ge=0,
-        description="How long accepted requests may take to finish once the service is told to stop.",
+        description="How long accepted requests may take to finish after that.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."

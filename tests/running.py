@@ -93,9 +93,18 @@ class ServiceProcess:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal it and wait for its exit status."""
         self.process.send_signal(number)
-        status = self.process.wait(30)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Its exit status, once all it said has been read."""
+        status = self.process.wait(START_SECONDS)
         self._reader.join(10)
         return status
+
+    def close(self) -> None:
+        self._reader.join(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
     def __post_init__(self) -> None:
         self._news = threading.Condition()
@@ -131,6 +140,7 @@ def service_process(*flags: str, folder: Path, environment: dict[str, str] | Non
     finally:
         process.kill()
         process.wait()
+        service.close()
 
 
 def clean_environment() -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,10 +12,9 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 stdout = Console(highlight=False, soft_wrap=True)
 
 
-def fail(error: Exception) -> NoReturn:
-    """One clear message, exit status 1."""
+def say_error(error: Exception) -> None:
+    """One clear message."""
     stderr.print(f"[bold red]Error:[/] {escape(str(error))}")
-    sys.exit(1)
 
 
 def set_up_logging(level: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from .. import __version__
 from ..errors import StartError
 from .classify import classify
-from .console import fail
+from .console import say_error
 from .download import download
 from .options import with_settings
 from .probe import probe
@@ -50,4 +51,5 @@ def main() -> None:
     try:
         app()
     except StartError as error:
-        fail(error)
+        say_error(error)
+        sys.exit(1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..settings import Settings, unknown_variables
-from .console import fail, set_up_logging, stderr
+from .console import say_error, set_up_logging, stderr
 
 if TYPE_CHECKING:
     from ..loading import LoadedModel
@@ -17,6 +17,7 @@ _EXAMPLE = Path("app/data/example.jpg")
 
 def serve(settings: Settings) -> None:
     """Serve the classifier over HTTP until Ctrl-C or SIGTERM."""
+    from ..process import leave
     from ..process import serve as run
     from .progress import TerminalReporter
 
@@ -26,8 +27,10 @@ def serve(settings: Settings) -> None:
     with TerminalReporter() as reporter:
         failure = run(settings, reporter, _announce)
     if failure is not None:
-        fail(failure)
+        say_error(failure)
+        leave(1)
     stderr.print("Stopped.")
+    leave(0)
 
 
 def _announce(model: LoadedModel, address: str) -> None:

@@ -34,6 +34,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey levels 0…65535 → 0…255, to the nearest: 65535 / 257 is 255 exactly."""
     levels = np.asarray(image).astype(np.int64).clip(0, 65535)
+    # A level that the file names as transparent shows the background; `fromarray` below would forget it.
+    levels[levels == image.info.get("transparency", -1)] = 65535
     return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
 
 
