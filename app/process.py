@@ -63,6 +63,7 @@ def build_server(settings: Settings, hooks: Hooks) -> Server:
         log_config=None,
         access_log=settings.log_level in ("debug", "info"),
         server_header=False,
+        root_path=settings.root_path,
         proxy_headers=True,
         forwarded_allow_ips=settings.forwarded_allow_ips,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,

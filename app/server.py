@@ -93,7 +93,6 @@ def create_app(settings: Settings, hooks: Hooks | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
-        root_path=settings.root_path,
         exception_handlers=problem_handlers(),
         # Outermost first.
         middleware=[

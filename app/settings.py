@@ -166,11 +166,13 @@ def unknown_variables() -> list[str]:
 
     A warning and no error: Kubernetes adds RESNET_SERVICE_HOST and its like beside a service named "resnet".
     """
-    known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
+    known = [name.upper() for name in Settings.model_fields]
     lines = []
-    for name in sorted(key for key in os.environ if key.startswith(ENV_PREFIX) and key not in known):
-        close = get_close_matches(name, known, n=1, cutoff=0.75)
-        lines.append(f"{name} is not a setting and is ignored." + (f" Did you mean {close[0]}?" if close else ""))
+    for name in sorted(key.removeprefix(ENV_PREFIX) for key in os.environ if key.startswith(ENV_PREFIX)):
+        if name not in known:
+            close = get_close_matches(name, known, n=1, cutoff=0.75)
+            hint = f" Did you mean {ENV_PREFIX}{close[0]}?" if close else ""
+            lines.append(f"{ENV_PREFIX}{name} is not a setting and is ignored.{hint}")
     return lines
 
 

@@ -24,6 +24,7 @@ assert _SWAGGER_PACKAGE.origin is not None
 _SWAGGER = Path(_SWAGGER_PACKAGE.origin).parent / "static"
 # Everything a page may load, by name: no path a client sends is ever joined to a folder.
 _ASSETS = {
+    "docs.css": (_OWN / "docs.css", "text/css"),
     "docs.js": (_OWN / "docs.js", "text/javascript"),
     "icon.svg": (_OWN / "icon.svg", "image/svg+xml"),
     "swagger-ui-bundle.js": (_SWAGGER / "swagger-ui-bundle.js", "text/javascript"),

@@ -41,7 +41,9 @@ def read_torch(path: Path) -> Weights:
             f"{path} holds more than tensors ({_first_line(error)}), and nothing in a checkpoint is ever run here. "
             f"Save the weights alone: torch.save(model.state_dict(), 'weights.pth')."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:
+        # Damage fails with whatever torch's parsing meets: RuntimeError, EOFError, IndexError, AssertionError,
+        # struct.error, …
         raise CheckpointError(
             f"{path} looks like a PyTorch file but cannot be read ({_first_line(error)}). Copy or download it again."
         ) from None
@@ -61,10 +63,12 @@ def _first_line(error: Exception) -> str:
 def _unwrap(document: Any, path: Path) -> Mapping[str, torch.Tensor]:
     import torch
 
+    # As deep as there are wrappers and no deeper: a mapping in a file may hold itself.
+    for _ in _WRAPPERS:
+        if isinstance(document, Mapping):
+            wrapped = (document[key] for key in _WRAPPERS if isinstance(document.get(key), Mapping))
+            document = next(wrapped, document)
     if isinstance(document, Mapping):
-        for key in _WRAPPERS:
-            if isinstance(document.get(key), Mapping):
-                return _unwrap(document[key], path)
         tensors = {str(name): value for name, value in document.items() if isinstance(value, torch.Tensor)}
         if tensors:
             return tensors
@@ -81,10 +85,15 @@ def to_float32(name: str, tensor: torch.Tensor, path: Path) -> NDArray[Any]:
     """A float tensor as a float32 array; integers (batch counters) as they are."""
     import torch
 
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise CheckpointError(f"{path}: {name} is a sparse or quantized tensor. Expected dense floats.")
+    is_dense = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
+    is_float = tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if not is_dense or tensor.is_complex() or (tensor.is_floating_point() and not is_float):
+        raise CheckpointError(
+            f"{path}: {name} is sparse, quantized, without data or of a number format that does not fit ({tensor.dtype}). "
+            f"Expected dense float16, bfloat16, float32 or float64."
+        )
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise CheckpointError(f"{path}: {name} claims shape {tuple(tensor.shape)} but stores fewer values.")
-    if not tensor.is_floating_point():
+    if not is_float:
         return np.asarray(tensor.numpy())
     return np.asarray(tensor.detach().to(torch.float32).contiguous().numpy())

@@ -27,7 +27,7 @@ _Outcome = tuple[Path, "Classification | str"]
 
 def classify(
     settings: Settings,
-    photos: Annotated[list[Path], typer.Argument(help="Image files.", metavar="PHOTO...")],
+    photos: Annotated[list[Path], typer.Argument(help="Image files.", metavar="PHOTO")],
     top_k: Annotated[int | None, typer.Option("--top-k", "-k", help="How many classes to show.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a photo, as the server answers.")

@@ -41,8 +41,8 @@ def _root(
 
 
 app.command()(with_settings(serve))
-app.command()(with_settings(classify))
-app.command()(with_settings(download))
+app.command()(with_settings(classify, "Model", "Backend", "Batching", "Limits", "Log"))
+app.command()(with_settings(download, "Model", "Log"))
 app.command()(probe)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from pydantic.fields import FieldInfo
@@ -20,17 +20,27 @@ _PANELS = {
     "max_batch_size": "Batching",
     "max_body_bytes": "Limits",
     "cors_origins": "Deployment",
+    "log_level": "Log",
 }
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """`command(settings, …)` as a command with a flag for each setting; the environment fills what no flag says."""
-    own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "settings"]
+def with_settings(command: Callable[..., None], *panels: str) -> Callable[..., None]:
+    """`command(settings, …)` as a command with a flag for each setting; the environment fills what no flag says.
+
+    With `panels` only the settings of those groups have flags.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name != "settings"
+    ]
     panel = ""
     flags = []
     for name, field in Settings.model_fields.items():
         panel = _PANELS.get(name, panel)
-        flags.append(_flag(name, field, panel))
+        if not panels or panel in panels:
+            flags.append(_flag(name, field, panel))
     names = {flag.name for flag in flags}
 
     @functools.wraps(command)

@@ -58,14 +58,15 @@ def build_network(architecture: str, weights: Mapping[str, NDArray[Any]]) -> tor
 def _filled(network: torch.nn.Module, weights: Mapping[str, NDArray[Any]]) -> torch.nn.Module:
     import torch
 
-    wanted = network.state_dict()
-    state = {
+    # Its own state dict, so that the versions that some networks ask for (MNASNet) stay with it.
+    state = network.state_dict()
+    state |= {
         # A copy where the array cannot be written to (a mapped file): torch warns of those.
         name: torch.from_numpy(np.require(values, requirements=["C", "W"]))
         for name, values in weights.items()
-        if name in wanted
+        if name in state
     }
-    state |= {name: torch.zeros((), dtype=torch.int64) for name in wanted if name.endswith(_COUNTER)}
+    state |= {name: torch.zeros((), dtype=torch.int64) for name in state if name.endswith(_COUNTER)}
     network.load_state_dict(state, strict=True, assign=True)
     return network
 

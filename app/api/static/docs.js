@@ -8,3 +8,32 @@ SwaggerUIBundle({
   // The validator badge would ask a server elsewhere.
   validatorUrl: null,
 });
+
+// What serves now, and what may be wrong with it. Only textContent: names and warnings can come from a file.
+async function showStatus() {
+  const status = document.getElementById("status");
+  const warnings = document.getElementById("warnings");
+  let again = 2000;
+  try {
+    const health = await (await fetch("healthz")).json();
+    if (health.ready) {
+      status.textContent = `Serving ${health.model.name} (${health.model.version}) on ${health.device}`;
+      again = 15000;
+    } else {
+      status.textContent = health.reason || health.detail;
+    }
+    status.className = health.ready ? "ready" : health.state === "failed" ? "failed" : "";
+    warnings.replaceChildren(
+      ...(health.warnings || []).map((text) => {
+        const item = document.createElement("li");
+        item.textContent = text;
+        return item;
+      }),
+    );
+  } catch {
+    status.textContent = "The service does not answer.";
+    status.className = "failed";
+  }
+  setTimeout(showStatus, again);
+}
+showStatus();

@@ -1,0 +1,67 @@
+"""Settings: flags before the environment, one error for each wrong one, and a table that holds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from app.cli.options import show_default
+from app.errors import SettingError
+from app.settings import ENV_PREFIX, Settings, load_settings, unknown_variables
+
+
+def test_flags_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag wins over its variable, a variable over the default, and an empty variable is unset."""
+    monkeypatch.setenv("RESNET_PORT", "8100")
+    monkeypatch.setenv("RESNET_HOST", "")
+    monkeypatch.setenv("RESNET_MAX_BATCH_SIZE", "16")
+    monkeypatch.setenv("RESNET_CORS_ORIGINS", "https://a.example, https://b.example")
+    settings = load_settings(port="8200", host=None)
+    assert settings.port == 8200
+    assert settings.host == "127.0.0.1"
+    assert settings.max_batch_size == 16
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
+    assert load_settings().port == 8100
+
+
+def test_every_wrong_setting_is_named() -> None:
+    """All that is wrong is told at once, a line each."""
+    with pytest.raises(SettingError) as caught:
+        load_settings(port="-1", max_images="none", device="gpu")
+    lines = str(caught.value).splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["RESNET_PORT", "RESNET_DEVICE", "RESNET_MAX_IMAGES"]
+
+
+def test_settings_do_not_change() -> None:
+    """A setting cannot be assigned once the service has its settings."""
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("RESNET_WORKER_COUNT", False),
+        ("RESNET_MAXQUEUE", True),
+        ("RESNET_SERVICE_HOST", False),
+    ],
+)
+def test_unknown_variables_are_told(monkeypatch: pytest.MonkeyPatch, name: str, hint: bool) -> None:
+    """A variable that is no setting is reported, with the nearest setting if one is near."""
+    monkeypatch.setenv(name, "1")
+    (line,) = unknown_variables()
+    assert line.startswith(f"{name} is not a setting")
+    assert ("Did you mean" in line) is hint
+
+
+def test_the_readme_has_every_setting(repository: Path) -> None:
+    """README's table lists each setting with its default and its meaning, in the code's own words."""
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(RESNET_[A-Z_]+)` \| (.*) \|$", text, re.MULTILINE))
+    expected = {
+        f"{ENV_PREFIX}{name.upper()}": f"`{show_default(field)}` | {field.description}"
+        for name, field in Settings.model_fields.items()
+    }
+    assert rows == expected
