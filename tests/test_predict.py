@@ -274,8 +274,8 @@ def test_a_bad_image_in_a_batch_fails_alone(client: httpx.Client) -> None:
         ({"json": {"images": ["x"] * 65}}, 413, "too_many_images"),
         ({"json": {"images": []}}, 400, "malformed_request"),
         ({"json": {"image": BASE64}}, 400, "malformed_request"),
-        ({"content": IMAGE}, 400, "malformed_request"),
-        ({"content": b""}, 400, "malformed_request"),
+        ({"content": IMAGE}, 415, "unsupported_media_type"),
+        ({"content": b""}, 415, "unsupported_media_type"),
         ({"files": form(IMAGE), "params": {"top_k": 2000}}, 422, "invalid_parameter"),
     ],
 )

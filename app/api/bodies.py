@@ -22,6 +22,7 @@ from ..errors import (
     MalformedRequest,
     ServiceError,
     TooManyImages,
+    UnsupportedMediaType,
 )
 
 T = TypeVar("T")
@@ -86,14 +87,17 @@ async def read_one(request: Request) -> Images:
 
 
 async def read_many(request: Request, max_images: int) -> Images:
-    """The images of a `/predict/batch` body, at least one. Raises `MalformedRequest` or `TooManyImages`."""
+    """The images of a `/predict/batch` body, at least one.
+
+    Raises `MalformedRequest`, `TooManyImages` or `UnsupportedMediaType`.
+    """
     body = await _read(request)
     kind, boundary = _content_type(request)
     if kind == "application/json":
         return await _off_loop(body, lambda: _from_json_many(body, max_images))
     if kind == "multipart/form-data":
         return await _off_loop(body, lambda: Images(_from_multipart(body, boundary, max_images)))
-    raise MalformedRequest(
+    raise UnsupportedMediaType(
         "This path takes several images: multipart/form-data with several files, or application/json. " + _SHAPE_MANY
     )
 

@@ -51,7 +51,7 @@ def problem_response(
     if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
         all_headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
     return Response(
-        json.dumps(problem(error, request_id, **extensions)),
+        json.dumps(problem(error, request_id, **extensions), separators=(",", ":")),
         status_code=error.status,
         headers=all_headers,
         media_type=MEDIA_TYPE,
