@@ -170,10 +170,10 @@ def listen(settings: Settings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
     except OSError as error:
         # create_server adds the address to the message; a failed look-up of the host has a code of its own.
-        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error
+        reason = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error
         raise SettingError(
-            f"Cannot listen on {settings.host}:{settings.port}: {reason}. Choose another address with --host and --port "
-            f"(RESNET_HOST, RESNET_PORT), or stop what uses this one."
+            f"Cannot listen on {settings.host}:{settings.port}: {reason}. Choose another address with --host and "
+            f"--port (RESNET_HOST, RESNET_PORT), or stop what uses this one."
         ) from None
 
 

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Callable
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -103,8 +104,7 @@ class EarlyAnswers:
         await self.app(scope, watched_receive, careful_send)
 
 
-async def _discard(receive: Receive, is_over: object) -> None:
-    assert callable(is_over)
+async def _discard(receive: Receive, is_over: Callable[[], bool]) -> None:
     received = 0
     give_up_at = time.monotonic() + _DISCARD_SECONDS
     while not is_over() and received < _DISCARD_BYTES:
