@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from ..types import InputSpec, Outputs, Pixels, Want
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    """How a backend is to run, as the settings of the same names say."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    """Threads on CPU; None leaves the choice to the backend."""
 
 
 class Backend(Protocol):

@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ..checkpoints import Checkpoint
 from ..errors import SettingError
-from .base import Backend
-
-
-@dataclass(frozen=True, slots=True)
-class BackendOptions:
-    """How a backend is to run, as the settings of the same names say."""
-
-    device: str = "auto"
-    precision: str = "auto"
-    threads: int | None = None
-    """Threads on CPU; None leaves the choice to the backend."""
+from .base import Backend, BackendOptions
 
 
 def _torch(checkpoint: Checkpoint, options: BackendOptions) -> Backend:

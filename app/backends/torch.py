@@ -13,7 +13,7 @@ from ..checkpoints import Checkpoint
 from ..errors import SettingError
 from ..networks import build_network
 from ..types import InputSpec, Outputs, Pixels, Preprocessing, Want
-from .registry import BackendOptions
+from .base import BackendOptions
 
 if TYPE_CHECKING:
     import torch
