@@ -3,18 +3,25 @@
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
-# --- build: everything that needs pip, and nothing that stays but the virtual environment
-FROM ${PYTHON_IMAGE} AS build
+# --- dependencies: some GB, in one layer here and in the final image; a change of the code reuses both
+FROM ${PYTHON_IMAGE} AS dependencies
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/resnet-serve
 ENV PATH=/opt/resnet-serve/bin:$PATH
 WORKDIR /src
-# First what changes seldom: the dependencies, by an app that is only its version. A change of code reuses this layer.
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+# A stand-in for the service: its version, and empty files for those that pyproject.toml names.
+COPY pyproject.toml constraints.txt ./
 COPY app/__init__.py app/
-RUN pip install -c constraints.txt '.[offline-demo]'
+RUN touch README.md LICENSE \
+ && pip install -c constraints.txt pip \
+ && pip install -c constraints.txt --build-constraint constraints.txt '.[offline-demo]' \
+ && pip uninstall --yes resnet-serve
+
+# --- build: the service itself, in a folder of its own
+FROM dependencies AS build
+COPY README.md LICENSE ./
 COPY app/ app/
-RUN pip install --no-deps --force-reinstall .
+RUN pip install --no-deps --build-constraint constraints.txt --prefix /opt/service .
 
 # --- run: no compiler, no pip cache, no root
 FROM ${PYTHON_IMAGE}
@@ -22,14 +29,16 @@ RUN groupadd --gid 10001 resnet \
  && useradd --uid 10001 --gid resnet --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin resnet \
  && install -d -o resnet -g resnet /var/cache/resnet-serve \
  && install -d /srv/resnet-serve/model_weights
-COPY --from=build /opt/resnet-serve /opt/resnet-serve
+COPY --from=dependencies /opt/resnet-serve /opt/resnet-serve
+COPY --from=build /opt/service /opt/resnet-serve
 ENV PATH=/opt/resnet-serve/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     RESNET_HOST=0.0.0.0 \
     RESNET_CACHE_DIR=/var/cache/resnet-serve
 WORKDIR /srv/resnet-serve
-USER resnet
+# By number: Kubernetes' runAsNonRoot cannot tell it from a name.
+USER 10001:10001
 EXPOSE 8000
 VOLUME /var/cache/resnet-serve
 STOPSIGNAL SIGTERM

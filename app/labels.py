@@ -17,7 +17,7 @@ Labels = tuple[str, ...]
 
 @cache
 def imagenet_labels() -> Labels:
-    """The 1000 ImageNet categories by torchvision's names. Two are "crane" and two are "maillot"."""
+    """The 1000 ImageNet categories by torchvision's names, each another: 134 is "crane bird" and 517 "crane"."""
     text = (files(__package__) / "data" / "imagenet1k_labels.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 

@@ -19,7 +19,6 @@ Progress = Callable[[int, int | None], None]
 """Called with the bytes received and the bytes expected, if the server said how many."""
 
 _CONNECT_SECONDS = 10.0
-_CHUNK_BYTES = 1 << 20
 
 
 def fetch(
@@ -111,7 +110,8 @@ def _receive(
             response.raise_for_status()
             length = response.headers.get("Content-Length", "")
             expected = int(length) if length.isdigit() else None
-            for chunk in response.iter_raw(_CHUNK_BYTES):
+            # As they arrive: gathered into larger chunks, a trickle would be seen only once it filled one.
+            for chunk in response.iter_raw():
                 if is_cancelled():
                     raise DownloadError("The download was cancelled.")
                 received += len(chunk)
@@ -126,6 +126,8 @@ def _receive(
         raise _unreachable(url, "the server did not answer, or stopped sending") from None
     except httpx.HTTPError as error:
         raise _unreachable(url, str(error) or type(error).__name__) from None
+    except httpx.InvalidURL as error:
+        raise DownloadError(f"Cannot download {url}: {error}. Check RESNET_DOWNLOAD_MIRROR.") from None
     if expected is not None and received != expected:
         raise _unreachable(url, f"it ended after {received:,} of {expected:,} bytes")
     return sha256.hexdigest()

@@ -35,7 +35,9 @@ def read_torch(path: Path) -> Weights:
     import torch
 
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
+        # A file and not its path, from whose suffix torch would tell what it is.
+        with path.open("rb") as file:
+            document = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors ({_first_line(error)}), and nothing in a checkpoint is ever run here. "
@@ -89,8 +91,8 @@ def to_float32(name: str, tensor: torch.Tensor, path: Path) -> NDArray[Any]:
     is_float = tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     if not is_dense or tensor.is_complex() or (tensor.is_floating_point() and not is_float):
         raise CheckpointError(
-            f"{path}: {name} is sparse, quantized, without data or of a number format that does not fit ({tensor.dtype}). "
-            f"Expected dense float16, bfloat16, float32 or float64."
+            f"{path}: {name} is sparse, quantized, without data or of a number format that does not fit "
+            f"({tensor.dtype}). Expected dense float16, bfloat16, float32 or float64."
         )
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise CheckpointError(f"{path}: {name} claims shape {tuple(tensor.shape)} but stores fewer values.")

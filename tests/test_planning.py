@@ -1,0 +1,158 @@
+"""How large a batch is worth it, with a clock that a device of our making drives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.engine.planning import plan_batches
+
+
+@dataclass
+class Device:
+    """Takes `seconds(batch_size)` of its own clock for a batch, and a hundredfold for the first of each size."""
+
+    seconds: Callable[[int], float]
+    now: float = 0.0
+    ran: list[int] = field(default_factory=list)
+
+    def run(self, batch_size: int) -> None:
+        self.now += self.seconds(batch_size) * (1 if batch_size in self.ran else 100)
+        self.ran.append(batch_size)
+
+    def clock(self) -> float:
+        return self.now
+
+    @property
+    def sizes(self) -> list[int]:
+        """In the order that they were first run."""
+        return list(dict.fromkeys(self.ran))
+
+
+def linear(fixed: float, per_image: float) -> Callable[[int], float]:
+    return lambda size: fixed + per_image * size
+
+
+def test_a_device_that_gains_to_the_end_is_given_the_largest_batch() -> None:
+    """Where a batch takes no longer than an image, the largest size is the plan."""
+    device = Device(lambda size: 0.01)
+    plan = plan_batches(device.run, 64, None, clock=device.clock)
+    assert plan.max_batch_size == 64
+    assert device.sizes == [1, 2, 4, 8, 16, 32, 64]
+    assert plan.seconds_per_image == pytest.approx(0.01 / 64)
+
+
+def test_a_device_that_gains_nothing_works_on_single_images() -> None:
+    """Where a batch costs what its images cost, one at a time is the plan, and the climb ends after two more sizes."""
+    device = Device(linear(0.0, 0.05))
+    plan = plan_batches(device.run, 32, None, clock=device.clock)
+    assert plan.max_batch_size == 1
+    assert device.sizes == [1, 2, 4]
+    assert plan.seconds_per_image == pytest.approx(0.05)
+
+
+def test_the_smallest_size_within_five_percent_is_planned() -> None:
+    """Of sizes that are about as fast, the smallest is taken, for its images wait the shortest."""
+    throughput = {1: 100, 2: 180, 4: 290, 8: 300, 16: 303}
+    device = Device(lambda size: size / throughput[size])
+    plan = plan_batches(device.run, 16, None, clock=device.clock)
+    assert plan.max_batch_size == 4
+    assert device.sizes == [1, 2, 4, 8, 16]
+
+
+def test_one_size_that_gains_nothing_does_not_end_the_climb() -> None:
+    """A single size that a device is bad at is climbed over."""
+    throughput = {1: 100, 2: 90, 4: 200, 8: 400}
+    device = Device(lambda size: size / throughput[size])
+    plan = plan_batches(device.run, 8, None, clock=device.clock)
+    assert plan.max_batch_size == 8
+    assert device.sizes == [1, 2, 4, 8]
+
+
+def test_a_size_that_is_worse_ends_the_climb() -> None:
+    """Where larger batches lose, none is tried beyond the second that does."""
+    throughput = {1: 100, 2: 190, 4: 150, 8: 80}
+    device = Device(lambda size: size / throughput[size])
+    plan = plan_batches(device.run, 128, None, clock=device.clock)
+    assert plan.max_batch_size == 2
+    assert device.sizes == [1, 2, 4, 8]
+
+
+@given(st.floats(0.0, 1.0), st.floats(1e-4, 0.1), st.sampled_from([1, 2, 3, 32, 100, 128]))
+def test_the_plan_is_within_five_percent_of_the_best_measured(fixed: float, per_image: float, largest: int) -> None:
+    """For any device whose batches cost a constant and a share for each image, the plan is near the best measured."""
+    device = Device(linear(fixed, per_image))
+    plan = plan_batches(device.run, largest, None, clock=device.clock)
+    throughput = {size: size / seconds for size, seconds in plan.seconds.items()}
+    assert 1 <= plan.max_batch_size <= largest
+    assert throughput[plan.max_batch_size] * 1.0501 >= max(throughput.values())
+    smaller = [size for size in throughput if size < plan.max_batch_size]
+    assert all(throughput[size] * 1.0499 <= max(throughput.values()) for size in smaller)
+
+
+def test_the_first_run_of_a_size_is_not_timed() -> None:
+    """What a first run costs, which no request pays again, is not in the plan, and of the rest the median counts."""
+    device = Device(linear(0.0, 0.05))
+    plan = plan_batches(device.run, 1, None, clock=device.clock)
+    assert device.ran == [1, 1, 1, 1]
+    assert plan.seconds == {1: pytest.approx(0.05)}
+
+
+def test_one_slow_run_does_not_sway_the_plan() -> None:
+    """A run that something else disturbed does not count, for the median is taken."""
+    device = Device(lambda size: 5.0 if len(device.ran) == 2 else 0.01)
+    plan = plan_batches(device.run, 1, None, clock=device.clock)
+    assert plan.seconds == {1: pytest.approx(0.01)}
+
+
+@pytest.mark.parametrize(
+    ("fixed", "largest", "planned", "sizes"), [(8, 64, 8, [1, 8]), (1, 64, 1, [1]), (99, 32, 32, [1, 32])]
+)
+def test_a_size_that_the_settings_fix_is_the_plan(fixed: int, largest: int, planned: int, sizes: list[int]) -> None:
+    """A fixed size is planned however slow it is, cut to what the backend takes, and only 1 and it are timed."""
+    device = Device(lambda size: size**2 * 0.01)
+    plan = plan_batches(device.run, largest, fixed, clock=device.clock)
+    assert plan.max_batch_size == planned
+    assert device.sizes == sizes
+    assert sorted(plan.seconds) == sizes
+    assert plan.seconds_per_image == pytest.approx(planned * 0.01)
+
+
+@pytest.mark.parametrize("fixed", [None, 8])
+def test_a_cancelled_warm_up_stops_between_sizes(fixed: int | None) -> None:
+    """Told to stop, the warm-up begins no further size and still gives a plan that can be read."""
+    device = Device(lambda size: 0.01)
+    plan = plan_batches(device.run, 64, fixed, is_cancelled=lambda: 1 in device.ran, clock=device.clock)
+    assert device.sizes == [1]
+    assert plan.seconds_per_image == pytest.approx(0.01)
+    assert plan.max_batch_size == (fixed or 1)
+
+
+def test_a_warm_up_that_is_cancelled_at_once_runs_nothing() -> None:
+    """Told to stop before it began, the warm-up does not touch the device."""
+    device = Device(lambda size: 0.01)
+    plan = plan_batches(device.run, 64, None, is_cancelled=lambda: True, clock=device.clock)
+    assert device.ran == []
+    assert plan.max_batch_size == 1
+
+
+def test_a_clock_too_coarse_to_tell_still_gives_a_plan() -> None:
+    """Batches that take no measurable time do not divide by zero."""
+    device = Device(lambda size: 0.0)
+    plan = plan_batches(device.run, 4, None, clock=device.clock)
+    assert plan.max_batch_size in (1, 2, 4)
+    assert plan.seconds_per_image == 0.0
+
+
+def test_a_failing_device_fails_the_warm_up() -> None:
+    """An error of the device while it warms up is not swallowed."""
+
+    def broken(batch_size: int) -> None:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        plan_batches(broken, 4, None)
