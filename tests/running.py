@@ -124,10 +124,16 @@ class ServiceProcess:
 
 
 @contextlib.contextmanager
-def service_process(*flags: str, folder: Path, environment: dict[str, str] | None = None) -> Iterator[ServiceProcess]:
-    """Start the command in `folder` on a free port; it is killed when the block ends, if it still runs."""
+def service_process(
+    *flags: str, folder: Path, environment: dict[str, str] | None = None, program: str | None = None
+) -> Iterator[ServiceProcess]:
+    """Start the command in `folder` on a free port; it is killed when the block ends, if it still runs.
+
+    `program` stands in for `python -m app`, where a test needs a fake at the model's border.
+    """
+    start = ["-m", "app"] if program is None else ["-c", program]
     process = subprocess.Popen(
-        [sys.executable, "-m", "app", "serve", "--port", "0", *flags],
+        [sys.executable, *start, "serve", "--port", "0", *flags],
         cwd=folder,
         env=clean_environment() | {"PYTHONPATH": str(Path(__file__).parent.parent)} | (environment or {}),
         stdout=subprocess.PIPE,

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,6 +60,22 @@ def test_it_can_be_stopped_while_it_loads(tmp_path: Path, number: int) -> None:
         service.wait_for("Reading")
         assert service.stop(number) == 0
     assert not any("Traceback" in line for line in service.lines)
+
+
+def test_it_can_be_stopped_while_it_warms_up(tmp_path: Path) -> None:
+    """A signal during a warm-up that takes long is not kept waiting by it."""
+    program = (
+        "import sys, threading\n"
+        "from app.backends.null import NullBackend\n"
+        "NullBackend.warm_up = lambda backend, size: threading.Event().wait(60)\n"
+        "from app.cli import main\n"
+        "main()"
+    )
+    with service_process(*NULL, folder=tmp_path, program=program) as service:
+        service.wait_for("Warming up")
+        began = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - began < 20
 
 
 def test_sigterm_loses_nothing_that_was_accepted(tmp_path: Path) -> None:

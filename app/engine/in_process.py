@@ -101,8 +101,10 @@ class InProcessEngine:
     async def close(self) -> None:
         self._closing.set()
         await self._batcher.close()
-        await asyncio.get_running_loop().run_in_executor(self._threads, self.backend.close)
-        self._threads.shutdown(wait=False)
+        if self._plan is not None:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self.backend.close)
+        # A warm-up that still runs is not waited for: a service that is told to stop while it starts should stop.
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _run_batch(self, items: Sequence[Pixels]) -> Sequence[_Row]:
         self._metrics.batch_size.observe(len(items))
