@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,10 +17,16 @@ from .errors import DownloadUnreachable, StartError
 from .labels import choose_labels, labels_beside
 from .metrics import Metrics
 from .networks import count_classes
+from .resources import available_cpus, available_memory_bytes
 from .settings import Settings
 from .types import ModelIdentity, Preprocessing
 
 logger = logging.getLogger(__name__)
+
+# What decoding holds at its peak: the image, and its copies on the way to RGB. A JPEG needs one for turning it upright;
+# the other formats can have transparency, which is laid over a background.
+_JPEG_BYTES_A_PIXEL = 12
+_BYTES_A_PIXEL = 30
 
 
 class Reporter(Protocol):
@@ -81,16 +86,6 @@ class LoadedModel:
         return len(self.labels)
 
 
-def available_cpus() -> int:
-    """The CPUs that this process may use: its affinity, cut by a cgroup's quota (a container's --cpus)."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return cpus if quota == "max" else max(1, min(cpus, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return cpus
-
-
 def load_model(
     settings: Settings,
     metrics: Metrics,
@@ -137,8 +132,10 @@ def load_model(
 
 
 def decode_threads(settings: Settings) -> int:
-    """Images decoded at once."""
-    return _count(settings.decode_threads, available_cpus())
+    """Images decoded at once: a thread for each CPU, as long as the largest images fit into half of the memory."""
+    limits = (settings.max_megapixels_jpeg * _JPEG_BYTES_A_PIXEL, settings.max_megapixels * _BYTES_A_PIXEL)
+    fitting = int(available_memory_bytes() / 2 / (max(limits) * 1e6))
+    return _count(settings.decode_threads, max(1, min(available_cpus(), fitting)))
 
 
 def _count(setting: int | str, automatic: int) -> int:

@@ -77,7 +77,9 @@ class Settings(BaseSettings):
     compute_threads: AutoOrCount = Field(
         "auto", description="Threads of the network on CPU. auto: the CPUs it may use."
     )
-    decode_threads: AutoOrCount = Field("auto", description="Images decoded at once. auto: the CPUs it may use.")
+    decode_threads: AutoOrCount = Field(
+        "auto", description="Images decoded at once. auto: the CPUs it may use, as far as the memory holds."
+    )
 
     max_batch_size: AutoOrCount = Field(
         "auto",

@@ -27,7 +27,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         return Image.fromarray(np.clip(np.nan_to_num(np.asarray(image)), 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
-        return _over_background(image.convert("RGBA"))
+        return _over_background(image if image.mode == "RGBA" else image.convert("RGBA"))
     return image.convert("RGB")
 
 
@@ -40,5 +40,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _over_background(image: Image.Image) -> Image.Image:
-    background = Image.new("RGBA", image.size, (*_BACKGROUND, 255))
-    return Image.alpha_composite(background, image).convert("RGB")
+    # Pasted and not composed: one copy of a large image instead of three.
+    background = Image.new("RGB", image.size, _BACKGROUND)
+    background.paste(image, mask=image)
+    return background
