@@ -73,9 +73,7 @@ def build_server(settings: Settings, hooks: Hooks) -> Server:
 
     def on_stop() -> bool:
         # Readiness falls with the signal, before anything is closed.
-        classifier: Classifier | None = getattr(app.state, "classifier", None)
-        if classifier is None:
-            return False
+        classifier: Classifier = app.state.classifier
         was_ready = classifier.state().ready
         classifier.draining = True
         return was_ready

@@ -71,11 +71,11 @@ def create_app(settings: Settings, hooks: Hooks | None = None) -> FastAPI:
     """The service as an ASGI app. It answers from its first moment; the model loads in the background."""
     hooks = hooks or Hooks(LogReporter())
     metrics = Metrics()
+    # Before the event loop runs: how much may be decoded at once is read from files.
+    classifier = build_classifier(settings, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        classifier = build_classifier(settings, metrics)
-        app.state.classifier = classifier
         cancellation = Cancellation()
         loading = asyncio.create_task(_load(classifier, settings, metrics, hooks, cancellation))
         try:
@@ -107,6 +107,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None) -> FastAPI:
             ),
         ],
     )
+    app.state.classifier = classifier
     app.openapi = partial(describe_openapi, app)  # type: ignore[method-assign]
     for router in (predict_router, health_router, docs_router):
         app.include_router(router)
