@@ -46,6 +46,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", self.path.replace("/redirect/", "/good/"))
             self.send_header("Content-Length", "0")
+            # Said, and not only done: a client that is not told would send its next request on a dying connection.
+            self.send_header("Connection", "close")
             self.end_headers()
             return
         if fault == "silent":
