@@ -32,8 +32,10 @@ def labels_beside(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def choose_labels(class_count: int, file: Path | None) -> Labels:
-    """Names for `class_count` classes: from `file` if given, else ImageNet's for 1000 classes, else the indices.
+def choose_labels(class_count: int, file: Path | None, told: Labels | None = None) -> Labels:
+    """Names for `class_count` classes: from `file`, else as the checkpoint itself tells, else ImageNet's, else indices.
+
+    ImageNet's are for 1000 classes, and for 1001 with "background" before them.
 
     Raises `LabelsError` where the file cannot be read or does not have one name for each class.
     """
@@ -45,8 +47,12 @@ def choose_labels(class_count: int, file: Path | None) -> Labels:
                 f"Give one label for each class, in the order of the class indices."
             )
         return labels
+    if told is not None and len(told) == class_count:
+        return told
     if class_count == IMAGENET_CLASSES:
         return imagenet_labels()
+    if class_count == IMAGENET_CLASSES + 1:
+        return ("background", *imagenet_labels())
     return tuple(str(index) for index in range(class_count))
 
 

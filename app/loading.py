@@ -151,7 +151,7 @@ def _load_checkpoint(settings: Settings, reporter: Reporter, is_cancelled: Calla
             if settings.weights_fallback != "offline-demo":
                 raise
             warning = (
-                f"{source.name} of {settings.architecture} could not be downloaded, so this serves the offline demo: "
+                f"{source.name} of {_published_architecture(settings)} could not be downloaded, so this serves the offline demo: "
                 f"an EfficientNet-Lite0, which is not a ResNet-50. Put a checkpoint into model_weights/ to serve yours."
             )
             logger.debug("%s", error)
@@ -164,11 +164,15 @@ def _load_checkpoint(settings: Settings, reporter: Reporter, is_cancelled: Calla
 
 def _published(settings: Settings, name: str, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
     reporter.step("Starting PyTorch")
-    published = checkpoints.find_by_name(settings.architecture, name)
+    published = checkpoints.find_by_name(_published_architecture(settings), name)
     if is_cancelled():
         raise LoadCancelled("Stopped while loading.")
     path = download(settings, published, reporter, is_cancelled)
     return _file(settings, CheckpointFile(path), reporter)
+
+
+def _published_architecture(settings: Settings) -> str:
+    return "resnet50" if settings.architecture == "auto" else settings.architecture
 
 
 def download(
@@ -192,32 +196,25 @@ def download(
 
 def _file(settings: Settings, source: CheckpointFile, reporter: Reporter) -> Checkpoint:
     reporter.step(f"Reading {source.path}")
-    weights, sha256 = checkpoints.read_weights(source.path)
-    class_count = count_classes(settings.architecture, weights)
-    published = checkpoints.find_by_sha256(settings.architecture, sha256)
-    warnings: list[str] = []
-    if settings.preprocessing != "auto":
-        preprocessing = checkpoints.find_by_name(settings.architecture, settings.preprocessing).preprocessing
-    elif published is not None:
-        preprocessing = published.preprocessing
-    else:
-        preprocessing, name = checkpoints.default_preprocessing(settings.architecture)
-        warnings.append(
-            f"Nothing in {source.path.name} says how its images were prepared: assuming {name}'s way "
-            f"({preprocessing.describe()}). If it was trained otherwise, set RESNET_PREPROCESSING."
-        )
+    contents = checkpoints.read_checkpoint(source.path)
+    decisions = checkpoints.decide(settings, contents)
+    architecture = decisions.architecture.value
+    class_count = count_classes(architecture, contents.weights)
     # A file beside published weights is somebody else's: their categories are known.
-    beside = None if published is not None else labels_beside(source.path.parent)
-    labels = choose_labels(class_count, settings.labels or beside)
+    beside = None if checkpoints.find_by_sha256(architecture, contents.sha256) else labels_beside(source.path.parent)
+    labels = choose_labels(
+        class_count, settings.labels or beside, contents.told.labels.value if contents.told.labels else None
+    )
     return Checkpoint(
-        weights,
-        settings.architecture,
-        class_count,
-        preprocessing,
-        labels,
-        sha256,
-        str(source.path),
-        tuple(warnings),
+        weights=contents.weights,
+        architecture=architecture,
+        class_count=class_count,
+        preprocessing=decisions.preprocessing.value,
+        labels=labels,
+        sha256=contents.sha256,
+        source=str(source.path),
+        warnings=tuple(checkpoints.warnings_of(contents, decisions, source.path.name)),
+        switches=decisions.switches if architecture == "resnet50" else None,
     )
 
 

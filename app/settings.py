@@ -39,12 +39,34 @@ class Settings(BaseSettings):
     weights_fallback: Literal["none", "offline-demo"] = Field(
         "none", description="What to serve, with a warning, where the weights cannot be downloaded."
     )
-    architecture: str = Field("resnet50", description="torchvision's name of the network that the checkpoint is for.")
+    architecture: str = Field(
+        "auto",
+        description="The network: resnet50, another classifier of torchvision's, or auto to tell it from the checkpoint.",
+    )
+    stride_in: Literal["auto", "3x3", "1x1"] = Field(
+        "auto",
+        description=(
+            "Of a ResNet-50: the convolution that has a stage's stride, 3x3 (v1.5) or 1x1 (v1, the paper's). "
+            "auto: as the checkpoint's family has it."
+        ),
+    )
+    stem: Literal["auto", "symmetric", "same"] = Field(
+        "auto", description="Of a ResNet-50: padding of the first convolution, symmetric or TensorFlow's same."
+    )
+    pool: Literal["auto", "symmetric", "ceil", "valid"] = Field(
+        "auto", description="Of a ResNet-50: padding of the first pool, symmetric, at the end (ceil) or none (valid)."
+    )
+    epsilon: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Of a ResNet-50: epsilon of batch normalisation. Unset: as the checkpoint's family has it.",
+    )
     preprocessing: str = Field(
         "auto",
         description=(
-            "Whose preprocessing to apply: a torchvision weight name of the architecture, or auto to tell it "
-            "from the checkpoint."
+            "How images are prepared: a preset (torchvision-v1, torchvision-v2, timm, timm-tv2, timm-half, "
+            "huggingface, keras, keras-v2, tf-slim), a torchvision weight name, or auto to tell it from the checkpoint."
         ),
     )
     labels: Path | None = Field(

@@ -43,22 +43,49 @@ class Interpolation(Enum):
 class Preprocessing:
     """How a photo becomes a model's input.
 
-    The short side of the upright RGB image is resized to `resize_short_side` pixels, the centre `crop` (height, width)
-    is cut out, and a backend computes `(pixel / 255 - mean) / std` for each of red, green and blue.
+    The upright RGB image is resized, its short side to `resize_short_side` pixels or (where that is None) squashed to
+    `crop`; the centre `crop` (height, width) is cut out; and a backend computes `(pixel / 255 - mean) / std` for each
+    channel, red first or, with `is_bgr`, blue first.
     """
 
-    resize_short_side: int
+    resize_short_side: int | None
     crop: tuple[int, int]
     interpolation: Interpolation
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    is_bgr: bool = False
+    """Whether the network takes blue first; `mean` and `std` are in the network's order. Pixels stay RGB until then."""
+    floor_crop: bool = False
+    """Whether a crop that cannot be centred exactly goes to the smaller offset (Hugging Face), not to the even one."""
 
     def describe(self) -> str:
         """One line for a person."""
         height, width = self.crop
+        resize = "squashed" if self.resize_short_side is None else f"short side {self.resize_short_side}"
         return (
-            f"short side {self.resize_short_side} {self.interpolation.value}, centre crop {height}×{width}, "
-            f"mean {_figures(self.mean)}, std {_figures(self.std)}"
+            f"{resize} {self.interpolation.value}, centre crop {height}×{width}, "
+            f"mean {_figures(self.mean)}, std {_figures(self.std)}{', BGR' if self.is_bgr else ''}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ResNetSwitches:
+    """What the keys and shapes of a ResNet-50's weights do not tell; the defaults are torchvision's."""
+
+    stride_in: Literal["3x3", "1x1"] = "3x3"
+    """Which convolution of a stage's first block has the stride: v1.5's 3×3, or the first 1×1 of He et al. (2015)."""
+    stem: Literal["symmetric", "same"] = "symmetric"
+    """Padding of the 7×7 stem: 3 all around, or TensorFlow's SAME."""
+    pool: Literal["symmetric", "ceil", "valid"] = "symmetric"
+    """Padding of the 3×3 pool: 1 all around, at the end where it is needed (TensorFlow's SAME), or none."""
+    epsilon: float = 1e-5
+    """What batch normalisation adds to the variance."""
+
+    def describe(self) -> str:
+        """One line for a person."""
+        return (
+            f"stride in the {self.stride_in.replace('x', '×')}, stem padding {self.stem}, pool padding {self.pool}, "
+            f"epsilon {self.epsilon:g}"
         )
 
 

@@ -50,7 +50,9 @@ def create_torch_backend(checkpoint: Checkpoint, options: BackendOptions) -> Tor
     plan = plan_device(options.device, options.precision)
     if not plan.is_cuda and options.threads is not None:
         torch.set_num_threads(options.threads)
-    return TorchBackend(build_network(checkpoint.architecture, checkpoint.weights), checkpoint.preprocessing, plan)
+    return TorchBackend(
+        build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches), checkpoint.preprocessing, plan
+    )
 
 
 def plan_device(device: str, precision: str) -> DevicePlan:
@@ -97,6 +99,7 @@ class TorchBackend:
         self._torch = torch
         self._plan = plan
         self._crop = preprocessing.crop
+        self._is_bgr = preprocessing.is_bgr
         self.concurrency = plan.slots
         self.max_batch_size = _MAX_BATCH_SIZE[plan.device.type]
         self.device = _device_name(plan)
@@ -115,7 +118,10 @@ class TorchBackend:
         slot = self._own_slot()
         with torch.inference_mode(), slot.stream():
             pixels = slot.to_device(batch)
-            inputs = (pixels.permute(0, 3, 1, 2).to(torch.float32) * self._scale).add_(self._shift)
+            planes = pixels.permute(0, 3, 1, 2)
+            if self._is_bgr:
+                planes = planes.flip(1)
+            inputs = (planes.to(torch.float32) * self._scale).add_(self._shift)
             logits = self._network(inputs.to(self._plan.dtype, memory_format=torch.channels_last))
             # `.cpu()` waits for this slot's stream alone.
             scores = logits.to(torch.float32).cpu().numpy()

@@ -3,15 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Generic, Literal, TypeVar
 
 from numpy.typing import NDArray
 
-from ..types import Preprocessing
+from ..types import Preprocessing, ResNetSwitches, ScoreKind
 
 Weights = Mapping[str, NDArray[Any]]
 """Parameter and buffer names, as torchvision spells them, → float32 arrays."""
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision(Generic[T]):
+    """A value that the tensors do not tell, and where it came from."""
+
+    value: T
+    source: str
+    """For a person: "RESNET_STEM", "config.json", "the file's graph", "the family's way", "assumed"."""
+    is_assumed: bool = False
+    """Whether it could be wrong without a sign; then it is warned of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a container or a family tells beside the tensors. None: nothing, and the next in line is asked."""
+
+    architecture: Decision[str] | None = None
+    """"resnet50", one of `networks.RESNET50_VARIANTS`, or a torchvision name."""
+    stride_in: Decision[Literal["3x3", "1x1"]] | None = None
+    stem: Decision[Literal["symmetric", "same"]] | None = None
+    pool: Decision[Literal["symmetric", "ceil", "valid"]] | None = None
+    epsilon: Decision[float] | None = None
+    preprocessing: Decision[Preprocessing] | None = None
+    labels: Decision[tuple[str, ...]] | None = None
+    output: Decision[ScoreKind] | None = None
+    """What the network as stored answers with. The weights are always served to logits; "probabilities" is noted."""
+
+    def then(self, other: Told) -> Told:
+        """This, and where it says nothing, `other`."""
+        return Told(**{each.name: getattr(self, each.name) or getattr(other, each.name) for each in fields(Told)})
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a reader found: float arrays under the names they were stored with, and what the container tells."""
+
+    tensors: Weights
+    told: Told = Told()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A checkpoint read and renamed: weights under torchvision's names, and all that it tells."""
+
+    weights: Weights
+    sha256: str
+    """Hex digest of the file, or of all files of the checkpoint in their order."""
+    container: str
+    family: str
+    told: Told
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,5 +85,7 @@ class Checkpoint:
     """Where the weights came from, for a person."""
     warnings: tuple[str, ...] = ()
     """Assumptions that could be wrong, each a sentence."""
+    switches: ResNetSwitches | None = None
+    """Of a ResNet-50: the variant of it that these weights are for."""
     is_fallback: bool = False
     """Whether it stands in for other weights that were not to be had."""

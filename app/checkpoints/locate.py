@@ -17,6 +17,8 @@ OFFLINE_DEMO = "offline-demo"
 _PUBLISHED_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
 # What may lie beside a checkpoint without being one.
 _COMPANIONS = frozenset({".md", ".txt", ".json", ".part"})
+# What lies beside a TensorFlow checkpoint's .index: numbers, graph, and the list of checkpoints.
+_TENSORFLOW_COMPANION = re.compile(r"\.data-\d{5}-of-\d{5}$|\.meta$|^checkpoint$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,10 @@ def locate(weights: str | None, folder: Path = WEIGHTS_FOLDER) -> Source:
         return CheckpointFile(found)
     if path.exists():
         return CheckpointFile(path)
+    index = path.with_name(f"{path.name}.index")
+    if index.exists():
+        # TensorFlow names a checkpoint by what its files have in common.
+        return CheckpointFile(index)
     if _PUBLISHED_NAME.match(weights):
         return PublishedName(weights)
     raise CheckpointError(
@@ -76,7 +82,10 @@ def _only_checkpoint(folder: Path) -> Path | None:
     found = [
         path
         for path in entries
-        if not path.name.startswith(".") and path.suffix.lower() not in _COMPANIONS and path.name not in LABEL_FILES
+        if not path.name.startswith(".")
+        and path.suffix.lower() not in _COMPANIONS
+        and path.name not in LABEL_FILES
+        and not _TENSORFLOW_COMPANION.search(path.name)
     ]
     if len(found) > 1:
         names = ", ".join(path.name for path in found)

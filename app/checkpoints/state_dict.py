@@ -22,10 +22,7 @@ _DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:w
 
 
 def clean(weights: Weights, path: Path) -> Weights:
-    """Drop counters, take prefixes off, and check that every value can be served.
-
-    Raises `CheckpointError` for two entries with one name, values that are not finite, and variances below zero.
-    """
+    """Drop counters and take prefixes off. Raises `CheckpointError` for two entries with one name."""
     cleaned: dict[str, NDArray[Any]] = {}
     for name, values in weights.items():
         bare = _DENSENET.sub(r"\1\2", _PREFIXES.sub("", name))
@@ -35,15 +32,22 @@ def clean(weights: Weights, path: Path) -> Weights:
             raise CheckpointError(
                 f"{path} holds two networks: several entries are {bare} once the prefix is off. Save the one to serve."
             )
-        _check_values(bare, values, path)
         cleaned[bare] = values
     return cleaned
 
 
-def _check_values(name: str, values: NDArray[Any], path: Path) -> None:
-    if not np.isfinite(values).all():
-        raise CheckpointError(
-            f"{path}: {name} has values that are not finite. The training diverged, or the file is damaged."
-        )
-    if name.endswith("running_var") and (values < 0).any():
-        raise CheckpointError(f"{path}: {name} has a variance below zero. The file is damaged.")
+def check_values(weights: Weights, path: Path) -> None:
+    """Raises `CheckpointError` for values that are not finite, and for variances below zero."""
+    for name, values in weights.items():
+        if not np.isfinite(values).all():
+            raise CheckpointError(
+                f"{path}: {name} has values that are not finite. The training diverged, or the file is damaged."
+            )
+        if name.endswith("running_var") and (values < 0).any():
+            raise CheckpointError(f"{path}: {name} has a variance below zero. The file is damaged.")
+
+
+def never_trained(weights: Weights) -> bool:
+    """Whether every batch normalisation still has the statistics that it is made with: mean 0, variance 1."""
+    statistics = [(name, values) for name, values in weights.items() if ".running_" in f".{name}"]
+    return bool(statistics) and all((values == float("var" in name)).all() for name, values in statistics)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from .base import Weights
+from .base import Stored
 
 if TYPE_CHECKING:
     import torch
@@ -22,15 +22,15 @@ _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_
 _LEGACY_HEAD = bytes.fromhex("80028a0a6cfc9c46f920")
 
 
-def is_torch_zip(head: bytes) -> bool:
+def is_torch_zip(head: bytes, tail: bytes) -> bool:
     return head.startswith(b"PK\x03\x04")
 
 
-def is_torch_legacy(head: bytes) -> bool:
+def is_torch_legacy(head: bytes, tail: bytes) -> bool:
     return head.startswith(_LEGACY_HEAD)
 
 
-def read_torch(path: Path) -> Weights:
+def read_torch(path: Path) -> Stored:
     """The tensors of a state dict, or of a training checkpoint that wraps one."""
     import torch
 
@@ -50,7 +50,7 @@ def read_torch(path: Path) -> Weights:
             f"{path} looks like a PyTorch file but cannot be read ({_first_line(error)}). Copy or download it again."
         ) from None
     tensors = _unwrap(document, path)
-    return {name: to_float32(name, tensor, path) for name, tensor in tensors.items()}
+    return Stored({name: to_float32(name, tensor, path) for name, tensor in tensors.items()})
 
 
 def _first_line(error: Exception) -> str:

@@ -32,10 +32,11 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
     intermediate of over 16 MB (a side ratio of about 60 and more: a 16384×1 image would become 4,194,304×256), the
     part that the crop shows is cut out of the source first.
     """
-    short = preprocessing.resize_short_side
-    width, height = _resized_size(image.size, short)
     crop_height, crop_width = preprocessing.crop
-    left, top = _crop_offset(width, crop_width), _crop_offset(height, crop_height)
+    short = preprocessing.resize_short_side
+    width, height = (crop_width, crop_height) if short is None else _resized_size(image.size, short)
+    offset = _floor_offset if preprocessing.floor_crop else _crop_offset
+    left, top = offset(width, crop_width), offset(height, crop_height)
     box = (left, top, left + crop_width, top + crop_height)
     # Pillow's first pass, width × source rows, is never larger than both the source and the result.
     if width * height <= _MAX_INTERMEDIATE_PIXELS:
@@ -59,6 +60,11 @@ def _resized_size(size: tuple[int, int], short: int) -> tuple[int, int]:
 def _crop_offset(side: int, crop: int) -> int:
     """Where a centred window of `crop` begins, rounded half to even (torchvision's `center_crop`)."""
     return round((side - crop) / 2)
+
+
+def _floor_offset(side: int, crop: int) -> int:
+    """The same, rounded down (Hugging Face's `center_crop`)."""
+    return (side - crop) // 2
 
 
 def _resize_window(

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, SettingError
+from ..types import ResNetSwitches
+from .resnet50 import set_switches
 
 if TYPE_CHECKING:
     import torch
@@ -45,10 +47,18 @@ def count_classes(architecture: str, weights: Mapping[str, NDArray[Any]]) -> int
     return classes
 
 
-def build_network(architecture: str, weights: Mapping[str, NDArray[Any]]) -> torch.nn.Module:
-    """A module of `architecture` that holds `weights`, in float32 on CPU. Raises as `count_classes` does."""
+def build_network(
+    architecture: str, weights: Mapping[str, NDArray[Any]], switches: ResNetSwitches | None = None
+) -> torch.nn.Module:
+    """A module of `architecture` that holds `weights`, in float32 on CPU. Raises as `count_classes` does.
+
+    `switches` makes a resnet50 the variant that they say; other architectures take none.
+    """
     classes = count_classes(architecture, weights)
-    network = _filled(_skeleton(architecture, classes), weights)
+    skeleton = _skeleton(architecture, classes)
+    if switches is not None:
+        set_switches(skeleton, switches)
+    network = _filled(skeleton, weights)
     if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         # It computes constants that no checkpoint holds (Swin's position tables): build it with memory.
         network = _filled(_create(architecture, classes), weights)

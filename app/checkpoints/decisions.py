@@ -1,0 +1,111 @@
+"""What keys and shapes do not settle: a setting's word, else the file's, else its family's, else an assumption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Literal, TypeVar
+
+from ..errors import SettingError
+from ..settings import ENV_PREFIX, Settings
+from ..types import Preprocessing, ResNetSwitches, ScoreKind
+from .base import Contents, Decision
+from .presets import PRESETS
+from .published import default_preprocessing, find_by_name, find_by_sha256
+from .state_dict import never_trained
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """Every decision that serving a checkpoint needs, each with its source. Labels follow once classes are counted."""
+
+    architecture: Decision[str]
+    stride_in: Decision[Literal["3x3", "1x1"]]
+    stem: Decision[Literal["symmetric", "same"]]
+    pool: Decision[Literal["symmetric", "ceil", "valid"]]
+    epsilon: Decision[float]
+    preprocessing: Decision[Preprocessing]
+    output: Decision[ScoreKind]
+
+    @property
+    def switches(self) -> ResNetSwitches:
+        return ResNetSwitches(self.stride_in.value, self.stem.value, self.pool.value, self.epsilon.value)
+
+    def assumptions(self) -> Iterator[tuple[str, Decision[object]]]:
+        """Those that could be wrong without a sign, by the names of their settings."""
+        for each in fields(Decisions):
+            decision = getattr(self, each.name)
+            if decision.is_assumed:
+                yield each.name, decision
+
+
+def decide(settings: Settings, contents: Contents) -> Decisions:
+    """Settle what `contents` leaves open. Raises `SettingError` for a preprocessing that does not exist."""
+    told = contents.told
+    architecture = _chosen(settings, "architecture") or told.architecture or Decision("resnet50", "its layers")
+    # Torchvision's names are used for v1 too, so v1.5 is what most files mean and not what any of them says.
+    is_open = architecture.value == "resnet50"
+    return Decisions(
+        architecture=architecture,
+        stride_in=_chosen(settings, "stride_in") or told.stride_in or Decision("3x3", "the usual way (v1.5)", is_open),
+        stem=_chosen(settings, "stem") or told.stem or Decision("symmetric", "the usual way"),
+        pool=_chosen(settings, "pool") or told.pool or Decision("symmetric", "the usual way"),
+        epsilon=_chosen(settings, "epsilon") or told.epsilon or Decision(1e-5, "the usual way"),
+        preprocessing=_preprocessing(settings, contents, architecture.value),
+        output=told.output or Decision("logits", "the usual way"),
+    )
+
+
+def _chosen(settings: Settings, name: str) -> Decision[T] | None:
+    """A setting that somebody gave."""
+    value = getattr(settings, name)
+    if value in (None, "auto"):
+        return None
+    return Decision(value, f"{ENV_PREFIX}{name.upper()}")
+
+
+def _preprocessing(settings: Settings, contents: Contents, architecture: str) -> Decision[Preprocessing]:
+    if settings.preprocessing != "auto":
+        return Decision(_named(settings.preprocessing, architecture), f"{ENV_PREFIX}PREPROCESSING")
+    published = find_by_sha256(architecture, contents.sha256)
+    if published is not None:
+        return Decision(published.preprocessing, f"torchvision's {published.name}, by checksum")
+    if contents.told.preprocessing is not None:
+        return contents.told.preprocessing
+    preprocessing, name = default_preprocessing(architecture)
+    return Decision(preprocessing, f"{name}'s way", is_assumed=True)
+
+
+def _named(name: str, architecture: str) -> Preprocessing:
+    """A preset, or the preprocessing of torchvision's weights of that name."""
+    if name in PRESETS:
+        return PRESETS[name]
+    try:
+        return find_by_name(architecture, name).preprocessing
+    except SettingError as error:
+        raise SettingError(
+            f"RESNET_PREPROCESSING cannot be {name!r}: it is auto, a preset ({', '.join(PRESETS)}) or a torchvision "
+            f"weight name. {error}"
+        ) from None
+
+
+def warnings_of(contents: Contents, decisions: Decisions, name: str) -> Iterator[str]:
+    """What could be wrong with serving this checkpoint, a sentence each."""
+    yield from contents.warnings
+    if decisions.preprocessing.is_assumed:
+        yield (
+            f"Nothing in {name} says how its images were prepared: assuming {decisions.preprocessing.source} "
+            f"({decisions.preprocessing.value.describe()}). If it was trained otherwise, set RESNET_PREPROCESSING."
+        )
+    if decisions.stride_in.is_assumed and decisions.preprocessing.is_assumed:
+        yield (
+            f"Nothing in {name} says whether it is v1.5 (stride in the 3×3, as torchvision has it) or v1: assuming "
+            f"v1.5. If it is v1, set RESNET_STRIDE_IN=1x1."
+        )
+    if never_trained(contents.weights):
+        yield (
+            f"Every batch normalisation in {name} has mean 0 and variance 1, as before training: its statistics "
+            f"were not saved, or it was never trained."
+        )

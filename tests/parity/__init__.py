@@ -1,0 +1,1 @@
+"""What the real frameworks compute, stored small, and the programs that compute it anew (`make parity`)."""
