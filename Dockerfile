@@ -14,7 +14,7 @@ COPY pyproject.toml constraints.txt ./
 COPY app/__init__.py app/
 RUN touch README.md LICENSE \
  && pip install -c constraints.txt pip \
- && pip install -c constraints.txt --build-constraint constraints.txt '.[offline-demo]' \
+ && pip install -c constraints.txt --build-constraint constraints.txt '.[offline-demo,keras]' \
  && pip uninstall --yes resnet-serve
 
 # --- build: the service itself, in a folder of its own

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format clean
+.PHONY: help serve test check parity format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -23,6 +23,13 @@ check: $(VENV)/.dev ## Check style, types and the import rule
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+parity: $(VENV)/.dev ## Rebuild the stored fixtures with the real frameworks, and compare anew (GBs; Linux)
+	@test -x .venv-parity/bin/python || "$(PYTHON)" -m venv .venv-parity
+	@.venv-parity/bin/python -m pip install --quiet -r tests/parity/requirements.txt
+	@for maker in tensorflow keras objects; do CUDA_VISIBLE_DEVICES= .venv-parity/bin/python -m tests.parity.make_$$maker || exit 1; done
+	@PYTHONPATH=.:$$(echo $(VENV)/lib/python3*/site-packages) CUDA_VISIBLE_DEVICES= .venv-parity/bin/python -m tests.parity.make_transformers
+	@$(BIN)/pytest -q tests/test_parity_*.py tests/test_saved_model.py
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
@@ -41,7 +48,7 @@ $(VENV)/.pip: constraints.txt
 
 $(VENV)/.serve: $(VENV)/.pip pyproject.toml
 	@echo "[2/2] Installing what serving needs. PyTorch is the most of it (some GB on Linux): minutes, once"
-	@$(INSTALL) -e '.[offline-demo]'
+	@$(INSTALL) -e '.[offline-demo,keras]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve pyproject.toml

@@ -20,7 +20,8 @@ import uvicorn
 from .api import HttpProtocol
 from .classifier import Classifier
 from .errors import SettingError
-from .loading import LoadedModel, Reporter
+from .loading import LoadedModel
+from .opening import Reporter
 from .server import Hooks, create_app
 from .settings import Settings
 

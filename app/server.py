@@ -31,8 +31,9 @@ from .api import (
 from .classifier import Classifier
 from .errors import StartError
 from .images import DecodeLimits, DecodePool
-from .loading import Cancellation, LoadCancelled, LoadedModel, LogReporter, Reporter, decode_threads, load_model
+from .loading import Cancellation, LoadedModel, decode_threads, load_model
 from .metrics import Metrics
+from .opening import LoadCancelled, LogReporter, Reporter
 from .settings import Settings
 
 logger = logging.getLogger(__name__)

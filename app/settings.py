@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     )
     architecture: str = Field(
         "auto",
-        description="The network: resnet50, another classifier of torchvision's, or auto to tell it from the checkpoint.",
+        description="The network: resnet50, another torchvision classifier, or auto to tell it from the checkpoint.",
     )
     stride_in: Literal["auto", "3x3", "1x1"] = Field(
         "auto",
@@ -78,6 +78,7 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="The name answers give the model. Unset: the architecture.",
     )
+    max_checkpoint_bytes: int = Field(1_073_741_824, ge=1, description="Largest checkpoint file that is read.")
     cache_dir: Path = Field(default_factory=_default_cache_dir, description="Where downloads are kept.")
     download_mirror: str | None = Field(
         None,
@@ -85,9 +86,12 @@ class Settings(BaseSettings):
         description="Base URL of a mirror that holds torchvision's weight files under their own names.",
     )
 
-    backend: Literal["auto", "torch", "null"] = Field(
+    backend: Literal["auto", "torch", "onnx", "null"] = Field(
         "auto",
-        description="What runs the network. null needs no weights and answers at once, to measure the service alone.",
+        description=(
+            "What runs the network. auto: onnx for an ONNX file, else torch. "
+            "null needs no weights and answers at once, to measure the service alone."
+        ),
     )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto (CUDA, else CPU), cpu, cuda or cuda:N."

@@ -30,7 +30,7 @@ from app.checkpoints import (
     find_by_sha256,
     locate,
     published,
-    read_weights,
+    read_checkpoint,
 )
 from app.errors import CheckpointError, LabelsError, SettingError
 from app.labels import imagenet_labels
@@ -72,7 +72,8 @@ def refusal_of(path: Path, **settings: Any) -> str:
 def test_a_state_dict_is_read_whole(tmp_path: Path) -> None:
     """A bare state dict gives its 267 entries that inference needs, with their values and its file's SHA-256."""
     path = save_pth(NAMED, tmp_path / "weights.pth")
-    weights, sha256 = read_weights(path)
+    contents = read_checkpoint(path)
+    weights, sha256 = contents.weights, contents.sha256
     assert len(weights) == 267
     assert made.same_weights(weights, NAMED)
     assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -87,7 +88,7 @@ def test_the_bytes_decide_the_container(container: str, name: str, tmp_path: Pat
         safetensors.torch.save_file(NAMED, path)
     else:
         save_pth(NAMED, path, _use_new_zipfile_serialization=container == "zip")
-    assert made.same_weights(read_weights(path)[0], NAMED)
+    assert made.same_weights(read_checkpoint(path).weights, NAMED)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -97,7 +98,7 @@ def test_every_float_becomes_float32(dtype: torch.dtype, container: str, tmp_pat
     state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in NAMED.items()}
     path = tmp_path / "weights"
     safetensors.torch.save_file(state, path) if container == "safetensors" else save_pth(state, path)
-    assert made.same_weights(read_weights(path)[0], state)
+    assert made.same_weights(read_checkpoint(path).weights, state)
 
 
 @pytest.mark.parametrize("extras", [{}, EXTRAS], ids=["alone", "with extras"])
@@ -107,7 +108,7 @@ def test_every_float_becomes_float32(dtype: torch.dtype, container: str, tmp_pat
 def test_each_wrapper_is_taken_off(wrapper: str, extras: dict[str, Any], tmp_path: Path) -> None:
     """A training checkpoint is unwrapped, and what else it holds is left alone."""
     path = save_pth({**extras, wrapper: OrderedDict(NAMED)}, tmp_path / "weights.pth")
-    assert made.same_weights(read_weights(path)[0], NAMED)
+    assert made.same_weights(read_checkpoint(path).weights, NAMED)
 
 
 @pytest.mark.parametrize("other", ["state_dict", "model", "model_state_dict"])
@@ -116,13 +117,13 @@ def test_averaged_weights_are_preferred(averaged: str, other: str, tmp_path: Pat
     """Where a file holds both, the averaged weights are served, for they are the ones that were evaluated."""
     raw = {name: tensor + 1 for name, tensor in NAMED.items()}
     path = save_pth({other: raw, averaged: NAMED}, tmp_path / "weights.pth")
-    assert made.same_weights(read_weights(path)[0], NAMED)
+    assert made.same_weights(read_checkpoint(path).weights, NAMED)
 
 
 def test_wrappers_within_wrappers_are_taken_off(tmp_path: Path) -> None:
     """A state dict two levels down is found."""
     path = save_pth({"model": {"state_dict": NAMED, "epoch": 1}}, tmp_path / "weights.pth")
-    assert made.same_weights(read_weights(path)[0], NAMED)
+    assert made.same_weights(read_checkpoint(path).weights, NAMED)
 
 
 PREFIXES = ["module.", "_orig_mod.", "model.", "timm_model.", "net.", "backbone."]
@@ -133,20 +134,20 @@ NESTED = ["module._orig_mod.", "_orig_mod.module.", "model.backbone.", "module.m
 def test_each_prefix_is_taken_off(prefix: str, tmp_path: Path) -> None:
     """What DataParallel, torch.compile, Lightning and hand-written classes put before the names is taken off."""
     path = save_pth({"state_dict": prefixed(NAMED, prefix)}, tmp_path / "weights.pth")
-    assert made.same_weights(read_weights(path)[0], NAMED)
+    assert made.same_weights(read_checkpoint(path).weights, NAMED)
 
 
 def test_an_averaged_model_of_torch_is_read(tmp_path: Path) -> None:
     """The state dict of torch's AveragedModel, as torchvision's reference scripts save it, loses its counter."""
     averaged = {"n_averaged": torch.tensor(7), **prefixed(NAMED, "module.")}
     path = save_pth({"model": NAMED, "model_ema": averaged}, tmp_path / "weights.pth")
-    assert made.same_weights(read_weights(path)[0], NAMED)
+    assert made.same_weights(read_checkpoint(path).weights, NAMED)
 
 
 def test_prefixes_that_some_entries_lack_are_taken_off_the_others(tmp_path: Path) -> None:
     """A backbone under a prefix with its classifier beside it is one network."""
     mixed = {(name if name.startswith("fc.") else "backbone." + name): tensor for name, tensor in NAMED.items()}
-    assert made.same_weights(read_weights(save_pth(mixed, tmp_path / "weights.pth"))[0], NAMED)
+    assert made.same_weights(read_checkpoint(save_pth(mixed, tmp_path / "weights.pth")).weights, NAMED)
 
 
 # --- answers
@@ -410,18 +411,16 @@ def test_a_mapping_that_holds_itself_is_refused(tmp_path: Path) -> None:
     assert "holds no state dict" in refusal_of(save_pth(document, tmp_path / "weights.pth"))
 
 
-def test_a_pickled_module_is_refused_with_the_way_to_save_it(tmp_path: Path) -> None:
-    """A whole pickled network is refused, and the line says how to save its weights."""
+def test_a_pickled_module_is_read_without_its_code(tmp_path: Path) -> None:
+    """Of a whole pickled network the tensors are read, and what does not fit is refused as any other."""
     line = refusal_of(save_pth(torch.nn.Linear(2, 3), tmp_path / "model.pth"))
-    assert "torch.nn.modules.linear.Linear" in line
-    assert "torch.save(model.state_dict(), 'weights.pth')" in line
-    assert "weights_only" not in line
+    assert "does not fit resnet50" in line
 
 
-def test_training_extras_that_would_run_code_are_refused(tmp_path: Path) -> None:
-    """A checkpoint with its script's arguments in it is refused, and the line names what is in the way."""
+def test_training_extras_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    """A checkpoint with its script's arguments in it gives its weights, and the arguments are never built."""
     path = save_pth({"state_dict": NAMED, "args": Namespace(lr=0.1)}, tmp_path / "checkpoint.pth")
-    assert "argparse.Namespace" in refusal_of(path)
+    assert made.same_weights(read_checkpoint(path).weights, NAMED)
 
 
 class Trap:
@@ -452,24 +451,24 @@ def test_a_malicious_pickle_runs_nothing(new_container: bool, inside: bool, tmp_
     [
         (b"# ResNet-50\nDownload the weights from our site.\n", "it begins with 23 20 52 65"),
         (b"<!DOCTYPE html><html>404</html>", "it begins with 3c 21 44 4f"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(100), "it begins with 89 48 44 46"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "it begins with 89 50 4e 47"),
         (b"", "it is empty"),
     ],
-    ids=["text", "HTML", "HDF5", "empty"],
+    ids=["text", "HTML", "PNG", "empty"],
 )
 def test_files_of_another_kind_are_refused(content: bytes, expected: str, tmp_path: Path) -> None:
     """What is no checkpoint is refused with what was expected and what the file begins with."""
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     line = refusal_of(path)
-    assert "Expected a PyTorch file (.pth, .pt) or safetensors" in line
+    assert "Expected a PyTorch file (.pth, .pt), safetensors" in line
     assert expected in line
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     """A folder in the place of a file is refused as a folder."""
     with pytest.raises(CheckpointError, match="is a folder"):
-        read_weights(tmp_path)
+        read_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("container", ["zip", "legacy", "safetensors"])
@@ -504,7 +503,7 @@ def test_damaged_files_are_read_or_refused(container: str, tmp_path: Path) -> No
             damaged[chance.randrange(min(len(damaged), 700))] = chance.randrange(256)
         path.write_bytes(damaged)
         try:
-            read_weights(path)
+            read_checkpoint(path)
         except CheckpointError as refusal:
             refused += 1
             assert "\n" not in str(refusal)  # noqa: PT017 - the refusal is one of two right ends
@@ -561,7 +560,7 @@ def test_two_checkpoints_are_an_error_that_names_both(tmp_path: Path) -> None:
 )
 def test_what_lies_beside_a_checkpoint_is_not_one(companion: str, tmp_path: Path) -> None:
     """Notes, labels, configurations and hidden files beside a checkpoint are passed over, and alone they are none."""
-    (tmp_path / companion).touch()
+    (tmp_path / companion).write_text("{}")
     assert locate(None, tmp_path) == PublishedName("IMAGENET1K_V2")
     (tmp_path / "mine.pth").touch()
     assert locate(None, tmp_path) == CheckpointFile(tmp_path / "mine.pth")

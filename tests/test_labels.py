@@ -154,10 +154,15 @@ def test_a_thousand_classes_are_imagenets() -> None:
     assert len(set(labels)) == 1000
 
 
-@pytest.mark.parametrize("count", [1, 2, 999, 1001])
+@pytest.mark.parametrize("count", [1, 2, 999, 1002])
 def test_any_other_number_of_classes_goes_by_the_index(count: int) -> None:
     """Without a file, classes that are not ImageNet's are called by their index."""
     labels = choose_labels(count, None)
     assert len(labels) == count
     assert labels[0] == "0"
     assert labels[-1] == str(count - 1)
+
+
+def test_1001_classes_are_imagenets_with_a_background() -> None:
+    """TensorFlow's checkpoints often count a background before ImageNet's classes: index 0 is it."""
+    assert choose_labels(1001, None) == ("background", *imagenet_labels())

@@ -138,7 +138,7 @@ def test_a_stuck_upload_does_not_keep_it_alive(tmp_path: Path) -> None:
         (("--port", "99999"), {}, ["RESNET_PORT (--port) cannot be '99999'", "65535"]),
         ((), {"RESNET_MAX_QUEUE": "0"}, ["RESNET_MAX_QUEUE (--max-queue) cannot be '0'", "greater than or equal to 1"]),
         ((), {"RESNET_MAX_BATCH_SIZE": "many"}, ["RESNET_MAX_BATCH_SIZE", "'auto'", "integer"]),
-        ((), {"RESNET_BACKEND": "tensorrt"}, ["RESNET_BACKEND (--backend)", "'auto', 'torch' or 'null'"]),
+        ((), {"RESNET_BACKEND": "tensorrt"}, ["RESNET_BACKEND (--backend)", "'auto', 'torch', 'onnx' or 'null'"]),
         (("--device", "tpu"), {}, ["RESNET_DEVICE (--device) cannot be 'tpu'", "cuda:N"]),
         (("--backend", "null", "--weights", "x.pth"), {}, ["null needs no weights"]),
         (("--architecture", "resnet51", "--weights", "IMAGENET1K_V1"), {}, ["RESNET_ARCHITECTURE", "resnet50"]),

@@ -239,5 +239,7 @@ def test_the_null_backend_tells_changed_pixels_apart(
 def test_backends_are_made_by_name() -> None:
     """The registry makes the backend that was asked for, and refuses another with the names that it knows."""
     assert create_backend("null", null_checkpoint(), BackendOptions()).name == "null"
-    with pytest.raises(SettingError, match="RESNET_BACKEND cannot be 'tensorrt': supported are auto, null, torch"):
+    with pytest.raises(
+        SettingError, match="RESNET_BACKEND cannot be 'tensorrt': supported are auto, null, onnx, torch"
+    ):
         create_backend("tensorrt", null_checkpoint(), BackendOptions())

@@ -15,22 +15,32 @@ def _torch(checkpoint: Checkpoint, options: BackendOptions) -> Backend:
     return create_torch_backend(checkpoint, options)
 
 
+def _onnx(checkpoint: Checkpoint, options: BackendOptions) -> Backend:
+    from .onnx import create_onnx_backend
+
+    return create_onnx_backend(checkpoint, options)
+
+
 def _null(checkpoint: Checkpoint, options: BackendOptions) -> Backend:
     from .null import NullBackend
 
     return NullBackend(checkpoint)
 
 
-_FACTORIES: dict[str, Callable[[Checkpoint, BackendOptions], Backend]] = {"torch": _torch, "null": _null}
+_FACTORIES: dict[str, Callable[[Checkpoint, BackendOptions], Backend]] = {
+    "torch": _torch,
+    "onnx": _onnx,
+    "null": _null,
+}
 
 
 def create_backend(name: str, checkpoint: Checkpoint, options: BackendOptions) -> Backend:
-    """The backend called `name`, holding `checkpoint`; "auto" picks by device.
+    """The backend called `name`, holding `checkpoint`; "auto" picks by what the checkpoint is.
 
     Raises `SettingError` for a name or a device that is not to be had, `CheckpointError` where the weights do not fit.
     """
     if name == "auto":
-        name = "torch"
+        name = "onnx" if checkpoint.graph else "torch"
     if name not in _FACTORIES:
         raise SettingError(f"RESNET_BACKEND cannot be {name!r}: supported are auto, {', '.join(sorted(_FACTORIES))}.")
     return _FACTORIES[name](checkpoint, options)

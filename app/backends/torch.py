@@ -47,6 +47,8 @@ def create_torch_backend(checkpoint: Checkpoint, options: BackendOptions) -> Tor
     """
     import torch
 
+    if checkpoint.graph is not None:
+        raise SettingError(f"RESNET_BACKEND is torch, but {checkpoint.source} is an ONNX file. Set it to auto or onnx.")
     plan = plan_device(options.device, options.precision)
     if not plan.is_cuda and options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -1,8 +1,10 @@
 """A file of a known format → weights under torchvision's names, and what is known about how to serve them."""
 
-from .base import Checkpoint, Contents, Decision, Stored, Told, Weights
+from .base import Checkpoint, Contents, Decision, Graph, Stored, Told, Weights
+from .converted import write_converted
 from .decisions import Decisions, decide, warnings_of
 from .download import Progress, fetch
+from .folders import home_of
 from .locate import CheckpointFile, OfflineDemo, PublishedName, Source, locate
 from .offline_demo import read_offline_demo
 from .published import (
@@ -20,6 +22,7 @@ __all__ = [
     "Contents",
     "Decision",
     "Decisions",
+    "Graph",
     "OfflineDemo",
     "Progress",
     "PublishedName",
@@ -33,9 +36,11 @@ __all__ = [
     "fetch",
     "find_by_name",
     "find_by_sha256",
+    "home_of",
     "locate",
     "published_resnet50_preprocessing",
     "read_checkpoint",
     "read_offline_demo",
     "warnings_of",
+    "write_converted",
 ]

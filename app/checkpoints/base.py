@@ -49,12 +49,33 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
+class Graph:
+    """A network that comes as a graph with its weights in it (an ONNX file), examined and tried."""
+
+    model: bytes
+    input_name: str
+    output_name: str
+    dtype: Literal["float32", "float16", "uint8"]
+    """Of its input."""
+    layout: Literal["nchw", "nhwc"]
+    size: tuple[int, int] | None
+    """Height and width that it takes; None for any."""
+    batch_size: int | None
+    """The one number of images that it takes at a time; None for any."""
+    class_count: int
+    scale: Literal["unit", "levels"] | None = None
+    """Of a graph that normalises its input itself: whether that is from 0 to 1, or from 0 to 255."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """What a reader found: float arrays under the names they were stored with, and what the container tells."""
 
     tensors: Weights
     told: Told = Told()
     warnings: tuple[str, ...] = ()
+    graph: Graph | None = None
+    """In place of tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +89,8 @@ class Contents:
     family: str
     told: Told
     warnings: tuple[str, ...] = ()
+    graph: Graph | None = None
+    """In place of weights, which it has in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,5 +110,9 @@ class Checkpoint:
     """Assumptions that could be wrong, each a sentence."""
     switches: ResNetSwitches | None = None
     """Of a ResNet-50: the variant of it that these weights are for."""
+    graph: Graph | None = None
+    """In place of weights: the network as the file has it."""
+    output: ScoreKind = "logits"
+    """What `graph` answers with."""
     is_fallback: bool = False
     """Whether it stands in for other weights that were not to be had."""

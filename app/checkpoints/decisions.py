@@ -46,7 +46,7 @@ def decide(settings: Settings, contents: Contents) -> Decisions:
     told = contents.told
     architecture = _chosen(settings, "architecture") or told.architecture or Decision("resnet50", "its layers")
     # Torchvision's names are used for v1 too, so v1.5 is what most files mean and not what any of them says.
-    is_open = architecture.value == "resnet50"
+    is_open = architecture.value == "resnet50" and contents.graph is None
     return Decisions(
         architecture=architecture,
         stride_in=_chosen(settings, "stride_in") or told.stride_in or Decision("3x3", "the usual way (v1.5)", is_open),

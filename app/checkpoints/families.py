@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError
 from ..types import ResNetSwitches
 from .base import Decision, Told, Weights
+from .presets import PRESETS
 
 Rename = Callable[[str], str | None]
 """A name as stored → torchvision's, or None for what inference does not need (optimizers, counters, other heads)."""
 
 # HWIO → OIHW, which TensorFlow's convolution kernels need.
 _KERNEL_AXES = (3, 2, 0, 1)
+_FAMILY = "the family's way"
 _BN = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
@@ -81,6 +83,47 @@ def _leaf(module: str, leaf: str) -> str | None:
     return f"{module}.{leaf}" if leaf in ("weight", "bias", "running_mean", "running_var") else None
 
 
+def _keras(name: str) -> str | None:
+    """keras.applications.ResNet50 (keras/applications/resnet.py): convS_blockB_K_{conv,bn}, K = 0 the projection."""
+    if match := re.fullmatch(r"conv([2-5])_block(\d+)_([0-3])_(conv|bn)/(\w+)", name):
+        stage, block, number, kind, leaf = match.groups()
+        return _leaf(_unit(str(int(stage) - 1), str(int(block) - 1), kind, number), leaf)
+    if match := re.fullmatch(r"(conv1_conv|conv1_bn|predictions)/(\w+)", name):
+        return _leaf({"conv1_conv": "conv1", "conv1_bn": "bn1", "predictions": "fc"}[match[1]], match[2])
+    return None
+
+
+def _old_keras(name: str) -> str | None:
+    """Keras's ResNet50 until 2018 (keras_applications/resnet50.py): resSb_branch2a, bn…; _branch1 the projection."""
+    if match := re.fullmatch(r"(res|bn)([2-5])([a-f])_branch(1|2[abc])/(\w+)", name):
+        part, stage, letter, branch, leaf = match.groups()
+        number = "0" if branch == "1" else str("abc".index(branch[1]) + 1)
+        kind = "conv" if part == "res" else "bn"
+        return _leaf(_unit(str(int(stage) - 1), str("abcdef".index(letter)), kind, number), leaf)
+    if match := re.fullmatch(r"(conv1|bn_conv1|fc1000|predictions)/(\w+)", name):
+        return _leaf({"conv1": "conv1", "bn_conv1": "bn1"}.get(match[1], "fc"), match[2])
+    return None
+
+
+def _keras_v2(name: str) -> str | None:
+    """keras.applications.ResNet50V2 → the names of `networks.resnet50v2`."""
+    parts = {
+        "preact_bn": "preact",
+        "1_conv": "reduce",
+        "1_bn": "reduce_bn",
+        "2_conv": "spatial",
+        "2_bn": "spatial_bn",
+        "3_conv": "expand",
+        "0_conv": "shortcut",
+    }
+    if match := re.fullmatch(r"conv([2-5])_block(\d+)_(preact_bn|[0-3]_conv|[12]_bn)/(\w+)", name):
+        stage, block, part, leaf = match.groups()
+        return _leaf(f"layer{int(stage) - 1}.{int(block) - 1}.{parts[part]}", leaf)
+    if match := re.fullmatch(r"(conv1_conv|post_bn|predictions)/(\w+)", name):
+        return _leaf({"conv1_conv": "stem", "post_bn": "norm", "predictions": "fc"}[match[1]], match[2])
+    return None
+
+
 def _hugging_face(name: str) -> str | None:
     """transformers' ResNetForImageClassification (models/resnet/modeling_resnet.py)."""
     parts = {"convolution": ("conv", "0"), "normalization": ("bn", "1")}
@@ -103,12 +146,11 @@ def _hugging_face(name: str) -> str | None:
 
 def _switches(switches: ResNetSwitches) -> Told:
     """All four switches, as the family has them."""
-    source = "the family's way"
     return Told(
-        stride_in=Decision(switches.stride_in, source),
-        stem=Decision(switches.stem, source),
-        pool=Decision(switches.pool, source),
-        epsilon=Decision(switches.epsilon, source),
+        stride_in=Decision(switches.stride_in, _FAMILY),
+        stem=Decision(switches.stem, _FAMILY),
+        pool=Decision(switches.pool, _FAMILY),
+        epsilon=Decision(switches.epsilon, _FAMILY),
     )
 
 
@@ -126,6 +168,40 @@ FAMILIES = (
         _slim,
         # Its stride is in the 3×3 of a stage's last unit: it leaves the points that the next first 1×1 would.
         _switches(ResNetSwitches(stride_in="1x1", stem="symmetric", pool="ceil", epsilon=1e-5)),
+        channels_last=True,
+    ),
+    Family(
+        # Before Keras's ResNet50, whose names it has too.
+        "Keras ResNet50V2",
+        re.compile(r"^conv\d_block\d+_preact_bn/"),
+        _keras_v2,
+        Told(
+            architecture=Decision("resnet50v2", "its layers"),
+            epsilon=Decision(1.001e-5, _FAMILY),
+            preprocessing=Decision(PRESETS["keras-v2"], _FAMILY),
+        ),
+        channels_last=True,
+    ),
+    Family(
+        "Keras ResNet50",
+        re.compile(r"^conv\d_block\d+_\d_conv/"),
+        _keras,
+        replace(
+            _switches(ResNetSwitches(stride_in="1x1", epsilon=1.001e-5)),
+            preprocessing=Decision(PRESETS["keras"], _FAMILY),
+        ),
+        channels_last=True,
+    ),
+    Family(
+        "Keras ResNet50, old names",
+        re.compile(r"^res\d[a-f]_branch2a/"),
+        _old_keras,
+        # keras_applications padded the pool later, under the same names: only a file's config tells.
+        replace(
+            _switches(ResNetSwitches(stride_in="1x1", pool="valid", epsilon=1e-3)),
+            pool=Decision("valid", _FAMILY, is_assumed=True),
+            preprocessing=Decision(PRESETS["keras"], _FAMILY),
+        ),
         channels_last=True,
     ),
     Family(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..labels import LABEL_FILES
+from .folders import is_checkpoint_folder
 
 WEIGHTS_FOLDER = Path("model_weights")
 DEFAULT_PUBLISHED = "IMAGENET1K_V2"
@@ -21,9 +22,21 @@ _COMPANIONS = frozenset({".md", ".txt", ".json", ".part"})
 _TENSORFLOW_COMPANION = re.compile(r"\.data-\d{5}-of-\d{5}$|\.meta$|^checkpoint$")
 
 
+# What the frameworks write beside the weights of a folder that is one checkpoint: other copies, optimizers, assets.
+_FOLDER_COMPANIONS = frozenset(
+    {
+        *("model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "rust_model.ot", "onnx"),
+        *("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "runs"),
+        *("saved_model.pb", "fingerprint.pb", "keras_metadata.pb", "variables", "assets"),
+        *("MLmodel", "conda.yaml", "python_env.yaml", "data", "state_dict.pth", "metadata"),
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointFile:
     path: Path
+    """The file, or the folder that is the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +55,8 @@ Source = CheckpointFile | PublishedName | OfflineDemo
 def locate(weights: str | None, folder: Path = WEIGHTS_FOLDER) -> Source:
     """Where the weights come from; reads no weights and asks no network.
 
-    `weights` is a file, a folder that holds one checkpoint, a torchvision weight name or "offline-demo". With None,
-    `folder` is looked in, and where that has no checkpoint the answer is torchvision's IMAGENET1K_V2. Raises
+    `weights` is a file, a folder that is or holds one checkpoint, a torchvision weight name or "offline-demo". With
+    None, `folder` is looked in, and where that has no checkpoint the answer is torchvision's IMAGENET1K_V2. Raises
     `CheckpointError` for a path that is not there, and for a folder that holds two.
     """
     if weights is None:
@@ -53,6 +66,8 @@ def locate(weights: str | None, folder: Path = WEIGHTS_FOLDER) -> Source:
         return OfflineDemo()
     path = Path(weights).expanduser()
     if path.is_dir():
+        if is_checkpoint_folder(path):
+            return CheckpointFile(path)
         found = _only_checkpoint(path)
         if found is None:
             raise CheckpointError(f"RESNET_WEIGHTS is the folder {path}, which holds no checkpoint.")
@@ -72,7 +87,7 @@ def locate(weights: str | None, folder: Path = WEIGHTS_FOLDER) -> Source:
 
 
 def _only_checkpoint(folder: Path) -> Path | None:
-    """The one file in `folder` that could be a checkpoint. Whether it is one, its reader says."""
+    """The one file or folder in `folder` that could be a checkpoint, or itself. Whether it is one, its reader says."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -87,6 +102,10 @@ def _only_checkpoint(folder: Path) -> Path | None:
         and path.name not in LABEL_FILES
         and not _TENSORFLOW_COMPANION.search(path.name)
     ]
+    if is_checkpoint_folder(folder):
+        strays = [path for path in found if path.name not in _FOLDER_COMPANIONS]
+        if not strays:
+            return folder
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise CheckpointError(

@@ -38,6 +38,13 @@ def published_resnet50_preprocessing() -> Preprocessing:
     return PRESETS["torchvision-v1"]
 
 
+def is_published(architecture: str) -> bool:
+    """Whether torchvision has this architecture; of our own networks and timm's it publishes no weights."""
+    import torchvision.models
+
+    return architecture in torchvision.models.list_models(module=torchvision.models)
+
+
 def find_by_name(architecture: str, name: str) -> PublishedWeights:
     """torchvision's weights `name` of `architecture`. Raises `SettingError` that lists the names there are."""
     published = _all_of(architecture)
@@ -52,6 +59,8 @@ def find_by_name(architecture: str, name: str) -> PublishedWeights:
 
 def find_by_sha256(architecture: str, sha256: str) -> PublishedWeights | None:
     """The published file with this digest, if it is one: then its preprocessing is known and not assumed."""
+    if not is_published(architecture):
+        return None
     for weights in _all_of(architecture):
         if weights.sha256_prefix and sha256.startswith(weights.sha256_prefix):
             return weights

@@ -8,18 +8,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .base import Contents, Stored
+from .base import Contents, Graph, Stored, Told, Weights
+from .deep_stems import check_plain, told_by_stem
+from .exported_program import is_exported_program, read_exported_program
 from .families import find_family, to_torchvision
+from .folders import Beside, find_folder, read_beside, weights_in
+from .keras_file import is_keras_h5, is_keras_zip, read_keras_h5, read_keras_zip
+from .onnx_file import is_onnx, read_onnx, settle
+from .refused import refuse_by_sign
 from .safetensors_file import is_safetensors, read_safetensors
 from .state_dict import check_values, clean
 from .tensor_bundle import data_files, is_tensor_bundle, read_tensor_bundle
-from .torch_file import is_torch_legacy, is_torch_zip, read_torch
+from .torch_file import is_torch_legacy, is_torch_zip, read_torch_legacy, read_torch_zip
+from .torch_script import is_torch_script, read_torch_script
+from .torchserve import is_torchserve, read_torchserve
+from .zip_file import open_zip
 
 _EDGE_BYTES = 64
+MAX_CHECKPOINT_BYTES = 1 << 30
 
 
 def _itself(path: Path) -> list[Path]:
     return [path]
+
+
+def is_zip(head: bytes, tail: bytes) -> bool:
+    return head.startswith(b"PK\x03\x04")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,42 +45,112 @@ class Reader:
     read: Callable[[Path], Stored]
     files: Callable[[Path], Iterable[Path]] = _itself
     """All files that the checkpoint consists of; their digest is its version."""
+    recognises_zip: Callable[[list[str]], bool] | None = None
+    """Of a zip: whether its members' names are this container's. Asked after `recognises`."""
 
 
 READERS = (
-    Reader("torch zip", is_torch_zip, read_torch),
-    Reader("torch legacy", is_torch_legacy, read_torch),
+    Reader("Keras 3 (.keras)", is_zip, read_keras_zip, recognises_zip=is_keras_zip),
+    Reader("TorchServe archive", is_zip, lambda path: read_torchserve(path, _stored), recognises_zip=is_torchserve),
+    Reader("torch.export", is_zip, read_exported_program, recognises_zip=is_exported_program),
+    # Before torch's zip, which it is too.
+    Reader("TorchScript", is_zip, read_torch_script, recognises_zip=is_torch_script),
+    Reader("torch zip", is_zip, read_torch_zip, recognises_zip=is_torch_zip),
+    Reader("torch legacy", is_torch_legacy, read_torch_legacy),
     Reader("safetensors", is_safetensors, read_safetensors),
     Reader("TensorFlow checkpoint", is_tensor_bundle, read_tensor_bundle, lambda index: [index, *data_files(index)]),
+    Reader("Keras HDF5", is_keras_h5, read_keras_h5),
+    # Last: three bytes are all that protobuf has to be known by.
+    Reader("ONNX", is_onnx, read_onnx),
 )
 
 
-def read_checkpoint(path: Path) -> Contents:
+def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Contents:
     """What is in the checkpoint at `path`; of a TensorFlow checkpoint, the path is its `.index` file.
 
     Runs nothing that is in the file. Raises `CheckpointError` with what was expected and what was found.
     """
-    head, tail = _edges(path)
-    for reader in READERS:
-        if reader.recognises(head, tail):
-            stored = reader.read(path)
-            weights = clean(stored.tensors, path)
-            family = find_family(weights)
-            if family is not None:
-                weights = to_torchvision(weights, family, path)
-            check_values(weights, path)
-            return Contents(
-                weights=weights,
-                sha256=_digest(reader.files(path)),
-                container=reader.name,
-                family=family.name if family else "torchvision",
-                told=stored.told.then(family.told) if family else stored.told,
-                warnings=stored.warnings,
-            )
-    raise CheckpointError(
-        f"{path} is no checkpoint that can be read here. Expected a PyTorch file (.pth, .pt), safetensors or a "
-        f"TensorFlow checkpoint (.index); it begins with {head[:8].hex(' ') or 'nothing, it is empty'}."
+    folder = find_folder(path)
+    path = weights_in(path)
+    beside = read_beside(path)
+    reader = find_reader(path, max_bytes)
+    stored = reader.read(path)
+    weights = clean(stored.tensors, path)
+    family = find_family(weights)
+    if family is not None:
+        weights = to_torchvision(weights, family, path)
+    check_values(weights, path)
+    stem = told_by_stem(weights)
+    told = stored.told.then(beside.told)
+    if stored.graph is not None:
+        told = settle(stored.graph, told)
+    if stem.architecture is not None:
+        check_plain(told, path)
+    _check_labels(weights, stored.graph, beside, path)
+    return Contents(
+        weights=weights,
+        sha256=_digest(reader.files(path)),
+        container=f"{folder.name} ({reader.name})" if folder else reader.name,
+        family=family.name if family else _unnamed_family(stored, stem),
+        told=told.then(family.told if family else stem),
+        warnings=(*stored.warnings, *beside.warnings),
+        graph=stored.graph,
     )
+
+
+def _unnamed_family(stored: Stored, stem: Told) -> str:
+    if stored.graph:
+        return "its own graph"
+    return f"timm {stem.architecture.value}" if stem.architecture else "torchvision"
+
+
+def find_reader(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Reader:
+    """Whose container the file at `path` is. Raises `CheckpointError` for one that is nobody's, or too large."""
+    head, tail = _edges(path)
+    _check_sizes([path], max_bytes)
+    refuse_by_sign(path, head)
+    members = list(open_zip(path).members) if is_zip(head, tail) else []
+    for reader in READERS:
+        if reader.recognises(head, tail) and (reader.recognises_zip is None or reader.recognises_zip(members)):
+            _check_sizes(reader.files(path), max_bytes)
+            return reader
+    raise CheckpointError(
+        f"{path} is no checkpoint that can be read here. Expected a PyTorch file (.pth, .pt), safetensors, a "
+        f"Keras file (.h5, .keras), a TensorFlow checkpoint (.index) or ONNX; "
+        f"{_found(head, members)}."
+    )
+
+
+def _found(head: bytes, members: list[str]) -> str:
+    if members:
+        return f"it is a zip of other files, {members[0][:80]!r} first"
+    return f"it begins with {head[:8].hex(' ') or 'nothing, it is empty'}"
+
+
+def _stored(path: Path) -> Stored:
+    """What is in a file that came out of an archive."""
+    return find_reader(path).read(path)
+
+
+def _check_sizes(files: Iterable[Path], max_bytes: int) -> None:
+    for path in files:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise CheckpointError(
+                f"{path} has {size:,} bytes, and at most {max_bytes:,} are read. A ResNet-50's weights have some "
+                f"100,000,000: if it is meant, set RESNET_MAX_CHECKPOINT_BYTES."
+            )
+
+
+def _check_labels(weights: Weights, graph: Graph | None, beside: Beside, path: Path) -> None:
+    """Raises `CheckpointError` where the files beside the weights name another number of classes than they have."""
+    labels, head = beside.told.labels, weights.get("fc.weight")
+    count = graph.class_count if graph else len(head) if head is not None and head.ndim else None
+    if labels is not None and count is not None and len(labels.value) != count:
+        raise CheckpointError(
+            f"{path.parent / labels.source} names {len(labels.value)} classes, but the weights have {count}. They "
+            f"are of two models: copy the files of one."
+        )
 
 
 def _edges(path: Path) -> tuple[bytes, bytes]:

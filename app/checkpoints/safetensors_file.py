@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from .base import Stored
+from .converted import read_decisions
 from .torch_file import to_float32
 
 
@@ -20,6 +21,7 @@ def read_safetensors(path: Path) -> Stored:
     try:
         # Through torch: numpy has no bfloat16.
         with safe_open(path, framework="pt", device="cpu") as file:
-            return Stored({name: to_float32(name, file.get_tensor(name), path) for name in file.keys()})  # noqa: SIM118
+            tensors = {name: to_float32(name, file.get_tensor(name), path) for name in file.keys()}  # noqa: SIM118
+            return Stored(tensors, read_decisions(file.metadata(), path))
     except SafetensorError as error:
         raise CheckpointError(f"{path} is a damaged safetensors file: {error}. Copy or download it again.") from None

@@ -21,11 +21,15 @@ _IGNORED = re.compile(r"(?:^|\.)(?:num_batches_tracked|n_averaged)$")
 _DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$")
 
 
+def without_prefixes(name: str) -> str:
+    return _PREFIXES.sub("", name)
+
+
 def clean(weights: Weights, path: Path) -> Weights:
     """Drop counters and take prefixes off. Raises `CheckpointError` for two entries with one name."""
     cleaned: dict[str, NDArray[Any]] = {}
     for name, values in weights.items():
-        bare = _DENSENET.sub(r"\1\2", _PREFIXES.sub("", name))
+        bare = _DENSENET.sub(r"\1\2", without_prefixes(name))
         if _IGNORED.search(bare):
             continue
         if bare in cleaned:

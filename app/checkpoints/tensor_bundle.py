@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from .base import Stored, Weights
+from .object_graph import OBJECT_GRAPH, read_object_graph
+from .protobuf import fields, varint
 
 MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER_BYTES = 48
@@ -36,6 +38,8 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     19: np.dtype("<f2"),
 }
 _BFLOAT16 = 14
+_STRING = 7
+_MAX_OBJECT_GRAPH_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -67,11 +71,13 @@ def read_tensor_bundle(index: Path) -> Stored:
     """The float tensors of a checkpoint, under the names they were saved with.
 
     `index` is its `.index` file; the `.data-…` files lie beside it. Strings and integers (object graphs, step counters)
-    are left out. Raises `CheckpointError` where a file is missing, damaged, compressed or partitioned.
+    are left out. TF2 saves a variable by its place in a graph of objects, which also has its name: that is taken.
+
+    Raises `CheckpointError` where a file is missing, damaged, compressed or partitioned.
     """
     try:
         entries = _read_index(index)
-        return Stored(_read_tensors(index, entries))
+        return Stored(_named(index, _read_tensors(index, entries), _object_names(index, entries)))
     except (struct.error, IndexError, ValueError, UnicodeDecodeError, OverflowError) as error:
         raise CheckpointError(
             f"{index} is a damaged TensorFlow checkpoint ({error}). Copy it again, all files of it."
@@ -110,9 +116,9 @@ def _block(table: bytes, offset: int, size: int, index: Path) -> Iterator[tuple[
         raise ValueError("a block's restart points do not fit")
     key, position = b"", 0
     while position < end:
-        shared, position = _varint(block, position)
-        fresh, position = _varint(block, position)
-        length, position = _varint(block, position)
+        shared, position = varint(block, position)
+        fresh, position = varint(block, position)
+        length, position = varint(block, position)
         if shared > len(key) or position + fresh + length > end:
             raise ValueError("an entry does not fit its block")
         key = key[:shared] + block[position : position + fresh]
@@ -121,58 +127,22 @@ def _block(table: bytes, offset: int, size: int, index: Path) -> Iterator[tuple[
         position += length
 
 
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A base-128 number (protobuf's encoding), and where it ends."""
-    number = shift = 0
-    while shift < 64:
-        byte = data[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, position
-        shift += 7
-    raise ValueError("a number has too many bytes")
-
-
 def _handle(data: bytes, position: int) -> tuple[int, int]:
     """Where a block is: offset and size."""
-    offset, position = _varint(data, position)
-    size, _ = _varint(data, position)
+    offset, position = varint(data, position)
+    size, _ = varint(data, position)
     return offset, size
 
 
 def _skip_handle(data: bytes, position: int) -> int:
-    _, position = _varint(data, position)
-    _, position = _varint(data, position)
+    _, position = varint(data, position)
+    _, position = varint(data, position)
     return position
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message: number, and an integer or bytes."""
-    position = 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            value, position = _varint(message, position)
-            yield number, value
-        elif wire in (1, 5):
-            width = 8 if wire == 1 else 4
-            yield number, int.from_bytes(message[position : position + width], "little")
-            position += width
-        elif wire == 2:
-            length, position = _varint(message, position)
-            if position + length > len(message):
-                raise ValueError("a field is longer than its message")
-            yield number, message[position : position + length]
-            position += length
-        else:
-            raise ValueError(f"a field has the unknown wire type {wire}")
 
 
 def _check_header(message: bytes, index: Path) -> None:
     """BundleHeaderProto: num_shards = 1, endianness = 2 (0 is little)."""
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number == 2 and value != 0:
             raise CheckpointError(f"{index} was written on a big-endian machine. Save it again on another.")
 
@@ -180,7 +150,7 @@ def _check_header(message: bytes, index: Path) -> None:
 def _entry(message: bytes) -> _Entry:
     """BundleEntryProto: dtype = 1, shape = 2, shard_id = 3, offset = 4, size = 5, slices = 7."""
     entry = _Entry()
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number == 2 and isinstance(value, bytes):
             entry.shape = _shape(value)
         elif number == 7:
@@ -193,9 +163,9 @@ def _entry(message: bytes) -> _Entry:
 def _shape(message: bytes) -> list[int]:
     """TensorShapeProto: dim = 2, each with size = 1 (left out where it is 0)."""
     sizes = []
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number == 2 and isinstance(value, bytes):
-            sizes.append(next((size for inner, size in _fields(value) if inner == 1 and isinstance(size, int)), 0))
+            sizes.append(next((size for inner, size in fields(value) if inner == 1 and isinstance(size, int)), 0))
     return sizes
 
 
@@ -222,6 +192,37 @@ def _read_tensors(index: Path, entries: dict[str, _Entry]) -> Weights:
             continue  # step counters
         tensors[name] = _to_float32(data, entry)
     return tensors
+
+
+def _object_names(index: Path, entries: dict[str, _Entry]) -> dict[str, str]:
+    """Keys → variables' names, from a TF2 checkpoint's graph of objects; empty for TF1's, whose keys are names."""
+    entry = entries.get(OBJECT_GRAPH)
+    if entry is None:
+        return {}
+    if entry.dtype != _STRING or entry.shape or entry.is_sliced or entry.size > _MAX_OBJECT_GRAPH_BYTES:
+        raise ValueError("its graph of objects is no single string of a bearable size")
+    with data_files(index)[entry.shard].open("rb") as file:
+        file.seek(entry.offset)
+        data = file.read(entry.size)
+    # A string tensor: the length of each, a checksum of the lengths, the strings (tensorflow/core/util/tensor_bundle).
+    length, position = varint(data, 0)
+    position += 4
+    if position + length != len(data):
+        raise ValueError("its graph of objects does not have the bytes that it should")
+    return read_object_graph(data[position:])
+
+
+def _named(index: Path, tensors: Weights, names: dict[str, str]) -> Weights:
+    """`tensors` under their variables' names. Keras 3 exports each variable twice, under one name: once is enough."""
+    named: dict[str, NDArray[Any]] = {}
+    for key, values in tensors.items():
+        name = names.get(key, key)
+        if name in named and not np.array_equal(named[name], values):
+            raise CheckpointError(
+                f"{index} holds two networks: two variables are called {name}. Save the one to serve."
+            )
+        named[name] = values
+    return named
 
 
 def _to_float32(data: NDArray[np.uint8], entry: _Entry) -> NDArray[Any]:

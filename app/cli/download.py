@@ -16,11 +16,12 @@ def download(
 ) -> None:
     """Download published weights into the cache folder and print where they are."""
     from ..checkpoints import find_by_name
-    from ..loading import download as fetch
+    from ..opening import download as fetch
+    from ..opening import published_architecture
     from .progress import TerminalReporter
 
     set_up_logging(settings.log_level)
     with TerminalReporter() as reporter:
         reporter.step(f"Looking up {name}")
-        path = fetch(settings, find_by_name(settings.architecture, name), reporter)
+        path = fetch(settings, find_by_name(published_architecture(settings), name), reporter)
     stdout.print(str(path), markup=False)

@@ -12,6 +12,7 @@ from ..errors import StartError
 from .classify import classify
 from .console import say_error
 from .download import download
+from .inspect import convert, inspect
 from .options import with_settings
 from .probe import probe
 from .serve import serve
@@ -43,6 +44,8 @@ def _root(
 app.command()(with_settings(serve))
 app.command()(with_settings(classify, "Model", "Backend", "Batching", "Limits", "Log"))
 app.command()(with_settings(download, "Model", "Log"))
+app.command()(with_settings(inspect, "Model", "Limits", "Log"))
+app.command()(with_settings(convert, "Model", "Log"))
 app.command()(probe)
 
 

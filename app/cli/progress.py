@@ -14,7 +14,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from ..loading import LogReporter
+from ..opening import LogReporter
 from .console import stderr
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, SettingError
 from ..types import ResNetSwitches
 from .resnet50 import set_switches
+from .signatures import advice
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,8 @@ _IMAGENET_CLASSES = 1000
 # torchvision builds these two with a second classifier for training; files hold it, inference does not run it.
 _AUXILIARY = {"inception_v3": ("AuxLogits.",), "googlenet": ("aux1.", "aux2.")}
 _COUNTER = "num_batches_tracked"
+DEEP_STEM_NETWORKS = ("resnet50c", "resnet50d", "resnet50s", "resnet50t")
+RESNET50_VARIANTS = (*DEEP_STEM_NETWORKS, "resnet50v2")
 TIMM_NETWORKS = frozenset({"tf_efficientnet_lite0"})
 
 
@@ -71,8 +73,9 @@ def _filled(network: torch.nn.Module, weights: Mapping[str, NDArray[Any]]) -> to
     # Its own state dict, so that the versions that some networks ask for (MNASNet) stay with it.
     state = network.state_dict()
     state |= {
-        # A copy where the array cannot be written to (a mapped file): torch warns of those.
-        name: torch.from_numpy(np.require(values, requirements=["C", "W"]))
+        # Copied into torch's own memory: how a file's bytes happen to be aligned would choose among kernels that differ
+        # in the last bit, and then one network from two files would not give one answer.
+        name: torch.tensor(values)
         for name, values in weights.items()
         if name in state
     }
@@ -96,6 +99,14 @@ def _skeleton(architecture: str, classes: int) -> torch.nn.Module:
 def _create(architecture: str, classes: int) -> torch.nn.Module:
     if architecture in TIMM_NETWORKS:
         return _timm(architecture, classes)
+    if architecture in DEEP_STEM_NETWORKS:
+        from .deep_stem import create_deep_stem
+
+        return create_deep_stem(architecture, classes)
+    if architecture == "resnet50v2":
+        from .resnet50v2 import ResNet50V2
+
+        return ResNet50V2(classes)
     import torchvision.models
 
     if architecture not in torchvision.models.list_models(module=torchvision.models):
@@ -157,10 +168,7 @@ def _misfit(
         found = f"{name} is {_shape(weights[name].shape)} where {_shape(expected[name])} was expected"
     else:
         found = f"it has {len(extra)} entries that the network does not, {extra[0]} first"
-    return CheckpointError(
-        f"The checkpoint does not fit {architecture}: {found}. "
-        f"If it is of another network, name that with --architecture."
-    )
+    return CheckpointError(f"The checkpoint does not fit {architecture}: {found}. {advice(architecture, weights)}")
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -52,3 +52,10 @@ def inputs() -> NDArray[np.float32]:
     mean = np.array([0.485, 0.456, 0.406])
     deviation = np.array([0.229, 0.224, 0.225])
     return ((np.stack(middles) / 255 - mean) / deviation).astype(np.float32)
+
+
+def photographs() -> dict[str, Any]:
+    """Photos whose sizes leave an odd number of pixels around a centre crop, as `(H, W, 3)` uint8."""
+    from skimage import data
+
+    return {"cat": data.chelsea(), "cup": data.coffee()[:, :547], "portrait": data.astronaut()[:, 100:401]}

@@ -1,0 +1,107 @@
+"""ONNX Runtime: an ONNX file's own graph, as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checkpoints import Checkpoint, Graph
+from ..errors import CheckpointError, SettingError
+from ..types import InputSpec, Outputs, Pixels, Preprocessing, ScoreKind, Want
+from .base import BackendOptions
+
+_MAX_BATCH_SIZE = 32
+
+
+def create_onnx_backend(checkpoint: Checkpoint, options: BackendOptions) -> OnnxBackend:
+    """A session of the graph in `checkpoint`. Raises `SettingError` for what the graph or this machine cannot do."""
+    graph = checkpoint.graph
+    if graph is None:
+        raise SettingError(
+            f"RESNET_BACKEND is onnx, which serves ONNX files, and {checkpoint.source} is none. Set it to auto."
+        )
+    if options.precision not in ("auto", "float32"):
+        raise SettingError(
+            f"RESNET_PRECISION is {options.precision}, but an ONNX file is served in its own. Set it to auto."
+        )
+    crop = checkpoint.preprocessing.crop
+    if graph.size is not None and graph.size != crop:
+        raise SettingError(
+            f"The preprocessing gives images of {crop[0]}×{crop[1]}, but the graph in {checkpoint.source} takes "
+            f"{graph.size[0]}×{graph.size[1]}. Set RESNET_PREPROCESSING to auto or to one that fits."
+        )
+    return OnnxBackend(graph, checkpoint.preprocessing, checkpoint.output, options)
+
+
+class OnnxBackend:
+    """A session behind the backend contract. Normalisation is numpy's; a graph of a fixed batch is given full ones."""
+
+    name = "onnx"
+    input_specs = frozenset({InputSpec.PIXELS_U8})
+    concurrency = 1
+
+    def __init__(self, graph: Graph, preprocessing: Preprocessing, kind: ScoreKind, options: BackendOptions) -> None:
+        self._graph = graph
+        self._kind: ScoreKind = kind
+        self._crop = preprocessing.crop
+        self._is_bgr = preprocessing.is_bgr
+        # (pixel / 255 - mean) / std as one multiplication and one addition.
+        mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
+        self._scale = (1 / (255 * std)).astype(np.float32)
+        self._shift = (-mean / std).astype(np.float32)
+        self._session: Any = _open(graph, options)
+        self.max_batch_size = graph.batch_size or _MAX_BATCH_SIZE
+        threads = f"{options.threads} threads, " if options.threads else ""
+        padded = f", batches of {graph.batch_size}" if graph.batch_size else ""
+        self.device = f"cpu ({threads}{graph.dtype}{padded})"
+
+    def infer(self, batch: Pixels, want: Want) -> Outputs:
+        images = self._prepared(batch)
+        size = self._graph.batch_size
+        if size is not None and len(images) < size:
+            # The last image again: zeros could meet operators that no photo meets.
+            images = np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
+        (scores,) = self._session.run([self._graph.output_name], {self._graph.input_name: images})
+        rows = np.asarray(scores, np.float32).reshape(len(images), self._graph.class_count)
+        return Outputs(np.ascontiguousarray(rows[: len(batch)]), self._kind)
+
+    def warm_up(self, batch_size: int) -> None:
+        # Grey noise and not zeros: denormals and dead paths would time differently.
+        noise = np.random.default_rng(0).integers(0, 256, (batch_size, *self._crop, 3), dtype=np.uint8)
+        self.infer(noise, Want.SCORES)
+
+    def close(self) -> None:
+        self._session = None
+
+    def _prepared(self, batch: Pixels) -> NDArray[Any]:
+        """The batch in the graph's own layout, numbers and channel order."""
+        images: NDArray[Any] = batch[..., ::-1] if self._is_bgr else batch
+        if self._graph.layout == "nchw":
+            images = images.transpose(0, 3, 1, 2)
+        if self._graph.dtype == "uint8":
+            return np.ascontiguousarray(images)
+        axes = (3, 1, 1) if self._graph.layout == "nchw" else (3,)
+        prepared: NDArray[Any] = np.multiply(images, self._scale.reshape(axes), dtype=np.float32, order="C")
+        prepared += self._shift.reshape(axes)
+        return prepared.astype(self._graph.dtype, copy=False)
+
+
+def _open(graph: Graph, options: BackendOptions) -> Any:
+    import onnxruntime
+
+    if options.device.startswith("cuda"):
+        raise SettingError(
+            f"RESNET_DEVICE is {options.device}, but ONNX files are served on the CPU. Set it to auto or cpu."
+        )
+    session = onnxruntime.SessionOptions()
+    session.intra_op_num_threads = options.threads or 0
+    session.inter_op_num_threads = 1
+    session.log_severity_level = 4  # what fails is raised
+    try:
+        return onnxruntime.InferenceSession(graph.model, session, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # Its exceptions have no common class; the graph ran when it was examined, so that this is the machine's fault.
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"ONNX Runtime cannot load the graph here: {first[:200].rstrip('. ')}.") from None

@@ -1,0 +1,72 @@
+"""A checkpoint with every decision in it: safetensors whose metadata leaves nothing to guess."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import CheckpointError
+from ..types import Preprocessing, ResNetSwitches, ScoreKind
+from .base import Checkpoint, Decision, Told
+
+METADATA_KEY = "resnet_serve"
+_SOURCE = "the file's own word"
+
+
+class _Written(BaseModel):
+    """What `convert` writes and `read` takes back; a later version adds members and changes none."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    version: Literal[1] = 1
+    architecture: str
+    stride_in: Literal["3x3", "1x1"]
+    stem: Literal["symmetric", "same"]
+    pool: Literal["symmetric", "ceil", "valid"]
+    epsilon: float
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    output: ScoreKind = "logits"
+    converted_from_sha256: str
+
+
+def write_converted(checkpoint: Checkpoint, target: Path) -> None:
+    """Write weights and decisions to `target`. Raises `CheckpointError` where it cannot be written, or is a graph."""
+    from safetensors.numpy import save_file
+
+    if checkpoint.graph is not None:
+        raise CheckpointError(f"{checkpoint.source} is a graph and not weights: it is served as it is.")
+    switches = checkpoint.switches or ResNetSwitches()
+    written = _Written(
+        architecture=checkpoint.architecture,
+        stride_in=switches.stride_in,
+        stem=switches.stem,
+        pool=switches.pool,
+        epsilon=switches.epsilon,
+        preprocessing=checkpoint.preprocessing,
+        labels=checkpoint.labels,
+        converted_from_sha256=checkpoint.sha256,
+    )
+    partial = target.with_name(f".{target.name}.part")
+    try:
+        save_file(dict(checkpoint.weights), partial, {METADATA_KEY: written.model_dump_json()})
+        partial.replace(target)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write {target}: {error.strerror or error}.") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_decisions(metadata: dict[str, str] | None, path: Path) -> Told:
+    """The decisions in a safetensors file's metadata; none where it has none of ours. Raises `CheckpointError`."""
+    text = (metadata or {}).get(METADATA_KEY)
+    if text is None:
+        return Told()
+    try:
+        written = _Written.model_validate_json(text)
+    except ValidationError:
+        raise CheckpointError(f"{path} has damaged decisions in its metadata. Convert the checkpoint again.") from None
+    plain = ("architecture", "stride_in", "stem", "pool", "epsilon", "preprocessing", "labels", "output")
+    return Told(**{name: Decision(getattr(written, name), _SOURCE) for name in plain})

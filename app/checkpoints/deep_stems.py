@@ -1,0 +1,50 @@
+"""timm's ResNet-50 with a deep stem (resnet50c, d, s, t), told by the shapes of its stem and its projections.
+
+Not all of timm can be told apart so: resnetaa50 and resnetblur50 (anti-aliased strides) have resnet50's 320 names and
+shapes, and resnetaa50d and resnetblur50d those of resnet50d. Served as the plain network their answers are wrong. What
+tells them is a timm folder's config.json or a whole pickled module; of a bare state dict, only its owner.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..types import ResNetSwitches
+from .base import Decision, Told, Weights
+from .presets import PRESETS
+
+# Widths of the three convolutions, and whether projections pool first (timm/models/resnet.py).
+_STEMS = {
+    (32, 32, 64, False): "resnet50c",
+    (32, 32, 64, True): "resnet50d",
+    (64, 64, 128, False): "resnet50s",
+    (24, 32, 64, True): "resnet50t",
+}
+
+
+def told_by_stem(weights: Weights) -> Told:
+    """The architecture of a deep stem, and timm's preprocessing for want of another."""
+    stem = [weights.get(f"conv1.{index}.weight") for index in (0, 3, 6)]
+    widths = [len(each) if each is not None and each.ndim == 4 else 0 for each in stem]
+    projection = weights.get("layer1.0.downsample.1.weight")
+    is_pooled = projection is not None and projection.ndim == 4
+    architecture = _STEMS.get((widths[0], widths[1], widths[2], is_pooled))
+    if architecture is None:
+        return Told()
+    return Told(
+        architecture=Decision(architecture, "the shapes of its stem"),
+        preprocessing=Decision(PRESETS["timm"], "timm's way", is_assumed=True),
+    )
+
+
+def check_plain(told: Told, path: Path) -> None:
+    """Raises `CheckpointError` where the file tells of strides, padding or an epsilon that deep stems cannot have."""
+    plain = ResNetSwitches()
+    for name in ("stride_in", "pool", "epsilon"):
+        decision = getattr(told, name)
+        if decision is not None and decision.value != getattr(plain, name):
+            raise CheckpointError(
+                f"{path}: {decision.source} has {name} {decision.value}, and networks with a deep stem are served with "
+                f"{getattr(plain, name)} alone. Export it to ONNX."
+            )

@@ -1,0 +1,138 @@
+"""Folders that are one checkpoint: whose they are, which file in them has the weights, and what lies beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .base import Told
+from .model_config import is_hugging_face, is_timm, read_hugging_face, read_timm
+from .refused import is_distributed, refuse_distributed
+
+# In transformers' and timm's order of preference.
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_VARIABLES = Path("variables", "variables.index")
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What the files beside the weights tell."""
+
+    told: Told
+    warnings: tuple[str, ...] = ()
+
+
+NOTHING = Beside(Told())
+
+
+def _nothing(folder: Path) -> Beside:
+    return NOTHING
+
+
+def _hugging_face(folder: Path) -> Beside:
+    return Beside(*read_hugging_face(folder))
+
+
+def _timm(folder: Path) -> Beside:
+    return Beside(*read_timm(folder))
+
+
+def _weight_file(folder: Path) -> Path | None:
+    return next((folder / name for name in _WEIGHT_FILES if (folder / name).exists()), None)
+
+
+_MLFLOW_WEIGHTS = ("data/model.pth", "data/state_dict.pth", "state_dict.pth", "data/model.pt2")
+
+
+def _mlflow_file(folder: Path) -> Path | None:
+    found = next((folder / name for name in _MLFLOW_WEIGHTS if (folder / name).exists()), None)
+    if found is not None and not found.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(
+            f"{found} is a link that leads out of its folder. Copy the files themselves: cp -rL {folder} COPY."
+        )
+    return found
+
+
+def _variables(folder: Path) -> Path | None:
+    return folder / _VARIABLES if (folder / _VARIABLES).exists() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """One way of laying a checkpoint out in a folder."""
+
+    name: str
+    recognises: Callable[[Path], bool]
+    weights: Callable[[Path], Path | None]
+    """The file in it that a reader is given."""
+    beside: Callable[[Path], Beside]
+
+
+FOLDERS = (
+    Folder("Hugging Face folder", is_hugging_face, _weight_file, _hugging_face),
+    Folder("timm folder", is_timm, _weight_file, _timm),
+    Folder("MLflow folder", lambda folder: (folder / "MLmodel").is_file(), _mlflow_file, _nothing),
+    Folder("sharded checkpoint", is_distributed, refuse_distributed, _nothing),
+    Folder("SavedModel", lambda folder: (folder / "saved_model.pb").exists(), _variables, _nothing),
+)
+
+
+def find_folder(path: Path) -> Folder | None:
+    """What kind of checkpoint the folder `path` is. Raises `CheckpointError` for a damaged config.json."""
+    return next((each for each in FOLDERS if each.recognises(path)), None) if path.is_dir() else None
+
+
+def is_checkpoint_folder(path: Path) -> bool:
+    """Whether `path` is a folder that is one checkpoint, with its weights in it."""
+    folder = find_folder(path)
+    return folder is not None and folder.weights(path) is not None
+
+
+def home_of(path: Path) -> Path:
+    """The folder that belongs to the checkpoint `path`: itself, or the one that its file lies in."""
+    if path.is_dir():
+        return path
+    if path.parent.name == _VARIABLES.parent.name and (path.parent.parent / "saved_model.pb").exists():
+        return path.parent.parent
+    return path.parent
+
+
+def weights_in(path: Path) -> Path:
+    """The file with the weights of the checkpoint `path`: itself, or the one in its folder.
+
+    Raises `CheckpointError` for a folder that is no checkpoint, and where a link leads out of it.
+    """
+    if not path.is_dir():
+        return path
+    folder = find_folder(path)
+    weights = folder.weights(path) if folder else None
+    if weights is None:
+        kind = f"a {folder.name} without weights" if folder else "a folder that is no checkpoint"
+        raise CheckpointError(
+            f"{path} is {kind}. Expected a Hugging Face or timm folder (config.json and {_WEIGHT_FILES[0]}), a "
+            f"SavedModel (saved_model.pb and {_VARIABLES}), or a file: a .pth, .pt, .safetensors, .h5 or .index."
+        )
+    _keep_inside(path)
+    return weights
+
+
+def read_beside(path: Path) -> Beside:
+    """What the files beside the weights file `path` tell. Raises `CheckpointError` where they rule a ResNet-50 out."""
+    home = home_of(path)
+    folder = find_folder(home)
+    if folder is None:
+        return NOTHING
+    _keep_inside(home)
+    return folder.beside(home)
+
+
+def _keep_inside(folder: Path) -> None:
+    """Raises `CheckpointError` for a link that leads out of `folder`: what is served is what lies there."""
+    root = folder.resolve()
+    for path in (*folder.iterdir(), *folder.glob(f"{_VARIABLES.parent}/*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise CheckpointError(
+                f"{path} is a link that leads out of its folder. Copy the files themselves: cp -rL {folder} COPY."
+            )

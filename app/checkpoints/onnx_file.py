@@ -1,0 +1,104 @@
+"""ONNX files: a graph with its weights, served as it is. `onnx_process` examines it; here nothing of it is parsed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from math import floor
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..types import Preprocessing
+from .base import Decision, Graph, Stored, Told
+from .presets import PRESETS
+
+MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own
+_MAX_SECONDS = 180.0
+_ZEROS, _ONES, _LEVELS = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1 / 255, 1 / 255, 1 / 255)
+_CROP_PCT = 0.875
+# ModelProto: after ir_version (1), the tags of its other fields, which writers put in order of their numbers.
+_NEXT_TAGS = frozenset({0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42})
+
+
+def is_onnx(head: bytes, tail: bytes) -> bool:
+    """A ModelProto begins with `ir_version`, 3 (2017) and up. (A SavedModel begins alike, with version 1.)"""
+    return len(head) > 2 and head[0] == 0x08 and 3 <= head[1] < 0x40 and head[2] in _NEXT_TAGS
+
+
+def read_onnx(path: Path) -> Stored:
+    """The graph, checked and tried. Raises `CheckpointError` in one line for one that is damaged or not to be run."""
+    for package in ("onnx", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise CheckpointError(f"{path} is an ONNX file, which needs the package {package}. pip install {package}")
+    size_bytes = path.stat().st_size
+    if size_bytes > MAX_FILE_BYTES:
+        raise CheckpointError(f"{path} has {size_bytes:,} bytes. The limit for ONNX is {MAX_FILE_BYTES:,}.")
+    model = path.read_bytes()
+    line, _, changed = _ask(model).partition(b"\n")
+    try:
+        found = json.loads(line)
+        if "refused" in found:
+            raise CheckpointError(f"{path} cannot be served: {found['refused']}.")
+        if "damaged" in found:
+            raise _damaged(path, found["damaged"])
+        graph = Graph(
+            model=changed if found["changed"] else model,
+            input_name=found["input"],
+            output_name=found["output"],
+            dtype=found["dtype"],
+            layout=found["layout"],
+            size=tuple(found["size"]) if found["size"] else None,
+            batch_size=found["batch"],
+            class_count=found["classes"],
+            scale=found["scale"],
+        )
+        notes = (f"{path.name}: {found['note']}.",) if found["note"] else ()
+        return Stored({}, Told(output=Decision(found["kind"], "the file's graph")), notes, graph)
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(path, "ONNX Runtime crashed on it, or went over its time or memory") from None
+
+
+def settle(graph: Graph, told: Told) -> Told:
+    """`told`, and what a graph leaves to assume: a name, and how images are prepared for its input.
+
+    A graph that normalises its input is given levels or fractions, whatever files beside it say.
+    """
+    preprocessing = told.preprocessing or Decision(_usual(graph), "torchvision's usual way", is_assumed=True)
+    if graph.scale is not None:
+        deviation = _ONES if graph.scale == "unit" else _LEVELS
+        value = replace(preprocessing.value, mean=_ZEROS, std=deviation)
+        preprocessing = replace(preprocessing, value=value, source=f"{preprocessing.source}, normalised by the graph")
+    return replace(told, preprocessing=preprocessing).then(Told(architecture=Decision("onnx", "the file's graph")))
+
+
+def _usual(graph: Graph) -> Preprocessing:
+    usual = PRESETS["torchvision-v1"]
+    if graph.size is None:
+        return usual
+    return replace(usual, resize_short_side=floor(max(graph.size) / _CROP_PCT), crop=graph.size)
+
+
+def _ask(model: bytes) -> bytes:
+    command = [sys.executable, "-P", str(Path(__file__).with_name("onnx_process.py"))]
+    try:
+        done = subprocess.run(
+            command,
+            input=model,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_MAX_SECONDS,
+            check=False,
+            # One thread: each would reserve memory of its own.
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+    except subprocess.TimeoutExpired:
+        return b""
+    return done.stdout if done.returncode == 0 else b""
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path} is a damaged ONNX file ({reason}). Copy or export it again.")

@@ -1,0 +1,41 @@
+"""Protobuf's wire format, as much of it as the messages here need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+def varint(data: bytes, position: int) -> tuple[int, int]:
+    """A base-128 number (protobuf's encoding), and where it ends."""
+    number = shift = 0
+    while shift < 64:
+        byte = data[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, position
+        shift += 7
+    raise ValueError("a number has too many bytes")
+
+
+def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a protobuf message: number, and an integer or bytes."""
+    position = 0
+    while position < len(message):
+        tag, position = varint(message, position)
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            value, position = varint(message, position)
+            yield number, value
+        elif wire in (1, 5):
+            width = 8 if wire == 1 else 4
+            yield number, int.from_bytes(message[position : position + width], "little")
+            position += width
+        elif wire == 2:
+            length, position = varint(message, position)
+            if position + length > len(message):
+                raise ValueError("a field is longer than its message")
+            yield number, message[position : position + length]
+            position += length
+        else:
+            raise ValueError(f"a field has the unknown wire type {wire}")

@@ -1,0 +1,144 @@
+"""Zips as torch writes them: listed within bounds, members read in place."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import CheckpointError
+
+# 90,000 members: above any checkpoint's, and listed in some tens of megabytes.
+_MAX_DIRECTORY_BYTES = 4 << 20
+_LOCAL_HEADER_BYTES = 30
+_CHUNK_BYTES = 1 << 20
+
+
+class _BoundedFile(io.FileIO):
+    """zipfile reads a zip's directory at once, of the size that the zip claims."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        size = left if size is None or size < 0 else min(size, left)
+        if size > _MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile("its directory is too large")
+        return super().read(size) or b""
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A zip whose names are all different and stay inside it."""
+
+    path: Path
+    members: dict[str, zipfile.ZipInfo]
+
+    def root(self) -> str:
+        """The folder that torch puts all members into, with its slash; "" where there is none."""
+        first = next(iter(self.members), "")
+        folder = first.split("/", 1)[0] + "/"
+        return folder if "/" in first and all(name.startswith(folder) for name in self.members) else ""
+
+    def size(self, name: str) -> int:
+        return self._member(name).file_size
+
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        """A member, unpacked if it is packed. Raises `CheckpointError` over `limit_bytes`, whatever the zip claims."""
+        member = self._member(name)
+        if member.file_size > limit_bytes:
+            raise CheckpointError(
+                f"{self.path}: {name} has {member.file_size:,} bytes, and at most {limit_bytes:,} are read. "
+                f"Save the weights alone: torch.save(model.state_dict(), 'weights.pth')."
+            )
+        if member.compress_type == zipfile.ZIP_STORED:
+            return bytes(self.read_stored(name))
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(member) as file:
+                return file.read(limit_bytes)
+        except _DAMAGE as error:
+            raise _damaged(self.path, error) from None
+
+    def read_stored(self, name: str) -> bytearray:
+        """A member that is not packed, from its place in the file: as large as the file has bytes for, no larger."""
+        member = self._member(name)
+        if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+            raise CheckpointError(
+                f"{self.path}: {name} is compressed, which torch never does. Save it again with torch.save."
+            )
+        with self.path.open("rb") as file:
+            file.seek(member.header_offset)
+            header = file.read(_LOCAL_HEADER_BYTES)
+            if len(header) == _LOCAL_HEADER_BYTES and header.startswith(b"PK\x03\x04"):
+                name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
+                start = member.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+                if start + member.file_size <= self.path.stat().st_size:
+                    file.seek(start)
+                    values = bytearray(member.file_size)
+                    if file.readinto(values) == member.file_size:
+                        return values
+        raise _damaged(self.path, f"{name} is cut off")
+
+    def extract(self, name: str, to: Path, limit_bytes: int) -> None:
+        """Unpack a member into a new file, piece by piece."""
+        left = limit_bytes
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(self._member(name)) as file, to.open("xb") as out:
+                while chunk := file.read(_CHUNK_BYTES):
+                    left -= len(chunk)
+                    if left < 0:
+                        raise CheckpointError(
+                            f"{self.path}: {name} unpacks to more than {limit_bytes:,} bytes. "
+                            f"Raise RESNET_MAX_CHECKPOINT_BYTES if it is meant."
+                        )
+                    out.write(chunk)
+        except _DAMAGE as error:
+            raise _damaged(self.path, error) from None
+
+    def _member(self, name: str) -> zipfile.ZipInfo:
+        if name not in self.members:
+            raise _damaged(self.path, f"it lacks {name}")
+        return self.members[name]
+
+
+# What zipfile and zlib raise on damage; a flag that means encryption is a RuntimeError.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError, struct.error, OverflowError)
+
+
+def open_zip(path: Path) -> Archive:
+    """The zip's directory. Raises `CheckpointError` for damage, a name twice, and names that lead out of it."""
+    try:
+        with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except _DAMAGE as error:
+        raise _damaged(path, error) from None
+    if any(member.header_offset < 0 for member in members):
+        raise _damaged(path, "its directory points before its beginning")
+    by_name = {member.filename: member for member in members}
+    if len(by_name) != len(members):
+        raise CheckpointError(
+            f"{path} holds two members of one name, and which one counts is not clear. Save it again."
+        )
+    for name in by_name:
+        if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
+            raise CheckpointError(f"{path} holds a member that leads out of it, {name[:80]!r}. Save it again.")
+    return Archive(path, by_name)
+
+
+def require_stored(archive: Archive, but: Sequence[str] = ()) -> None:
+    """Refuse packed members, which torch does not write, but in the folders `but`."""
+    for name, member in archive.members.items():
+        if member.compress_type != zipfile.ZIP_STORED and not name.startswith(tuple(but)):
+            raise CheckpointError(
+                f"{archive.path}: {name} is compressed, which torch never does. Save it again with torch.save."
+            )
+
+
+def _damaged(path: Path, reason: object) -> CheckpointError:
+    text = str(reason).splitlines()[0][:120] if str(reason) else type(reason).__name__
+    return CheckpointError(
+        f"{path} looks like a PyTorch file (a zip) but cannot be read ({text}). Copy or download it again."
+    )

@@ -1,0 +1,97 @@
+"""resnet-serve inspect and convert"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ..settings import Settings
+from .console import set_up_logging, stderr, stdout
+
+if TYPE_CHECKING:
+    from ..opening import Examined
+
+
+def inspect(
+    settings: Settings,
+    checkpoint: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint: a file or a folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what a checkpoint is and how it would be served: each decision, and where it comes from."""
+    document = _describe(_examine(settings, checkpoint))
+    if as_json:
+        stdout.print(json.dumps(document, ensure_ascii=False), markup=False)
+        return
+    facts = Table(title=document["path"], title_justify="left", show_header=False)
+    for name in ("container", "family", "classes", "parameters", "sha256"):
+        value = document[name]
+        facts.add_row(name, f"{value:,}" if name == "parameters" else str(value))
+    stdout.print(facts)
+    table = Table("decision", "value", "because of")
+    for name, decision in document["decisions"].items():
+        mark = "[yellow]" if decision["assumed"] else ""
+        table.add_row(name, f"{mark}{decision['shown']}", f"{mark}{decision['source']}")
+    stdout.print(table)
+    for warning in document["warnings"]:
+        stderr.print(f"[bold yellow]Warning:[/] {warning}")
+
+
+def convert(
+    settings: Settings,
+    checkpoint: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint: a file or a folder.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],
+) -> None:
+    """Write a checkpoint's weights with every decision in the file, which then needs no guess."""
+    from ..checkpoints import write_converted
+
+    examined = _examine(settings, checkpoint)
+    write_converted(examined.checkpoint, target)
+    for warning in examined.warnings:
+        stderr.print(f"[bold yellow]Warning:[/] written as settled: {warning}")
+    stdout.print(str(target), markup=False)
+
+
+def _examine(settings: Settings, checkpoint: str) -> Examined:
+    from ..checkpoints import CheckpointFile, locate
+    from ..errors import CheckpointError
+    from ..opening import examine
+
+    set_up_logging("warning" if settings.log_level == "info" else settings.log_level)
+    source = locate(checkpoint)
+    if not isinstance(source, CheckpointFile):
+        raise CheckpointError(f"{checkpoint} is no file or folder here.")
+    with stderr.status(f"Reading {source.path} …"):
+        return examine(settings, source.path)
+
+
+def _describe(examined: Examined) -> dict[str, Any]:
+    """What `inspect` shows, as JSON."""
+    from ..types import Preprocessing
+
+    contents = examined.contents
+    decisions: dict[str, dict[str, Any]] = {}
+    named = {each.name: getattr(examined.decisions, each.name) for each in fields(examined.decisions)}
+    for name, decision in (named | {"labels": examined.labels}).items():
+        value: Any = decision.value
+        shown: Any = value
+        if isinstance(value, Preprocessing):
+            shown = value.describe()
+            value = asdict(value) | {"interpolation": value.interpolation.value}
+        elif isinstance(value, tuple):
+            shown = f"{value[0]}, … {value[-1]}" if len(value) > 2 else ", ".join(value)
+        decisions[name] = {"value": value, "shown": shown, "source": decision.source, "assumed": decision.is_assumed}
+    return {
+        "path": str(examined.path),
+        "container": contents.container,
+        "family": contents.family,
+        "classes": examined.class_count,
+        "parameters": sum(values.size for name, values in contents.weights.items() if "running_" not in name),
+        "sha256": contents.sha256,
+        "decisions": decisions,
+        "warnings": list(examined.warnings),
+    }

@@ -1,0 +1,195 @@
+"""From settings to a Checkpoint: which weights, what is in them, and every decision that serving them needs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from . import checkpoints
+from .checkpoints import (
+    Checkpoint,
+    CheckpointFile,
+    Contents,
+    Decision,
+    Decisions,
+    OfflineDemo,
+    PublishedName,
+    PublishedWeights,
+    Source,
+)
+from .errors import DownloadUnreachable, StartError
+from .labels import Labels, choose_labels, labels_beside
+from .networks import count_classes
+from .settings import ENV_PREFIX, Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Reporter(Protocol):
+    """Who is told what loading is doing."""
+
+    def step(self, text: str) -> None:
+        """Something begins that may take a while."""
+        ...
+
+    def warn(self, text: str) -> None: ...
+
+    def downloading(self, name: str, received: int, expected: int | None) -> None:
+        """Bytes so far, and in all if the server said."""
+        ...
+
+
+class LogReporter:
+    """Loading's progress as log lines; of a download one line every tenth."""
+
+    def __init__(self) -> None:
+        self._tenths = 0
+
+    def step(self, text: str) -> None:
+        self._tenths = 0
+        logger.info("%s …", text)
+
+    def warn(self, text: str) -> None:
+        logger.warning("%s", text)
+
+    def downloading(self, name: str, received: int, expected: int | None) -> None:
+        tenths = received * 10 // expected if expected else received >> 24
+        if tenths > self._tenths:
+            self._tenths = tenths
+            of = f" of {expected / 1e6:.0f}" if expected else ""
+            logger.info("Downloading %s: %.0f%s MB", name, received / 1e6, of)
+
+
+class LoadCancelled(StartError):
+    """The service was told to stop while it loaded."""
+
+
+def open_checkpoint(settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
+    source: Source = checkpoints.locate(settings.weights)
+    if isinstance(source, PublishedName):
+        try:
+            return _published(settings, source.name, reporter, is_cancelled)
+        except DownloadUnreachable as error:
+            if settings.weights_fallback != "offline-demo":
+                raise
+            warning = (
+                f"{source.name} of {published_architecture(settings)} could not be downloaded, so this serves the "
+                f"offline demo: an EfficientNet-Lite0, which is not a ResNet-50. Put a checkpoint into model_weights/ "
+                f"to serve yours."
+            )
+            logger.debug("%s", error)
+            demo = _offline_demo(settings, reporter)
+            return replace(demo, is_fallback=True, warnings=(warning, *demo.warnings))
+    if isinstance(source, OfflineDemo):
+        return _offline_demo(settings, reporter)
+    return _file(settings, source, reporter)
+
+
+def _published(settings: Settings, name: str, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
+    reporter.step("Starting PyTorch")
+    published = checkpoints.find_by_name(published_architecture(settings), name)
+    if is_cancelled():
+        raise LoadCancelled("Stopped while loading.")
+    path = download(settings, published, reporter, is_cancelled)
+    return _file(settings, CheckpointFile(path), reporter)
+
+
+def published_architecture(settings: Settings) -> str:
+    """Whose published weights are meant: a ResNet-50's, unless the setting names another."""
+    return "resnet50" if settings.architecture == "auto" else settings.architecture
+
+
+def download(
+    settings: Settings,
+    published: PublishedWeights,
+    reporter: Reporter,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> Path:
+    """torchvision's file in the cache folder, downloaded unless it is there. Raises `DownloadError`."""
+    url = published.url
+    if settings.download_mirror:
+        url = f"{settings.download_mirror.rstrip('/')}/{published.file_name}"
+    return checkpoints.fetch(
+        url,
+        settings.cache_dir / "checkpoints",
+        published.sha256_prefix,
+        progress=lambda received, expected: reporter.downloading(published.file_name, received, expected),
+        is_cancelled=is_cancelled,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A checkpoint file with everything settled: what `inspect` shows and `convert` writes."""
+
+    path: Path
+    contents: Contents
+    decisions: Decisions
+    class_count: int
+    labels: Decision[Labels]
+    warnings: tuple[str, ...]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        architecture = self.decisions.architecture.value
+        return Checkpoint(
+            weights=self.contents.weights,
+            architecture=architecture,
+            class_count=self.class_count,
+            preprocessing=self.decisions.preprocessing.value,
+            labels=self.labels.value,
+            sha256=self.contents.sha256,
+            source=str(self.path),
+            warnings=self.warnings,
+            switches=self.decisions.switches if architecture == "resnet50" else None,
+            graph=self.contents.graph,
+            output=self.decisions.output.value if self.contents.graph else "logits",
+        )
+
+
+def examine(settings: Settings, path: Path) -> Examined:
+    """Read the checkpoint at `path`, check that it fits its network, and settle what it leaves open.
+
+    Raises a `StartError` in one line: `CheckpointError`, `LabelsError` or `SettingError`.
+    """
+    contents = checkpoints.read_checkpoint(path, settings.max_checkpoint_bytes)
+    decisions = checkpoints.decide(settings, contents)
+    architecture = decisions.architecture.value
+    class_count = contents.graph.class_count if contents.graph else count_classes(architecture, contents.weights)
+    labels = _labels(settings, contents, class_count, architecture, path)
+    warnings = tuple(checkpoints.warnings_of(contents, decisions, path.name))
+    return Examined(path, contents, decisions, class_count, labels, warnings)
+
+
+def _labels(
+    settings: Settings, contents: Contents, class_count: int, architecture: str, path: Path
+) -> Decision[Labels]:
+    """The setting's file, the checkpoint's own word, a file beside it, ImageNet's, or the indices."""
+    if settings.labels is not None:
+        return Decision(choose_labels(class_count, settings.labels), f"{ENV_PREFIX}LABELS")
+    told = contents.told.labels
+    if told is not None and len(told.value) == class_count:
+        return told
+    # A file beside published weights is somebody else's: their categories are known.
+    published = checkpoints.find_by_sha256(architecture, contents.sha256)
+    beside = None if published is not None else labels_beside(checkpoints.home_of(path))
+    source = beside.name if beside else "ImageNet's, by their number" if class_count >= 1000 else "the class indices"
+    return Decision(choose_labels(class_count, beside), source)
+
+
+def _file(settings: Settings, source: CheckpointFile, reporter: Reporter) -> Checkpoint:
+    reporter.step(f"Reading {source.path}")
+    return examine(settings, source.path).checkpoint
+
+
+def _offline_demo(settings: Settings, reporter: Reporter) -> Checkpoint:
+    reporter.step("Reading the offline demo")
+    from .checkpoints.offline_demo import ARCHITECTURE, PREPROCESSING
+
+    weights, sha256, path = checkpoints.read_offline_demo()
+    class_count = count_classes(ARCHITECTURE, weights)
+    labels = choose_labels(class_count, settings.labels)
+    return Checkpoint(weights, ARCHITECTURE, class_count, PREPROCESSING, labels, sha256, str(path))
