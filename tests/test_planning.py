@@ -156,3 +156,11 @@ def test_a_failing_device_fails_the_warm_up() -> None:
 
     with pytest.raises(RuntimeError, match="out of memory"):
         plan_batches(broken, 4, None)
+
+
+def test_a_slow_device_is_not_climbed_for_long() -> None:
+    """A size whose runs would hold the start up for more than three seconds is not tried."""
+    device = Device(linear(0.02, 0.055))
+    plan = plan_batches(device.run, 64, None, clock=device.clock)
+    assert device.sizes == [1, 2, 4, 8]
+    assert plan.max_batch_size in device.sizes

@@ -33,11 +33,13 @@ def plan_batches(
     fixed: int | None,
     is_cancelled: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.perf_counter,
+    step_seconds: float = 3.0,
 ) -> BatchPlan:
     """Warm up and time `run(batch_size)` at 1, 2, 4, … up to `largest`; blocks.
 
     With `fixed` only 1 and that size are timed, and it is the plan. Else the plan is the smallest size within 5% of the
-    best throughput measured; the climb ends early once two sizes in a row brought less than 5%.
+    best throughput measured; the climb ends early once two sizes in a row brought less than 5%, or where the next
+    size would take more than `step_seconds`: on a slow device it costs the start more than it can bring.
     """
     sizes = sorted({1, min(fixed, largest)}) if fixed else [2**power for power in range(largest.bit_length())]
     seconds: dict[int, float] = {}
@@ -50,7 +52,8 @@ def plan_batches(
         throughput = size / max(seconds[size], 1e-9)
         fruitless = 0 if throughput > best * _WORTH_IT else fruitless + 1
         best = max(best, throughput)
-        if fixed is None and fruitless >= _PATIENCE:
+        next_takes = 2 * seconds[size] * (_REPEATS + 1)
+        if fixed is None and (fruitless >= _PATIENCE or next_takes > step_seconds):
             break
     if not seconds:
         return BatchPlan(1, {1: 0.0})
