@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .backends import Backend, BackendOptions, create_backend, null_checkpoint
 from .engine import Engine, InProcessEngine
+from .errors import SettingError
 from .metrics import Metrics
 from .opening import LoadCancelled, Reporter, open_checkpoint
 from .resources import available_cpus, available_memory_bytes
@@ -60,6 +61,11 @@ def load_model(
         checkpoint,
         BackendOptions(settings.device, settings.precision, _count(settings.compute_threads, cpus)),
     )
+    if settings.max_batch_size != "auto" and settings.max_batch_size > backend.max_batch_size:
+        raise SettingError(
+            f"RESNET_MAX_BATCH_SIZE (--max-batch-size) cannot be {settings.max_batch_size}: the {backend.name} backend "
+            f"on {backend.device} takes 1 to {backend.max_batch_size}, or auto."
+        )
     engine = InProcessEngine(
         backend,
         max_batch_size=None if settings.max_batch_size == "auto" else settings.max_batch_size,

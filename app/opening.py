@@ -68,6 +68,10 @@ class LoadCancelled(StartError):
 
 
 def open_checkpoint(settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
+    """The checkpoint that the settings name, read and settled; where that is allowed, the fallback for it.
+
+    Raises a `StartError` that says what is wrong and what to do. Blocks.
+    """
     source: Source = checkpoints.locate(settings.weights)
     if isinstance(source, PublishedName):
         try:
@@ -176,7 +180,9 @@ def _labels(
     # A file beside published weights is somebody else's: their categories are known.
     published = checkpoints.find_by_sha256(architecture, contents.sha256)
     beside = None if published is not None else labels_beside(checkpoints.home_of(path))
-    source = beside.name if beside else "ImageNet's, by their number" if class_count >= 1000 else "the class indices"
+    source = (
+        beside.name if beside else "ImageNet's, by their number" if class_count in (1000, 1001) else "the class indices"
+    )
     return Decision(choose_labels(class_count, beside), source)
 
 

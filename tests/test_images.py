@@ -72,6 +72,7 @@ REFUSED = {
     "TGA": encode(PHOTO, "TGA"),
     "PDF": encode(PHOTO, "PDF"),
     "EPS": encode(PHOTO, "EPS"),
+    "text that begins as a BMP does": b"BMW is a maker of cars. " * 9,
     "SVG": b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
     "HTML": b"<!doctype html><html><body><img src='cat.jpg'></body></html>",
     "JSON": b'{"image": "x"}',
@@ -387,11 +388,13 @@ def test_a_palette_with_levels_of_transparency_lies_over_white() -> None:
     [
         (1, made.GREY, b"\x00", b"\xff", (0,)),
         (4, made.GREY, b"\x00", b"\xff", (0,)),
+        (2, made.GREY, b"\x55", b"\xff", (1,)),
+        (4, made.GREY, b"\x33", b"\xff", (3,)),
         (8, made.GREY, b"\x20", b"\xff", (32,)),
         (8, made.RGB, b"\x01\x02\x03", b"\xff\xff\xff", (1, 2, 3)),
         (16, made.GREY, b"\x10\x01", b"\xff\xff", (0x1001,)),
     ],
-    ids=["1-bit grey", "4-bit grey", "8-bit grey", "RGB", "16-bit grey"],
+    ids=["1-bit grey", "4-bit black", "2-bit grey", "4-bit grey", "8-bit grey", "RGB", "16-bit grey"],
 )
 def test_a_colour_named_transparent_lies_over_white(
     depth: int, colour: int, hidden: bytes, other: bytes, transparent: tuple[int, ...]

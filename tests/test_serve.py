@@ -143,6 +143,7 @@ def test_a_stuck_upload_does_not_keep_it_alive(tmp_path: Path) -> None:
         (("--backend", "null", "--weights", "x.pth"), {}, ["null needs no weights"]),
         (("--architecture", "resnet51", "--weights", "IMAGENET1K_V1"), {}, ["RESNET_ARCHITECTURE", "resnet50"]),
         (("--weights", "IMAGENET1K_V9"), {}, ["no weights IMAGENET1K_V9", "IMAGENET1K_V1, IMAGENET1K_V2"]),
+        (NULL, {"RESNET_MAX_BATCH_SIZE": "65"}, ["RESNET_MAX_BATCH_SIZE", "null backend", "1 to 64"]),
         (("--weights", "nowhere.pth"), {}, ["nowhere.pth", "no such file"]),
     ],
 )
@@ -184,7 +185,7 @@ def test_the_fallback_names_what_it_serves(tmp_path: Path, example_jpeg: bytes) 
     flags = ("--download-mirror", "http://127.0.0.1:9", "--weights-fallback", "offline-demo", "--model-name", "mine")
     with service_process(*flags, folder=tmp_path, environment={"RESNET_CACHE_DIR": str(tmp_path)}) as service:
         address = address_in(service.wait_for("Ready:"))
-        assert service.wait_for("Warning:")
+        assert service.wait_for("WARNING")
         with httpx.Client(base_url=address, timeout=60) as client:
             answer = client.post("/predict", content=example_jpeg).json()
             assert answer["model"]["name"] == "tf_efficientnet_lite0"

@@ -14,6 +14,9 @@ from .problems import MEDIA_TYPE, problem
 class HttpProtocol(HttpToolsProtocol):
     """Answers what is not HTTP with problem+json; the request never became one, so no route sees it."""
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Who asks for a WebSocket is answered as if they had not; uvicorn would tell the operator to install one."""
+
     def send_400_response(self, msg: str) -> None:
         request_id = uuid4().hex
         body = json.dumps(problem(MalformedRequest("This is not a valid HTTP/1.1 request."), request_id)).encode()

@@ -60,7 +60,7 @@ def create_torch_backend(checkpoint: Checkpoint, options: BackendOptions) -> Tor
 def plan_device(device: str, precision: str) -> DevicePlan:
     """Resolve "auto" and check that the device is there. Half precision is the default where tensor cores make it fast.
 
-    float16 and not bfloat16: its 10 bits of mantissa keep probabilities within about 1e-3 of float32, and a normalised
+    float16 and not bfloat16: its 10 bits of mantissa keep probabilities within about 5e-3 of float32, and a normalised
     network's activations are far from its range.
     """
     import torch

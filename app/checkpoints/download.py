@@ -63,6 +63,8 @@ def fetch(
                 f"or replaced on the way, and is not kept. Try again; if it stays so, something between here and the "
                 f"publisher changes files."
             )
+        # mkstemp's 0600 would shut out whoever shares the cache.
+        os.chmod(temporary, 0o644)
         os.replace(temporary, target)
     except OSError as error:
         raise DownloadError(
@@ -104,9 +106,11 @@ def _receive(
     """Stream the body of `url` into `file`; returns its SHA-256 in hex."""
     sha256 = hashlib.sha256()
     received = 0
+    # The bytes as they are: a compressed answer would fail the checksum.
+    headers = {"Accept-Encoding": "identity"}
     timeout = httpx.Timeout(stall_seconds, connect=_CONNECT_SECONDS)
     try:
-        with httpx.stream("GET", url, timeout=timeout, follow_redirects=True) as response:
+        with httpx.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
             response.raise_for_status()
             length = response.headers.get("Content-Length", "")
             expected = int(length) if length.isdigit() else None

@@ -98,6 +98,7 @@ def _only_checkpoint(folder: Path) -> Path | None:
         path
         for path in entries
         if not path.name.startswith(".")
+        and path.name != "lost+found"
         and path.suffix.lower() not in _COMPANIONS
         and path.name not in LABEL_FILES
         and not _TENSORFLOW_COMPANION.search(path.name)

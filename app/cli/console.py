@@ -22,7 +22,7 @@ def set_up_logging(level: str) -> None:
     logging.basicConfig(
         level=level.upper(),
         format="%(asctime)s %(levelname)-7s %(message)s",
-        datefmt="%H:%M:%S",
+        datefmt="%Y-%m-%dT%H:%M:%S%z",
         stream=sys.stderr,
     )
     # Each request of the download's HTTP client is no news, and uvicorn says twice what `serve` says once.

@@ -35,8 +35,6 @@ def serve(settings: Settings) -> None:
 
 def _announce(model: LoadedModel, address: str) -> None:
     """The last line of the start: what serves, where, and a command that works when pasted."""
-    for warning in model.warnings:
-        stderr.print(f"[bold yellow]Warning:[/] {warning}", markup=True)
     stderr.print(
         f"[bold green]Ready:[/] {model.identity.name} ({model.identity.version}) on {model.device}, {address}/docs\n"
         f"Try:   {example_command(address)}"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile
 
 from ..errors import ImageCorrupt, ImageTooLarge, ServiceError, UnsupportedImageFormat
 from ..types import Pixels, Preprocessing
@@ -20,6 +20,9 @@ from .geometry import resize_and_crop
 # behind the first, opens through the JPEG plugin.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _JPEG_FAMILY = frozenset({"JPEG", "MPO"})
+
+# What a grey level of fewer bits becomes at 8, by Pillow's name of how it is stored.
+_WIDENED = {"L;2": 85, "L;4": 17}
 
 # How to turn a stored image upright, by its EXIF orientation (EXIF 2.32, tag 0x0112); 1 is upright already.
 _UPRIGHT = {
@@ -50,6 +53,7 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> P
     """
     with _pillow_errors(ImageCorrupt), _open(data) as image:
         _check_size(image, limits)
+        _widen_transparency(image)
         # Only the first frame is ever read: `load` stops there for GIF, APNG, animated WebP and MPO.
         image.load()
         upright = _turn_upright(image)
@@ -60,8 +64,11 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     """The image's header, read by the decoder that its first bytes ask for."""
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        # Pillow says the same of a foreign format and of one of ours with a broken header.
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError):
+        raise
+    except Exception:
+        # Pillow says UnidentifiedImageError of a foreign format and of one of ours with a broken header; of text that
+        # begins with "BM", and of other near misses, whatever its header's reader met.
         raise (ImageCorrupt if _looks_supported(data) else UnsupportedImageFormat)() from None
 
 
@@ -82,6 +89,13 @@ def _check_size(image: Image.Image, limits: DecodeLimits) -> None:
             f"The image is {width}×{height}; this server decodes up to {most / 1e6:g} megapixels of this format "
             f"and sides of up to {limits.max_side} pixels."
         )
+
+
+def _widen_transparency(image: ImageFile.ImageFile) -> None:
+    """Of a PNG's grey of 2 or 4 bits Pillow widens the pixels to 8, and not the level that is transparent."""
+    level = image.info.get("transparency")
+    if image.mode == "L" and isinstance(level, int) and image.tile:
+        image.info["transparency"] = level * _WIDENED.get(str(image.tile[0].args), 1)
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
