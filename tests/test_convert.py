@@ -15,6 +15,7 @@ from app.networks import build_network
 from app.opening import Examined, examine
 from app.settings import Settings
 from tests.test_command_line import run
+from tests.trained import stem_statistics
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +23,10 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("original") / "weights.pth"
     state = torchvision.models.resnet50(num_classes=7).state_dict()
-    # As after training: statistics that are not those it was made with.
-    torch.save({name: value + 0.001 if "running_mean" in name else value for name, value in state.items()}, path)
+    # As after training: statistics that are not those it was made with, and a stem's that its inputs gave.
+    state = {name: value + 0.001 if "running_mean" in name else value for name, value in state.items()}
+    state["bn1.running_mean"], state["bn1.running_var"] = stem_statistics(state["conv1.weight"])
+    torch.save(state, path)
     (path.parent / "labels.txt").write_text("\n".join("abcdefg"))
     return path
 

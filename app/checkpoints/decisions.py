@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal, TypeVar
@@ -12,6 +13,7 @@ from ..types import Preprocessing, ResNetSwitches, ScoreKind
 from .base import Contents, Decision
 from .presets import PRESETS
 from .published import default_preprocessing, find_by_name, find_by_sha256
+from .scaling import SUSPICIOUS, fitting_presets, spread_error
 from .state_dict import never_trained
 
 T = TypeVar("T")
@@ -33,13 +35,6 @@ class Decisions:
     def switches(self) -> ResNetSwitches:
         return ResNetSwitches(self.stride_in.value, self.stem.value, self.pool.value, self.epsilon.value)
 
-    def assumptions(self) -> Iterator[tuple[str, Decision[object]]]:
-        """Those that could be wrong without a sign, by the names of their settings."""
-        for each in fields(Decisions):
-            decision = getattr(self, each.name)
-            if decision.is_assumed:
-                yield each.name, decision
-
 
 def decide(settings: Settings, contents: Contents) -> Decisions:
     """Settle what `contents` leaves open. Raises `SettingError` for a preprocessing that does not exist."""
@@ -47,6 +42,8 @@ def decide(settings: Settings, contents: Contents) -> Decisions:
     architecture = _chosen(settings, "architecture") or told.architecture or Decision("resnet50", "its layers")
     # Torchvision's names are used for v1 too, so v1.5 is what most files mean and not what any of them says.
     is_open = architecture.value == "resnet50" and contents.graph is None
+    if not is_open:
+        _refuse_switches(settings, architecture.value)
     return Decisions(
         architecture=architecture,
         stride_in=_chosen(settings, "stride_in") or told.stride_in or Decision("3x3", "the usual way (v1.5)", is_open),
@@ -64,6 +61,15 @@ def _chosen(settings: Settings, name: str) -> Decision[T] | None:
     if value in (None, "auto"):
         return None
     return Decision(value, f"{ENV_PREFIX}{name.upper()}")
+
+
+def _refuse_switches(settings: Settings, architecture: str) -> None:
+    """A switch of a ResNet-50 would change nothing of another network; nobody should believe that it did."""
+    for each in fields(ResNetSwitches):
+        if _chosen(settings, each.name) is not None:
+            raise SettingError(
+                f"{ENV_PREFIX}{each.name.upper()} is a setting of a resnet50, and this is {architecture}: unset it."
+            )
 
 
 def _preprocessing(settings: Settings, contents: Contents, architecture: str) -> Decision[Preprocessing]:
@@ -104,8 +110,28 @@ def warnings_of(contents: Contents, decisions: Decisions, name: str) -> Iterator
             f"Nothing in {name} says whether it is v1.5 (stride in the 3×3, as torchvision has it) or v1: assuming "
             f"v1.5. If it is v1, set RESNET_STRIDE_IN=1x1."
         )
+    if decisions.pool.is_assumed:
+        yield (
+            f"{name} says nothing of its pool's padding: assuming {decisions.pool.value}, "
+            f"{decisions.pool.source}. If it was trained otherwise, set RESNET_POOL."
+        )
     if never_trained(contents.weights):
         yield (
             f"Every batch normalisation in {name} has mean 0 and variance 1, as before training: its statistics "
             f"were not saved, or it was never trained."
         )
+        return
+    error = spread_error(contents.weights, decisions.preprocessing.value)
+    if error is not None and abs(error) > SUSPICIOUS:
+        yield (
+            f"The first batch normalisation in {name} was trained on inputs that spread {math.exp(abs(error)):.1f} "
+            f"times as {'little' if error > 0 else 'much'} as {decisions.preprocessing.source} gives "
+            f"({decisions.preprocessing.value.describe()}): the scaling is probably wrong. "
+            f"{_advice(fitting_presets(contents.weights))}"
+        )
+
+
+def _advice(presets: list[str]) -> str:
+    if presets:
+        return f"RESNET_PREPROCESSING with the scaling that fits: {', '.join(presets)}."
+    return "No preset of RESNET_PREPROCESSING has a scaling that fits."

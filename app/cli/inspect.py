@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ..opening import Examined
 
 
+_SWITCHES = ("stride_in", "stem", "pool", "epsilon")
+
+
 def inspect(
     settings: Settings,
     checkpoint: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint: a file or a folder.")],
@@ -76,6 +79,9 @@ def _describe(examined: Examined) -> dict[str, Any]:
     contents = examined.contents
     decisions: dict[str, dict[str, Any]] = {}
     named = {each.name: getattr(examined.decisions, each.name) for each in fields(examined.decisions)}
+    if examined.checkpoint.switches is None:
+        # They are a ResNet-50's, and would say of another network what is not so.
+        named = {name: decision for name, decision in named.items() if name not in _SWITCHES}
     for name, decision in (named | {"labels": examined.labels}).items():
         value: Any = decision.value
         shown: Any = value
