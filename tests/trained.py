@@ -13,7 +13,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def stem_statistics(
     kernel: torch.Tensor, normalisation: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance, each `(channels,)`, of a 7×7 stem's answers to photos that were scaled by mean and deviation."""
+    """Mean and variance, each `(channels,)`, of a 7×7 stem's answers to photos, scaled by mean and deviation."""
     mean, deviation = normalisation
     photos = [photo[:224, :224] for photo in (data.chelsea(), data.coffee(), data.astronaut(), data.rocket())]
     scaled = (np.stack(photos) / 255 - mean) / deviation
