@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import marshal
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,7 @@ import h5py
 import numpy as np
 import pytest
 
-from app.checkpoints import hdf5, keras_config
+from app.checkpoints import hdf5, keras_config, limited_process
 from app.checkpoints.keras_file import read_keras_h5, read_keras_zip
 from app.checkpoints.readers import read_checkpoint
 from app.errors import CheckpointError
@@ -355,8 +356,8 @@ def test_flipped_bytes_never_crash_the_reader(small: Path, tmp_path: Path) -> No
     """
     program = (
         "import io, random, sys\n"
-        "from app.checkpoints import hdf5_process\n"
-        "hdf5_process._limit()\n"
+        "from app.checkpoints import hdf5_process, limited_process\n"
+        "limited_process.limit(6 << 30, 60)\n"
         "whole = open(sys.argv[1], 'rb').read()\n"
         "for seed in range(int(sys.argv[2]), 400):\n"
         "    draw = random.Random(seed)\n"
@@ -381,7 +382,7 @@ def test_flipped_bytes_never_crash_the_reader(small: Path, tmp_path: Path) -> No
 def test_a_crash_of_the_library_is_a_typed_error(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that dies, says nothing or does not end is a damaged file to whoever asked, in one line."""
     program = tmp_path / "hdf5_process.py"
-    monkeypatch.setattr(hdf5, "__file__", str(tmp_path / "hdf5.py"))
+    monkeypatch.setattr(limited_process, "__file__", shutil.copy(limited_process.__file__, tmp_path))
     for text in (
         "import os; os.kill(os.getpid(), 11)",
         "",

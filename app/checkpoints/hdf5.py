@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
+import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
+from .limited_process import run_limited
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_FILE_BYTES = 1 << 30
+_MAX_MEMORY_BYTES = 6 << 30
+_MAX_CPU_SECONDS = 60
 _MAX_SECONDS = 120.0
 
 
@@ -32,8 +33,8 @@ class Hdf5:
     """Path → float32 values, in the file's order; an optimizer's are left out."""
 
 
-def read_hdf5(path: Path, content: bytes | None = None) -> Hdf5:
-    """The HDF5 file at `path`, or `content` from inside it.
+def read_hdf5(path: Path, member: str | None = None) -> Hdf5:
+    """The HDF5 file at `path`, or the one that is `member` of the zip at `path`.
 
     Raises `CheckpointError` in one line where h5py is missing, or the file is over the limit, damaged, or does what
     `hdf5_process` refuses.
@@ -42,13 +43,19 @@ def read_hdf5(path: Path, content: bytes | None = None) -> Hdf5:
         raise CheckpointError(
             f"{path} is a Keras file, which needs the package h5py. pip install 'resnet-serve[keras]'"
         )
-    size_bytes = path.stat().st_size if content is None else len(content)
-    if size_bytes > MAX_FILE_BYTES:
+    if member is None and (size_bytes := path.stat().st_size) > MAX_FILE_BYTES:
         raise CheckpointError(f"{path} has {size_bytes:,} bytes. The limit for HDF5 is {MAX_FILE_BYTES:,}.")
-    answer = _ask(path, content)
-    line, _, numbers = answer.partition(b"\n")
+    answer = run_limited(
+        "hdf5_process.py",
+        [str(path.absolute()), *([member] if member else [])],
+        memory_bytes=_MAX_MEMORY_BYTES,
+        cpu_seconds=_MAX_CPU_SECONDS,
+        seconds=_MAX_SECONDS,
+        # No plugins: they are libraries loaded by name.
+        environment={"HDF5_PLUGIN_PRELOAD": "::"},
+    )
+    numbers, document = _parts(answer)
     try:
-        document = json.loads(line)
         if "refused" in document:
             raise CheckpointError(f"{path}: {document['refused']}.")
         if "damaged" in document:
@@ -58,25 +65,17 @@ def read_hdf5(path: Path, content: bytes | None = None) -> Hdf5:
         raise _damaged(path, "the HDF5 library crashed on it, or went over its time or memory") from None
 
 
-def _ask(path: Path, content: bytes | None) -> bytes:
-    command = [sys.executable, "-P", str(Path(__file__).with_name("hdf5_process.py"))]
+def _parts(answer: bytes) -> tuple[memoryview, dict[str, Any]]:
+    """The numbers, and the document behind them, whose length stands last; an empty one if there is none."""
     try:
-        done = subprocess.run(
-            [*command, "-" if content is not None else str(path.absolute())],
-            input=content if content is not None else b"",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_MAX_SECONDS,
-            check=False,
-            # One thread: each would reserve memory of its own. No plugins: they are libraries loaded by name.
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HDF5_PLUGIN_PRELOAD": "::"},
-        )
-    except subprocess.TimeoutExpired:
-        return b""
-    return done.stdout if done.returncode == 0 else b""
+        (length,) = struct.unpack("<Q", answer[-8:])
+        document = json.loads(answer[-8 - length : -8])
+    except (ValueError, struct.error):
+        document = None
+    return memoryview(answer), document if isinstance(document, dict) else {}
 
 
-def _tensors(entries: list[tuple[str, list[int]]], numbers: bytes) -> dict[str, NDArray[Any]]:
+def _tensors(entries: list[tuple[str, list[int]]], numbers: memoryview) -> dict[str, NDArray[Any]]:
     tensors: dict[str, NDArray[Any]] = {}
     offset = 0
     for where, shape in entries:

@@ -1,9 +1,10 @@
-"""The process that opens HDF5 files: `python hdf5_process.py FILE` (or `-`, and the file on standard input).
+"""The process that opens HDF5 files: `python hdf5_process.py FILE`, or `ZIP MEMBER` for one that lies in a zip.
 
-It stands alone, because the HDF5 library can crash on a damaged file and is kept to limited time and memory. It answers
-on standard output with a line of JSON and the numbers behind it:
+It stands alone, because the HDF5 library can crash on a damaged file; `limited_process` keeps it to limited time and
+memory. It answers on standard output with the tensors' float32, one after the other, then JSON, then that JSON's length
+(8 bytes, little-endian), so that it holds one tensor at a time and can still say what went wrong:
 
-    {"groups": {path: {attribute: text}}, "tensors": [[path, shape], …]}   then each tensor's float32, in that order
+    {"groups": {path: {attribute: text}}, "tensors": [[path, shape], …]}
     {"refused": sentence}     what the file does is not done here
     {"damaged": reason}
 
@@ -16,7 +17,9 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import sys
+import zipfile
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,8 +28,6 @@ MAX_TEXT_BYTES = 16 * 1024 * 1024
 MAX_TENSORS = 2_000
 MAX_GROUPS = 20_000
 MAX_DEPTH = 32
-MAX_MEMORY_BYTES = 6 << 30
-MAX_CPU_SECONDS = 60
 # Texts that are read; lists of texts are not: each of a list's many could be the same long one.
 ATTRIBUTES = ("model_config", "name")
 # An optimizer's own tensors are no weights.
@@ -89,8 +90,11 @@ class Dump:
             raise Refused(f"{where} is stored in pieces larger than itself")
 
 
-def dump(source: Path | io.BytesIO, size_bytes: int, answer: BinaryIO) -> None:
-    """Write the answer for a file that is as it should be. Raises `Refused`, or whatever the library meets."""
+def dump(source: Path | io.BytesIO, size_bytes: int, numbers: BinaryIO) -> dict[str, Any]:
+    """Write the numbers of a file that is as it should be, and return what tells them apart.
+
+    Raises `Refused`, or whatever the library meets.
+    """
     import h5py
     import numpy as np
 
@@ -101,48 +105,34 @@ def dump(source: Path | io.BytesIO, size_bytes: int, answer: BinaryIO) -> None:
         wanted = [where for where in found.datasets if where.split("/")[0] not in SKIPPED]
         for where in wanted:
             found.check(where)
-        tensors = [np.asarray(found.datasets[where][()]).astype("<f4") for where in wanted]
-        shapes = [[where, list(values.shape)] for where, values in zip(wanted, tensors, strict=True)]
-        answer.write(json.dumps({"groups": found.groups, "tensors": shapes}).encode() + b"\n")
-        for values in tensors:
-            answer.write(values.tobytes())
+        shapes = [[where, list(found.datasets[where].shape)] for where in wanted]
+        for where in wanted:
+            numbers.write(np.asarray(found.datasets[where][()]).astype("<f4", copy=False).tobytes())
+    return {"groups": found.groups, "tensors": shapes}
 
 
-def _limit() -> None:
-    """Where the system can: memory, time, no files written, no core file."""
+def open_source(name: str, member: str | None) -> tuple[Path | io.BytesIO, int]:
+    """What h5py opens, and its size in bytes. The zip's directory was checked by whoever asked."""
+    if member is None:
+        return Path(name), Path(name).stat().st_size
+    with zipfile.ZipFile(name) as archive:
+        content = archive.read(member)
+    return io.BytesIO(content), len(content)
+
+
+def main(name: str, member: str | None = None) -> None:
+    output = sys.stdout.buffer
     try:
-        import resource
-    except ImportError:
-        return
-    for kind, limit in (
-        (resource.RLIMIT_AS, MAX_MEMORY_BYTES),
-        (resource.RLIMIT_CPU, MAX_CPU_SECONDS),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        try:
-            resource.setrlimit(kind, (limit, limit))
-        except (ValueError, OSError):
-            continue
-
-
-def main(name: str) -> None:
-    _limit()
-    answer = sys.stdout.buffer
-    try:
-        if name == "-":
-            data = sys.stdin.buffer.read()
-            dump(io.BytesIO(data), len(data), answer)
-        else:
-            path = Path(name)
-            dump(path, path.stat().st_size, answer)
+        answer = dump(*open_source(name, member), output)
     except Refused as refusal:
-        answer.write(json.dumps({"refused": str(refusal)}).encode() + b"\n")
+        answer = {"refused": str(refusal)}
     except Exception as error:
         # Damage fails with whatever the library meets: OSError, KeyError, RuntimeError, TypeError, …
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        answer.write(json.dumps({"damaged": reason[:160].rstrip(". ")}).encode() + b"\n")
+        answer = {"damaged": reason[:160].rstrip(". ")}
+    document = json.dumps(answer).encode()
+    output.write(document + struct.pack("<Q", len(document)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -73,22 +73,22 @@ def read_keras_zip(path: Path) -> Stored:
             names = archive.namelist()
             if len(set(names)) < len(names) or any(".." in name.split("/") or name[:1] in "/\\" for name in names):
                 raise CheckpointError(f"{path} has members with one name, or outside its folder. Save it with Keras.")
-            config = _member(archive, _CONFIG, _MAX_CONFIG_BYTES, path)
-            weights = _member(archive, _WEIGHTS, MAX_FILE_BYTES, path)
+            _check_member(archive, _WEIGHTS, MAX_FILE_BYTES, path)
+            _check_member(archive, _CONFIG, _MAX_CONFIG_BYTES, path)
+            config = archive.read(_CONFIG)
     except _ZIP_DAMAGE as error:
         raise CheckpointError(f"{path} is a damaged .keras file ({error}). Copy or download it again.") from None
-    return _stored(read_hdf5(path, weights), read_config(config, path), path)
+    return _stored(read_hdf5(path, _WEIGHTS), read_config(config, path), path)
 
 
-def _member(archive: zipfile.ZipFile, name: str, limit_bytes: int, path: Path) -> bytes:
-    """A member's bytes, no more of them than it declares and `limit_bytes` allows."""
+def _check_member(archive: zipfile.ZipFile, name: str, limit_bytes: int, path: Path) -> None:
+    """Of a member no more is read than it declares, so that what it declares is what to look at."""
     member = archive.getinfo(name)
     if member.file_size > limit_bytes or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise CheckpointError(
             f"{path}: {name} has {member.file_size:,} bytes or an unusual compression. "
             f"The limit is {limit_bytes:,} bytes, stored or deflated."
         )
-    return archive.read(member)
 
 
 def _stored(file: Hdf5, config: KerasConfig | None, path: Path) -> Stored:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import CheckpointError
-from ..types import Interpolation, Preprocessing
+from ..types import Preprocessing
 from .base import Decision, Told
-from .presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS
+from .image_config import Unclear, brief, processor_preprocessing, timm_preprocessing
+from .presets import PRESETS
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 _MAX_BYTES = 16 * 1024 * 1024
-_MAX_SIDE = 4096
 
 # What makes a ResNetConfig a ResNet-50: the defaults of transformers/models/resnet/configuration_resnet.py.
 _RESNET50: Mapping[str, Any] = {
@@ -38,22 +37,6 @@ _TIMM_ANTIALIASED = ("resnetaa", "resnetblur")
 # Arguments of timm's ResNet that change nothing at inference, and those that only have the values they have anyway.
 _HARMLESS_ARGUMENTS = frozenset({"num_classes", "drop_rate", "drop_path_rate", "drop_block_rate"})
 _USUAL_ARGUMENTS: Mapping[str, Any] = {"global_pool": "avg", "in_chans": 3, "output_stride": 32, "act_layer": "relu"}
-
-# PIL.Image.Resampling, as preprocessor_config.json numbers it. BOX (4) and HAMMING (5) no published model uses.
-_RESAMPLING = {
-    0: Interpolation.NEAREST,
-    1: Interpolation.LANCZOS,
-    2: Interpolation.BILINEAR,
-    3: Interpolation.BICUBIC,
-}
-_HALF = (0.5, 0.5, 0.5)
-# ConvNextImageProcessor: below, crop after a resize by crop_pct; from here on, squash.
-_SQUASHED_SINCE = 384
-_DEFAULT_CROP_PCT = 0.875
-
-
-class _Unclear(Exception):
-    """A preparation of images that cannot be followed; the message says what stands there."""
 
 
 def is_hugging_face(folder: Path) -> bool:
@@ -86,11 +69,11 @@ def read_hugging_face(folder: Path) -> tuple[Told, tuple[str, ...]]:
         found = config.get(name, expected)
         if found != expected:
             raise CheckpointError(
-                f"{path} is of another network than ResNet-50: {name} is {_brief(found)}, expected {expected}."
+                f"{path} is of another network than ResNet-50: {name} is {brief(found)}, expected {expected}."
             )
     in_first = config.get("downsample_in_bottleneck", False)
     if not isinstance(in_first, bool):
-        raise CheckpointError(f"{path}: downsample_in_bottleneck is {_brief(in_first)}, expected true or false.")
+        raise CheckpointError(f"{path}: downsample_in_bottleneck is {brief(in_first)}, expected true or false.")
     stride: Literal["3x3", "1x1"] = "1x1" if in_first else "3x3"
     labels = _id2label(config, path)
     preprocessing, warnings = _processor(folder)
@@ -125,9 +108,9 @@ def read_timm(folder: Path) -> tuple[Told, tuple[str, ...]]:
     if changed:
         raise CheckpointError(f"{path} changes {architecture} by {', '.join(changed)[:120]}, which is not served.")
     try:
-        preprocessing: Decision[Preprocessing] | None = Decision(_timm_preprocessing(config["pretrained_cfg"]), CONFIG)
+        preprocessing: Decision[Preprocessing] | None = Decision(timm_preprocessing(config["pretrained_cfg"]), CONFIG)
         warnings: tuple[str, ...] = ()
-    except _Unclear as error:
+    except Unclear as error:
         preprocessing, warnings = None, (f"{path}: {error}, which is not followed here.",)
     labels = _timm_labels(config) or _id2label(config, path)
     told = Told(
@@ -205,131 +188,6 @@ def _processor(folder: Path) -> tuple[Decision[Preprocessing], tuple[str, ...]]:
     if not config:
         return assumed, ()
     try:
-        return Decision(_processor_preprocessing(config), PREPROCESSOR), ()
-    except _Unclear as error:
+        return Decision(processor_preprocessing(config), PREPROCESSOR), ()
+    except Unclear as error:
         return assumed, (f"{path}: {error}, which is not followed here.",)
-
-
-def _processor_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
-    """transformers/models/convnext/image_processing_convnext.py, and the plain processors that have a crop_size."""
-    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "ConvNext")
-    if config.get("do_resize", True) is not True:
-        raise _Unclear("it does not resize")
-    code = config.get("resample", 3 if "ConvNext" in kind else 2)
-    if isinstance(code, bool) or not isinstance(code, int) or code not in _RESAMPLING:
-        raise _Unclear(f"resample is {_brief(code)}")
-    mean, std = _normalisation(config)
-    short, crop = _processor_geometry(config, kind)
-    return Preprocessing(short, crop, _RESAMPLING[code], mean, std, floor_crop=True)
-
-
-def _processor_geometry(config: Mapping[str, Any], kind: str) -> tuple[int | None, tuple[int, int]]:
-    """The short side (None: squashed) and the crop."""
-    size = config.get("size", {"shortest_edge": 384} if "ConvNext" in kind else None)
-    # Files from before transformers 4.27 have a number: ConvNext's short side, the others' square.
-    if isinstance(size, int):
-        size = {"shortest_edge": size} if "ConvNext" in kind else {"height": size, "width": size}
-    if not isinstance(size, dict):
-        raise _Unclear(f"size is {_brief(size)}")
-    cropped = None if "ConvNext" in kind else _crop_size(config)
-    if "shortest_edge" in size and "longest_edge" not in size:
-        short = _side(size["shortest_edge"])
-        if "ConvNext" in kind:
-            if short >= _SQUASHED_SINCE:
-                return None, (short, short)
-            return _side(int(short / _fraction(config.get("crop_pct"), short))), (short, short)
-        if cropped is None or max(cropped) > short:
-            raise _Unclear(f"it resizes to a short side of {short} and crops to {cropped or 'nothing'}")
-        return short, cropped
-    if {"height", "width"} <= size.keys():
-        squashed = _side(size["height"]), _side(size["width"])
-        if cropped not in (None, squashed):
-            raise _Unclear(f"it squashes to {squashed} and crops to {cropped}")
-        return None, squashed
-    raise _Unclear(f"size is {_brief(size)}")
-
-
-def _crop_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
-    if not config.get("do_center_crop", "crop_size" in config):
-        return None
-    crop = config.get("crop_size", 224)
-    if isinstance(crop, dict):
-        return _side(crop.get("height")), _side(crop.get("width"))
-    return _side(crop), _side(crop)
-
-
-def _normalisation(config: Mapping[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and deviation of (pixel / 255 - mean) / deviation, from those of (pixel * factor - mean) / deviation."""
-    factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
-    (unit,) = _numbers([factor], 1, positive=True)
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if config.get("do_normalize", True):
-        mean, std = _three(config.get("image_mean", _HALF)), _three(config.get("image_std", _HALF), positive=True)
-    if math.isclose(unit * 255, 1):
-        return mean, std
-    scaled_mean = tuple(value / (255 * unit) for value in mean)
-    scaled_std = tuple(value / (255 * unit) for value in std)
-    return _three(list(scaled_mean)), _three(list(scaled_std), positive=True)
-
-
-def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
-    """timm/data/transforms_factory.py, transforms_imagenet_eval, for what pretrained_cfg says."""
-    size = config.get("input_size", [3, 224, 224])
-    if not isinstance(size, list) or len(size) != 3 or size[0] != 3:
-        raise _Unclear(f"input_size is {_brief(size)}")
-    height, width = _side(size[1]), _side(size[2])
-    fraction = _fraction(config.get("crop_pct"), max(height, width))
-    try:
-        interpolation = Interpolation(config.get("interpolation", "bicubic"))
-    except ValueError:
-        raise _Unclear(f"interpolation is {_brief(config['interpolation'])}") from None
-    mode = config.get("crop_mode") or "center"
-    short: int | None
-    if mode == "center" and height == width:
-        short = _side(math.floor(height / fraction))
-    elif mode == "squash" and fraction == 1:
-        short = None
-    else:
-        raise _Unclear(f"crop_mode is {_brief(mode)} with {height}×{width} and crop_pct {fraction:g}")
-    mean = _three(config.get("mean", IMAGENET_MEAN))
-    std = _three(config.get("std", IMAGENET_STD), positive=True)
-    return Preprocessing(short, (height, width), interpolation, mean, std)
-
-
-def _fraction(value: Any, side: int) -> float:
-    """crop_pct: at most 1, and not so small that the resize is past any use."""
-    (fraction,) = _numbers([_DEFAULT_CROP_PCT if value is None else value], 1, positive=True)
-    if not side / _MAX_SIDE <= fraction <= 1:
-        raise _Unclear(f"crop_pct is {_brief(value)}")
-    return fraction
-
-
-def _side(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_SIDE:
-        raise _Unclear(f"a side is {_brief(value)}")
-    return value
-
-
-def _three(value: Any, positive: bool = False) -> tuple[float, float, float]:
-    if isinstance(value, int | float):
-        value = [value] * 3
-    first, second, third = _numbers(value, 3, positive)
-    return first, second, third
-
-
-def _numbers(value: Any, count: int, positive: bool) -> Iterator[float]:
-    is_list = isinstance(value, list | tuple) and len(value) == count
-    if not is_list or not all(
-        isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each) and abs(each) < 1e6
-        for each in value
-    ):
-        raise _Unclear(f"a mean, a deviation or a factor is {_brief(value)}")
-    if positive and min(value) < 1e-6:
-        raise _Unclear(f"a deviation or a factor is {_brief(value)}")
-    return (float(each) for each in value)
-
-
-def _brief(value: Any) -> str:
-    """What stands in a file, short enough for one line."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

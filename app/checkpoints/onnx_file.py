@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from math import floor
 from pathlib import Path
@@ -14,9 +11,12 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..types import Preprocessing
 from .base import Decision, Graph, Stored, Told
+from .limited_process import run_limited
 from .presets import PRESETS
 
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own
+_MAX_MEMORY_BYTES = 8 << 30
+_MAX_CPU_SECONDS = 120
 _MAX_SECONDS = 180.0
 _ZEROS, _ONES, _LEVELS = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1 / 255, 1 / 255, 1 / 255)
 _CROP_PCT = 0.875
@@ -83,21 +83,13 @@ def _usual(graph: Graph) -> Preprocessing:
 
 
 def _ask(model: bytes) -> bytes:
-    command = [sys.executable, "-P", str(Path(__file__).with_name("onnx_process.py"))]
-    try:
-        done = subprocess.run(
-            command,
-            input=model,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_MAX_SECONDS,
-            check=False,
-            # One thread: each would reserve memory of its own.
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-        )
-    except subprocess.TimeoutExpired:
-        return b""
-    return done.stdout if done.returncode == 0 else b""
+    return run_limited(
+        "onnx_process.py",
+        data=model,
+        memory_bytes=_MAX_MEMORY_BYTES,
+        cpu_seconds=_MAX_CPU_SECONDS,
+        seconds=_MAX_SECONDS,
+    )
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:

@@ -1,0 +1,153 @@
+"""How a configuration says that images are prepared: transformers' image processors and timm's pretrained_cfg."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..types import Interpolation, Preprocessing
+from .presets import IMAGENET_MEAN, IMAGENET_STD
+
+_MAX_SIDE = 4096
+# PIL.Image.Resampling, as preprocessor_config.json numbers it. BOX (4) and HAMMING (5) no published model uses.
+_RESAMPLING = {
+    0: Interpolation.NEAREST,
+    1: Interpolation.LANCZOS,
+    2: Interpolation.BILINEAR,
+    3: Interpolation.BICUBIC,
+}
+_HALF = (0.5, 0.5, 0.5)
+# ConvNextImageProcessor: below, crop after a resize by crop_pct; from here on, squash.
+_SQUASHED_SINCE = 384
+_DEFAULT_CROP_PCT = 0.875
+
+
+class Unclear(Exception):
+    """A preparation of images that cannot be followed; the message says what stands there."""
+
+
+def processor_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
+    """transformers/models/convnext/image_processing_convnext.py, and the plain processors that have a crop_size."""
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "ConvNext")
+    if config.get("do_resize", True) is not True:
+        raise Unclear("it does not resize")
+    code = config.get("resample", 3 if "ConvNext" in kind else 2)
+    if isinstance(code, bool) or not isinstance(code, int) or code not in _RESAMPLING:
+        raise Unclear(f"resample is {brief(code)}")
+    mean, std = _normalisation(config)
+    short, crop = _processor_geometry(config, kind)
+    return Preprocessing(short, crop, _RESAMPLING[code], mean, std, floor_crop=True)
+
+
+def _processor_geometry(config: Mapping[str, Any], kind: str) -> tuple[int | None, tuple[int, int]]:
+    """The short side (None: squashed) and the crop."""
+    size = config.get("size", {"shortest_edge": 384} if "ConvNext" in kind else None)
+    # Files from before transformers 4.27 have a number: ConvNext's short side, the others' square.
+    if isinstance(size, int):
+        size = {"shortest_edge": size} if "ConvNext" in kind else {"height": size, "width": size}
+    if not isinstance(size, dict):
+        raise Unclear(f"size is {brief(size)}")
+    cropped = None if "ConvNext" in kind else _crop_size(config)
+    if "shortest_edge" in size and "longest_edge" not in size:
+        short = _side(size["shortest_edge"])
+        if "ConvNext" in kind:
+            if short >= _SQUASHED_SINCE:
+                return None, (short, short)
+            return _side(int(short / _fraction(config.get("crop_pct"), short))), (short, short)
+        if cropped is None or max(cropped) > short:
+            raise Unclear(f"it resizes to a short side of {short} and crops to {cropped or 'nothing'}")
+        return short, cropped
+    if {"height", "width"} <= size.keys():
+        squashed = _side(size["height"]), _side(size["width"])
+        if cropped not in (None, squashed):
+            raise Unclear(f"it squashes to {squashed} and crops to {cropped}")
+        return None, squashed
+    raise Unclear(f"size is {brief(size)}")
+
+
+def _crop_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    if not config.get("do_center_crop", "crop_size" in config):
+        return None
+    crop = config.get("crop_size", 224)
+    if isinstance(crop, dict):
+        return _side(crop.get("height")), _side(crop.get("width"))
+    return _side(crop), _side(crop)
+
+
+def _normalisation(config: Mapping[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and deviation of (pixel / 255 - mean) / deviation, from those of (pixel * factor - mean) / deviation."""
+    factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
+    (unit,) = _numbers([factor], 1, positive=True)
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if config.get("do_normalize", True):
+        mean, std = _three(config.get("image_mean", _HALF)), _three(config.get("image_std", _HALF), positive=True)
+    if math.isclose(unit * 255, 1):
+        return mean, std
+    scaled_mean = tuple(value / (255 * unit) for value in mean)
+    scaled_std = tuple(value / (255 * unit) for value in std)
+    return _three(list(scaled_mean)), _three(list(scaled_std), positive=True)
+
+
+def timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
+    """timm/data/transforms_factory.py, transforms_imagenet_eval, for what pretrained_cfg says."""
+    size = config.get("input_size", [3, 224, 224])
+    if not isinstance(size, list) or len(size) != 3 or size[0] != 3:
+        raise Unclear(f"input_size is {brief(size)}")
+    height, width = _side(size[1]), _side(size[2])
+    fraction = _fraction(config.get("crop_pct"), max(height, width))
+    try:
+        interpolation = Interpolation(config.get("interpolation", "bicubic"))
+    except ValueError:
+        raise Unclear(f"interpolation is {brief(config['interpolation'])}") from None
+    mode = config.get("crop_mode") or "center"
+    short: int | None
+    if mode == "center" and height == width:
+        short = _side(math.floor(height / fraction))
+    elif mode == "squash" and fraction == 1:
+        short = None
+    else:
+        raise Unclear(f"crop_mode is {brief(mode)} with {height}×{width} and crop_pct {fraction:g}")
+    mean = _three(config.get("mean", IMAGENET_MEAN))
+    std = _three(config.get("std", IMAGENET_STD), positive=True)
+    return Preprocessing(short, (height, width), interpolation, mean, std)
+
+
+def _fraction(value: Any, side: int) -> float:
+    """crop_pct: at most 1, and not so small that the resize is past any use."""
+    (fraction,) = _numbers([_DEFAULT_CROP_PCT if value is None else value], 1, positive=True)
+    if not side / _MAX_SIDE <= fraction <= 1:
+        raise Unclear(f"crop_pct is {brief(value)}")
+    return fraction
+
+
+def _side(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_SIDE:
+        raise Unclear(f"a side is {brief(value)}")
+    return value
+
+
+def _three(value: Any, positive: bool = False) -> tuple[float, float, float]:
+    if isinstance(value, int | float):
+        value = [value] * 3
+    first, second, third = _numbers(value, 3, positive)
+    return first, second, third
+
+
+def _numbers(value: Any, count: int, positive: bool) -> Iterator[float]:
+    is_list = isinstance(value, list | tuple) and len(value) == count
+    if not is_list or not all(
+        isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each) and abs(each) < 1e6
+        for each in value
+    ):
+        raise Unclear(f"a mean, a deviation or a factor is {brief(value)}")
+    if positive and min(value) < 1e-6:
+        raise Unclear(f"a deviation or a factor is {brief(value)}")
+    return (float(each) for each in value)
+
+
+def brief(value: Any) -> str:
+    """What stands in a file, short enough for one line."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,73 @@
+"""A program in a process of its own, with a bound on its time and memory: for libraries that a bad file can crash.
+
+Two sides in one file. `run_limited` starts this file as a script; the script sets the limits, which then hold for
+whatever the program imports, and becomes the program.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def run_limited(
+    program: str,
+    arguments: Sequence[str] = (),
+    *,
+    data: bytes = b"",
+    memory_bytes: int,
+    cpu_seconds: int,
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+) -> bytes:
+    """What the program beside this file (`hdf5_process.py`) writes when `data` is its standard input.
+
+    Empty where it crashed or went over `memory_bytes` of address space, `cpu_seconds`, or `seconds` on the clock.
+    """
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            # -P: no module is looked for beside the program.
+            [
+                *(sys.executable, "-P", str(folder / "limited_process.py")),
+                *(str(memory_bytes), str(cpu_seconds), str(folder / program), *arguments),
+            ],
+            input=data,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=seconds,
+            check=False,
+            # One thread: each would reserve memory of its own.
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **(environment or {})},
+        )
+    except subprocess.TimeoutExpired:
+        return b""
+    return done.stdout if done.returncode == 0 else b""
+
+
+def limit(memory_bytes: int, cpu_seconds: int) -> None:
+    """Of this process, where the system can: memory, time, no file written, no core file."""
+    try:
+        import resource
+    except ImportError:
+        return
+    for kind, most in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_CPU, cpu_seconds),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        try:
+            resource.setrlimit(kind, (most, most))
+        except (ValueError, OSError):
+            continue
+
+
+if __name__ == "__main__":
+    limit(int(sys.argv[1]), int(sys.argv[2]))
+    del sys.argv[:3]
+    runpy.run_path(sys.argv[0], run_name="__main__")
