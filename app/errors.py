@@ -1,7 +1,7 @@
 """Everything that can go wrong, as types.
 
     ServiceError            answered to a client as problem+json; each class owns its status and code
-    ├─ BadRequest           400, 413, 415, 422: the request must change before it is sent again
+    ├─ BadRequest           400, 404, 405, 408, 413, 415, 422, 431: the client's to mend
     └─ Unavailable          503, 504: the same request may succeed later
     StartError              told to the person who starts the service; the process ends non-zero
     ├─ SettingError, CheckpointError, LabelsError
@@ -76,6 +76,21 @@ class MethodNotAllowed(BadRequest):
     default_detail = "This path does not answer that method. The Allow header lists those it does."
 
 
+class RequestTimeout(BadRequest):
+    status = 408
+    code = "request_timeout"
+    title = "Request timeout"
+    retryable = True
+    default_detail = "The request did not come in time. Send it without pauses, or over a faster connection."
+
+
+class HeadersTooLarge(BadRequest):
+    status = 431
+    code = "headers_too_large"
+    title = "Headers too large"
+    default_detail = "The request's first line and headers are larger, or more, than this server takes."
+
+
 class BodyTooLarge(BadRequest):
     status = 413
     code = "body_too_large"
@@ -127,6 +142,13 @@ class ImageTooLarge(BadRequest):
     code = "image_too_large"
     title = "Image too large"
     default_detail = "The image has more pixels than this server decodes."
+
+
+class ImageTooComplex(BadRequest):
+    status = 422
+    code = "image_too_complex"
+    title = "Image too complex"
+    default_detail = "Decoding this image takes longer than this server allows."
 
 
 class InvalidParameter(BadRequest):

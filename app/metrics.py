@@ -50,6 +50,12 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.log_lines_dropped = Gauge(
+            "resnet_log_lines_dropped",
+            "Log lines that could not be written: a full disk, or a reader that has stopped.",
+            registry=self.registry,
+        )
+
     def render(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)

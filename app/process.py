@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
 import uvicorn
 
-from .api import HttpProtocol
+from .api import ConnectionLimits, HttpProtocol
 from .classifier import Classifier
 from .errors import SettingError
 from .loading import LoadedModel
@@ -32,6 +33,8 @@ _KEEP_ALIVE_SECONDS = 30
 # How long a connection that was accepted last may take to send its request.
 _ARRIVAL_SECONDS = 0.25
 _CLOSE = (b"connection", b"close")
+# uvicorn ticks ten times a second.
+_TICKS_PER_CHECK = 2
 
 
 def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[LoadedModel, str], None]) -> Exception | None:
@@ -56,13 +59,21 @@ def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[LoadedMode
 def build_server(settings: Settings, hooks: Hooks) -> Server:
     """A server of the app, not started yet."""
     app = create_app(settings, hooks)
+    limits = ConnectionLimits(
+        header_seconds=settings.header_timeout_seconds,
+        header_bytes=settings.max_header_bytes,
+        header_count=settings.max_headers,
+        response_seconds=settings.response_timeout_seconds,
+        on_refusal=app.state.access_log.refused,
+    )
     config = uvicorn.Config(
         app,
-        http=HttpProtocol,
+        # uvicorn calls it and asks no more of it.
+        http=partial(HttpProtocol, limits=limits),  # type: ignore[arg-type]
         ws="none",
         loop="uvloop",
         log_config=None,
-        access_log=settings.log_level in ("debug", "info"),
+        access_log=False,
         server_header=False,
         root_path=settings.root_path,
         proxy_headers=True,
@@ -131,6 +142,11 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self._exit_at is not None and time.monotonic() >= self._exit_at:
             self.should_exit = True
+        if counter % _TICKS_PER_CHECK == 0:
+            now = time.monotonic()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, HttpProtocol):
+                    connection.check(now)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -148,7 +164,12 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _new_protocol(self) -> asyncio.Protocol:
-        return HttpProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        protocol: asyncio.Protocol = self.config.http_protocol_class(
+            config=self.config,  # type: ignore[call-arg]
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        return protocol
 
 
 def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:

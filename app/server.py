@@ -16,14 +16,19 @@ from starlette.middleware.cors import CORSMiddleware
 
 from . import __version__
 from .api import (
+    AccessLog,
+    Admission,
     BodyLimits,
     EarlyAnswers,
     Guard,
     RequestContext,
     Service,
     State,
+    UploadLimits,
+    Uploads,
     describe_openapi,
     docs_router,
+    errors_router,
     health_router,
     predict_router,
     problem_handlers,
@@ -32,6 +37,7 @@ from .classifier import Classifier
 from .errors import StartError
 from .images import DecodeLimits, DecodePool
 from .loading import Cancellation, LoadedModel, decode_threads, load_model
+from .logs import dropped_lines
 from .metrics import Metrics
 from .opening import LoadCancelled, LogReporter, Reporter
 from .settings import Settings
@@ -72,6 +78,8 @@ def create_app(settings: Settings, hooks: Hooks | None = None) -> FastAPI:
     """The service as an ASGI app. It answers from its first moment; the model loads in the background."""
     hooks = hooks or Hooks(LogReporter())
     metrics = Metrics()
+    metrics.log_lines_dropped.set_function(dropped_lines)
+    access_log = AccessLog(metrics)
     # Before the event loop runs: how much may be decoded at once is read from files.
     classifier = build_classifier(settings, metrics)
 
@@ -93,24 +101,38 @@ def create_app(settings: Settings, hooks: Hooks | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # Its target would be made of a Host header that the client chose.
+        redirect_slashes=False,
         openapi_url="/openapi.json",
         exception_handlers=problem_handlers(),
         # Outermost first.
         middleware=[
-            Middleware(RequestContext, metrics=metrics),
+            Middleware(RequestContext, log=access_log),
             *_cors(settings),
             Middleware(EarlyAnswers),
             Middleware(Guard),
+            Middleware(Admission, paths=frozenset({"/predict", "/predict/batch"}), admit=classifier.admit),
             Middleware(
                 BodyLimits,
                 default_bytes=settings.max_body_bytes,
                 by_path={"/predict/batch": settings.max_batch_body_bytes},
             ),
+            Middleware(
+                Uploads,
+                limits=UploadLimits(
+                    open_uploads=settings.max_open_uploads,
+                    held_bytes=settings.max_received_bytes,
+                    seconds=settings.body_timeout_seconds,
+                    bytes_per_second=settings.body_min_rate,
+                    most_seconds=settings.body_timeout_max_seconds,
+                ),
+            ),
         ],
     )
     app.state.classifier = classifier
+    app.state.access_log = access_log
     app.openapi = partial(describe_openapi, app)  # type: ignore[method-assign]
-    for router in (predict_router, health_router, docs_router):
+    for router in (predict_router, health_router, docs_router, errors_router):
         app.include_router(router)
     return app
 

@@ -103,8 +103,20 @@ class Settings(BaseSettings):
     compute_threads: AutoOrCount = Field(
         "auto", description="Threads of the network on CPU. auto: the CPUs it may use."
     )
+    decoder: Literal["threads", "processes"] = Field(
+        "threads",
+        description=(
+            "Where images are decoded: in threads, or in processes that are killed at the time limit and replaced."
+        ),
+    )
     decode_threads: AutoOrCount = Field(
-        "auto", description="Images decoded at once. auto: the CPUs it may use, as far as the memory holds."
+        "auto", description="Images decoded at once. auto: the CPUs it may use, as far as decode_memory_bytes holds."
+    )
+    decode_memory_bytes: AutoOrCount = Field(
+        "auto", description="Memory set aside for decoding. auto: half of what the service may use."
+    )
+    decode_timeout_seconds: float = Field(
+        10.0, gt=0, description="How long decoding one image may take; then the answer is image_too_complex."
     )
 
     max_batch_size: AutoOrCount = Field(
@@ -131,6 +143,28 @@ class Settings(BaseSettings):
     max_megapixels_jpeg: float = Field(50, gt=0, description="Largest JPEG that is decoded, in millions of pixels.")
     max_megapixels: float = Field(25, gt=0, description="Largest image of any other format, in millions of pixels.")
     max_side: int = Field(16_384, ge=1, description="Longest side of an image that is decoded, in pixels.")
+    max_jpeg_scans: int = Field(64, ge=1, description="Most scans of a progressive JPEG that is decoded.")
+    max_jpeg_megapixel_scans: float = Field(
+        1_000, gt=0, description="Largest product of a JPEG's megapixels and scans: what decoding it costs."
+    )
+
+    header_timeout_seconds: float = Field(
+        5.0, gt=0, description="How long a client may take to send a request's headers."
+    )
+    max_header_bytes: int = Field(32_768, ge=1024, description="Largest head of a request: its first line and headers.")
+    max_headers: int = Field(100, ge=1, description="Most headers of a request.")
+    body_timeout_seconds: float = Field(
+        10.0, gt=0, description="How long a client may take to send a body, and a second more for each body_min_rate."
+    )
+    body_min_rate: int = Field(64_000, ge=1, description="Bytes of body that buy a client one more second.")
+    body_timeout_max_seconds: float = Field(60.0, gt=0, description="How long a client may take to send any body.")
+    response_timeout_seconds: float = Field(
+        30.0, gt=0, description="How long a client may leave an answer unread before its connection is cut."
+    )
+    max_open_uploads: int = Field(1024, ge=1, description="Most requests whose bodies are on their way at once.")
+    max_received_bytes: int = Field(
+        256_000_000, ge=1, description="Most bytes of bodies held at once, over all requests that are not answered yet."
+    )
 
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins that browsers may call from, separated by commas. Unset: none."
@@ -149,6 +183,9 @@ class Settings(BaseSettings):
         15.0,
         ge=0,
         description="How long accepted requests may take to finish after that.",
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="Log lines as JSON objects or as text. auto: text on a terminal, else JSON."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."

@@ -202,14 +202,14 @@ def test_a_blocking_call_on_the_event_loop_is_noticed(
     null_server: RunningServer, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """These tests run under a watch that turns a blocking call of our code on the event loop into a failure."""
-    admit = Classifier.admit
+    resolve = Classifier.resolve_top_k
 
-    def sleepy(classifier: Classifier) -> LoadedModel:
+    def sleepy(classifier: Classifier, model: LoadedModel, asked: int | None) -> int:
         time.sleep(0)
-        return admit(classifier)
+        return resolve(classifier, model, asked)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "admit", sleepy)
+        patch.setattr(Classifier, "resolve_top_k", sleepy)
         assert post_image(client, make_jpeg(800)).status_code == 500
     assert post_image(client, make_jpeg(800)).status_code == 200
 

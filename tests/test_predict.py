@@ -184,7 +184,7 @@ def check_problem(answer: httpx.Response) -> None:
     """RFC 9457, and this service's own members."""
     document = answer.json()
     assert answer.headers["Content-Type"] == "application/problem+json"
-    assert document["type"] == f"urn:resnet-serve:problem:{document['code']}"
+    assert document["type"] == f"/docs/errors#{document['code']}"
     assert document["status"] == answer.status_code
     assert document["request_id"] == answer.headers["X-Request-ID"]
     assert document["title"]

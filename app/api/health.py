@@ -37,8 +37,7 @@ async def readyz(request: Request, service: ServiceDep) -> Response:
 
 
 def _not_well(request: Request, error: Unavailable, phase: str) -> Response:
-    request.scope["problem_code"] = error.code
-    return problem_response(error, request.scope["request_id"], state=phase)
+    return problem_response(error, request.scope, state=phase)
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)

@@ -2,10 +2,12 @@
 
 The order, outermost first, is set in `server.create_app`:
 
-    RequestContext   request id, counting
+    RequestContext   request id, counting, one log line
     EarlyAnswers     an answer given before the body was read arrives
     Guard            an unexpected exception becomes a 500 in the one error shape
+    Admission        whether the service takes images now
     BodyLimits       declared and counted size, content encoding
+    Uploads          how many bodies are on their way, how long each may take, how much is held (uploads.py)
 """
 
 from __future__ import annotations
@@ -21,13 +23,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import BodyTooLarge, Internal, ServiceError, UnsupportedEncoding
-from ..metrics import Metrics
+from .access_log import CLIENT_GONE, AccessLog
 from .problems import problem_response
 
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_CLIENT_CLOSED = "499"
 # How much of an unread body is swallowed after an early answer, and for how long. Closing a socket with unread data
 # resets it, and a client that is still sending then never sees the answer.
 _DISCARD_BYTES = 64 * 1024 * 1024
@@ -35,11 +36,11 @@ _DISCARD_SECONDS = 2.0
 
 
 class RequestContext:
-    """Gives each request an id, the client's own if it is harmless, and counts its answer."""
+    """Gives each request an id, the client's own if it is harmless, and logs and counts its answer."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, log: AccessLog) -> None:
         self.app = app
-        self.metrics = metrics
+        self.log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,20 +49,30 @@ class RequestContext:
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid4().hex
         scope["request_id"] = request_id
-        status = _CLIENT_CLOSED
+        began = time.monotonic()
+        status = CLIENT_GONE
+        received = sent_bytes = 0
+
+        async def counted_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, sent_bytes
             if message["type"] == "http.response.start":
-                status = str(message["status"])
+                status = message["status"]
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            sent_bytes += len(message.get("body", b""))
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, counted_receive, send_with_id)
         finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
-            self.metrics.requests.labels(route, status, scope.get("problem_code", "")).inc()
+            # A request that the protocol ended in its middle has been told there.
+            if "answered_below" not in scope:
+                self.log.answered(scope, status, began, received, sent_bytes)
 
 
 class EarlyAnswers:
@@ -138,7 +149,26 @@ class Guard:
             logger.exception("Request %s failed unexpectedly.", scope["request_id"])
             if started:
                 raise
-            await _refuse(Internal(), scope, receive, send)
+            await refuse(Internal(), scope, receive, send)
+
+
+class Admission:
+    """Refuses images before their bodies are read while the service cannot take them."""
+
+    def __init__(self, app: ASGIApp, paths: frozenset[str], admit: Callable[[], object]) -> None:
+        """`admit` returns what the request keeps to its answer, or raises the `ServiceError` that says why not."""
+        self.app = app
+        self.paths = paths
+        self.admit = admit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and _own_path(scope) in self.paths:
+            try:
+                scope["admitted"] = self.admit()
+            except ServiceError as error:
+                await refuse(error, scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 class BodyLimits:
@@ -154,13 +184,13 @@ class BodyLimits:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        limit = self.by_path.get(scope["path"].removeprefix(scope.get("root_path", "")), self.default_bytes)
+        limit = self.by_path.get(_own_path(scope), self.default_bytes)
         if headers.get("content-encoding", "identity").lower() not in ("", "identity"):
-            await _refuse(UnsupportedEncoding(), scope, receive, send)
+            await refuse(UnsupportedEncoding(), scope, receive, send)
             return
         # httptools refuses a Content-Length that is no number, before the request gets here.
         if int(headers.get("content-length", "0")) > limit:
-            await _refuse(BodyTooLarge(limit), scope, receive, send)
+            await refuse(BodyTooLarge(limit), scope, receive, send)
             return
         received = 0
 
@@ -175,6 +205,12 @@ class BodyLimits:
         await self.app(scope, counted_receive, send)
 
 
-async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
-    scope["problem_code"] = error.code
-    await problem_response(error, scope["request_id"])(scope, receive, send)
+def _own_path(scope: Scope) -> str:
+    """The path without the prefix that a proxy stripped."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+async def refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with a problem instead of what lies further in."""
+    await problem_response(error, scope)(scope, receive, send)

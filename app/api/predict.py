@@ -14,6 +14,7 @@ from ..classifier import Classifier
 from ..errors import InvalidParameter, ServiceError, Unavailable
 from ..loading import LoadedModel
 from ..types import Classification
+from .access_log import CLIENT_GONE
 from .bodies import Images, read_many, read_one
 from .examples import BATCH_REQUEST_BODY, REQUEST_BODY
 from .problems import problem
@@ -47,7 +48,7 @@ TimeoutMs = Annotated[
 )
 async def predict(request: Request, service: ServiceDep, top_k: TopK = None, timeout_ms: TimeoutMs = None) -> Response:
     """One JPEG, PNG, WebP, GIF or BMP: as the raw body, as the file of a form, or as base64 in JSON."""
-    model = service.classifier.admit()
+    model = _admitted(request)
     carried = await read_one(request)
     deadline = _deadline(service, timeout_ms)
     wanted = _top_k(service.classifier, model, top_k, carried)
@@ -56,7 +57,7 @@ async def predict(request: Request, service: ServiceDep, top_k: TopK = None, tim
     classification = await _unless_gone(request, service.classifier.classify(model, image, wanted, deadline))
     if classification is None:
         return _nobody_there(request)
-    return JSONResponse(Answer.of(classification).model_dump(), headers=_stage_headers([classification]))
+    return JSONResponse(Answer.of(classification).model_dump(), headers=_stages(request, [classification]))
 
 
 @router.post(
@@ -70,7 +71,7 @@ async def predict_batch(
     request: Request, service: ServiceDep, top_k: TopK = None, timeout_ms: TimeoutMs = None
 ) -> Response:
     """Several files of a form, or `images` in JSON. Each is admitted, queued and timed on its own."""
-    model = service.classifier.admit()
+    model = _admitted(request)
     carried = await read_many(request, service.settings.max_images)
     deadline = _deadline(service, timeout_ms)
     wanted = _top_k(service.classifier, model, top_k, carried)
@@ -93,16 +94,20 @@ async def predict_batch(
         assert isinstance(results[0], Unavailable)
         raise results[0]
     bodies = [
-        problem(result, request.scope["request_id"])
-        if isinstance(result, ServiceError)
-        else BatchPrediction.of(result).model_dump()
+        problem(result, request.scope) if isinstance(result, ServiceError) else BatchPrediction.of(result).model_dump()
         for result in results
     ]
     answered = [result for result in results if isinstance(result, Classification)]
     return JSONResponse(
         {"model": ModelBody.of(model.identity).model_dump(), "results": bodies},
-        headers=_stage_headers(answered),
+        headers=_stages(request, answered),
     )
+
+
+def _admitted(request: Request) -> LoadedModel:
+    """The model that the request took at admission, before its body was read."""
+    model: LoadedModel = request.scope["admitted"]
+    return model
 
 
 def _deadline(service: Service, timeout_ms: int | None) -> float:
@@ -138,19 +143,27 @@ async def _disconnected(request: Request) -> None:
 def _nobody_there(request: Request) -> Response:
     """The server drops this answer: its connection is closed. 499 is what a log calls it."""
     request.scope["problem_code"] = "client_gone"
-    return Response(status_code=499)
+    return Response(status_code=CLIENT_GONE)
 
 
-def _stage_headers(classifications: list[Classification]) -> dict[str, str]:
-    """`Server-Timing` in milliseconds and `X-Batch-Size`; of several images, each stage's longest and the largest."""
+def _stages(request: Request, classifications: list[Classification]) -> dict[str, str]:
+    """`Server-Timing` in milliseconds and `X-Batch-Size`; of several images, each stage's longest and the largest.
+
+    The request's log line has them too.
+    """
     if not classifications:
         return {}
     stages = {
-        "decode": max(each.timings.decode_seconds for each in classifications),
-        "queue": max(each.timings.queue_seconds for each in classifications),
-        "inference": max(each.timings.inference_seconds for each in classifications),
+        "decode": max(each.timings.decode_seconds for each in classifications) * 1e3,
+        "queue": max(each.timings.queue_seconds for each in classifications) * 1e3,
+        "inference": max(each.timings.inference_seconds for each in classifications) * 1e3,
+    }
+    batch_size = max(each.batch_size for each in classifications)
+    request.scope["stages"] = {f"{stage}_ms": round(ms, 2) for stage, ms in stages.items()} | {
+        "batch_size": batch_size,
+        "images": len(classifications),
     }
     return {
-        "Server-Timing": ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in stages.items()),
-        "X-Batch-Size": str(max(each.batch_size for each in classifications)),
+        "Server-Timing": ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in stages.items()),
+        "X-Batch-Size": str(batch_size),
     }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, MutableMapping
 from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ..errors import (
@@ -21,21 +22,24 @@ from ..errors import (
     ServiceError,
     Unavailable,
 )
+from .access_log import CLIENT_GONE
+from .error_reference import problem_type
 
 MEDIA_TYPE = "application/problem+json"
-# A name and not an address: this project promises no web site. docs/errors.md says what each code means.
-_TYPE = "urn:resnet-serve:problem:"
 
 
-def problem(error: ServiceError, request_id: str, **extensions: Any) -> dict[str, Any]:
-    """The body of an error: RFC 9457's members, then `code`, `request_id` and `retryable`."""
+def problem(error: ServiceError, scope: Mapping[str, Any], **extensions: Any) -> dict[str, Any]:
+    """The body of an error: RFC 9457's members, then `code`, `request_id` and `retryable`.
+
+    Of `scope` (ASGI's) it needs `request_id` and `root_path`.
+    """
     body: dict[str, Any] = {
-        "type": f"{_TYPE}{error.code}",
+        "type": problem_type(error.code, scope.get("root_path", "")),
         "title": error.title,
         "status": error.status,
         "detail": error.detail,
         "code": error.code,
-        "request_id": request_id,
+        "request_id": scope.get("request_id", ""),
         "retryable": error.retryable,
     }
     if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
@@ -44,14 +48,15 @@ def problem(error: ServiceError, request_id: str, **extensions: Any) -> dict[str
 
 
 def problem_response(
-    error: ServiceError, request_id: str, headers: Mapping[str, str] | None = None, **extensions: Any
+    error: ServiceError, scope: MutableMapping[str, Any], headers: Mapping[str, str] | None = None, **extensions: Any
 ) -> Response:
-    """An error as an HTTP response."""
+    """An error as an HTTP response, noted in `scope` for the log and the metrics."""
+    scope["problem_code"] = error.code
     all_headers = dict(headers or {})
     if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
         all_headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
     return Response(
-        json.dumps(problem(error, request_id, **extensions), separators=(",", ":")),
+        json.dumps(problem(error, scope, **extensions), separators=(",", ":")),
         status_code=error.status,
         headers=all_headers,
         media_type=MEDIA_TYPE,
@@ -59,8 +64,7 @@ def problem_response(
 
 
 def _answer(request: Request, error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
-    request.scope["problem_code"] = error.code
-    return problem_response(error, request.scope.get("request_id", ""), headers)
+    return problem_response(error, request.scope, headers)
 
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
@@ -73,6 +77,12 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     name = first["loc"][-1]
     return _answer(request, InvalidParameter(f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}."))
+
+
+async def _on_client_gone(request: Request, error: Exception) -> Response:
+    """The connection closed in the middle of a body: nobody is there to read an answer."""
+    request.scope["problem_code"] = "client_gone"
+    return Response(status_code=CLIENT_GONE)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -89,4 +99,5 @@ def problem_handlers() -> dict[int | type[Exception], Callable[[Request, Any], C
         ServiceError: _on_service_error,
         RequestValidationError: _on_validation_error,
         HTTPException: _on_http_exception,
+        ClientDisconnect: _on_client_gone,
     }

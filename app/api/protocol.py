@@ -1,31 +1,188 @@
-"""uvicorn's HTTP protocol, with its one plain-text error in the service's own shape."""
+"""uvicorn's HTTP protocol, with deadlines and bounds of its own, and its errors in the service's own shape.
+
+A request becomes one only when its headers are complete; what goes wrong before that no route and no middleware can
+see. So it is met here: silent and slow clients, endless headers, what is not HTTP, and answers that nobody reads.
+
+`Server.on_tick` (app/process.py) calls `check` of every connection a few times a second: no connection has timers of
+its own to set and cancel for each request.
+"""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from ..errors import MalformedRequest
+from ..errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError
 from .problems import MEDIA_TYPE, problem
+
+# After a refusal, how much more is read and thrown away, and for how long: closing a socket with unread data resets it,
+# and the client then never sees the answer.
+_DISCARD_BYTES = 16 * 1024 * 1024
+_DISCARD_SECONDS = 2.0
+# Around its chunks a chunked body may have as many bytes as a chunk a byte long takes, and a bit.
+_FRAMING = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What a client may take of a connection."""
+
+    header_seconds: float
+    """From the connection, or from a later request's first byte, to the end of its headers."""
+    header_bytes: int
+    header_count: int
+    response_seconds: float
+    """How long an answer may lie unread."""
+    on_refusal: Callable[[ServiceError, dict[str, Any]], None] = lambda error, scope: None
+    """Told of each request that ended here, with what is known of it as in an ASGI scope."""
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Answers what is not HTTP with problem+json; the request never became one, so no route sees it."""
+    """One connection."""
+
+    def __init__(self, *arguments: Any, limits: ConnectionLimits, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._limits = limits
+        self._opened_at = time.monotonic()
+        # Of the request whose headers are being read: when it began; None between requests and while a body comes.
+        self._head_began_at: float | None = self._opened_at
+        self._is_silent = True
+        self._in_message = False
+        self._message_bytes = 0
+        self._body_bytes = 0
+        self._head_bytes = 0
+        self._refusal: ServiceError | None = None
+        self._refused_at: float | None = None
+        self._discarded = 0
+        self._stalled_at: float | None = None
+
+    # --- what is read
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused_at is not None:
+            self._discarded += len(data)
+            if self._discarded > _DISCARD_BYTES:
+                self.transport.abort()
+            return
+        self._is_silent = False
+        if not self._in_message and self._head_began_at is None:
+            self._head_began_at = time.monotonic()
+        super().data_received(data)
+        if self._in_message and self._refused_at is None:
+            # Names and values that are not complete, trailers and chunks' extensions reach no callback: whatever came
+            # and is no body is counted here.
+            self._message_bytes += len(data)
+            if self._message_bytes - _FRAMING * self._body_bytes > self._limits.header_bytes + len(data):
+                self._refuse(HeadersTooLarge())
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_message = True
+        self._message_bytes = self._body_bytes = self._head_bytes = 0
+        if self._head_began_at is None:
+            self._head_began_at = time.monotonic()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+        if len(self.headers) > self._limits.header_count:
+            self._raise(HeadersTooLarge())
+
+    def on_headers_complete(self) -> None:
+        self._head_began_at = None
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_message = False
+        super().on_message_complete()
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self._limits.header_bytes:
+            self._raise(HeadersTooLarge())
+
+    def _raise(self, error: ServiceError) -> None:
+        """End the parsing: the parser reports an error, and uvicorn then asks for its 400."""
+        self._refusal = error
+        raise httptools.HttpParserError(error.code)
 
     def _unsupported_upgrade_warning(self) -> None:
         """Who asks for a WebSocket is answered as if they had not; uvicorn would tell the operator to install one."""
 
+    # --- what is answered here
+
     def send_400_response(self, msg: str) -> None:
-        request_id = uuid4().hex
-        body = json.dumps(problem(MalformedRequest("This is not a valid HTTP/1.1 request."), request_id)).encode()
-        head = (
-            "HTTP/1.1 400 Bad Request\r\n"
-            f"content-type: {MEDIA_TYPE}\r\n"
-            f"content-length: {len(body)}\r\n"
-            f"x-request-id: {request_id}\r\n"
-            "connection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
+        self._refuse(self._refusal or MalformedRequest("This is not a valid HTTP/1.1 request."))
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer with a problem and read no more; where an answer is on its way already, that one is the last."""
+        self._refused_at = time.monotonic()
+        self._head_began_at = None
+        self._unset_keepalive_if_required()
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.keep_alive = False
+            self.pipeline.clear()
+            if cycle.response_started or not cycle.more_body:
+                return
+            # The rest of its body will not come: whoever reads it is told that the client has gone.
+            cycle.disconnected = True
+            cycle.message_event.set()
+            scope: dict[str, Any] = cycle.scope  # type: ignore[assignment]
+            scope["answered_below"] = True
+        else:
+            scope = {"root_path": self.root_path, "client": self.client}
+        scope.setdefault("request_id", uuid4().hex)
+        body = json.dumps(problem(error, scope), separators=(",", ":")).encode()
+        head = {
+            "content-type": MEDIA_TYPE,
+            "content-length": str(len(body)),
+            "x-request-id": scope["request_id"],
+            "connection": "close",
+        }
+        lines = b"".join(f"{name}: {value}\r\n".encode() for name, value in head.items())
+        self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._limits.on_refusal(error, scope)
+
+    def eof_received(self) -> None:
+        # After a refusal nothing is left to say; else asyncio closes the connection by itself.
+        if self._refused_at is not None:
+            self.transport.close()
+
+    # --- what is looked at from time to time
+
+    def check(self, now: float) -> None:
+        """End what has gone on for too long; `now` is a monotonic time."""
+        if self.flow.write_paused or self.transport.is_closing():
+            if self._stalled_at is None:
+                self._stalled_at = now
+            elif now - self._stalled_at > self._limits.response_seconds:
+                self.transport.abort()
+            return
+        self._stalled_at = None
+        if self._refused_at is not None:
+            if now - self._refused_at > _DISCARD_SECONDS and (self.cycle is None or self.cycle.response_complete):
+                self.transport.close()
+        elif self._head_began_at is not None and now - self._head_began_at > self._limits.header_seconds:
+            if self._is_silent:
+                self.transport.close()
+            else:
+                self._refuse(RequestTimeout())

@@ -44,7 +44,9 @@ class Problem(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    type: str = Field(examples=["urn:resnet-serve:problem:image_corrupt"])
+    type: str = Field(
+        description="A page of this service that says what the code means.", examples=["/docs/errors#image_corrupt"]
+    )
     title: str = Field(examples=["Corrupt image"])
     status: int = Field(examples=[422])
     detail: str = Field(examples=["The image is truncated or damaged and could not be decoded."])

@@ -14,8 +14,9 @@ import typer
 from rich.table import Table
 
 from ..errors import ServiceError
+from ..logs import set_up_logging
 from ..settings import Settings
-from .console import set_up_logging, stderr, stdout
+from .console import stderr, stdout
 
 if TYPE_CHECKING:
     from ..classifier import Classifier

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from ..logs import set_up_logging
 from ..settings import Settings
-from .console import set_up_logging, stdout
+from .console import stdout
 
 
 def download(

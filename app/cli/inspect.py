@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from ..logs import set_up_logging
 from ..settings import Settings
-from .console import set_up_logging, stderr, stdout
+from .console import stderr, stdout
 
 if TYPE_CHECKING:
     from ..opening import Examined

@@ -19,8 +19,9 @@ _PANELS = {
     "backend": "Backend",
     "max_batch_size": "Batching",
     "max_body_bytes": "Limits",
+    "header_timeout_seconds": "Clients",
     "cors_origins": "Deployment",
-    "log_level": "Log",
+    "log_format": "Log",
 }
 
 

@@ -6,11 +6,15 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import StartError
+from ..logs import set_up_logging
 from ..settings import Settings, unknown_variables
-from .console import say_error, set_up_logging, stderr
+from .console import say_error, stderr
 
 if TYPE_CHECKING:
     from ..loading import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 _EXAMPLE = Path("app/data/example.jpg")
 
@@ -21,24 +25,41 @@ def serve(settings: Settings) -> None:
     from ..process import serve as run
     from .progress import TerminalReporter
 
-    set_up_logging(settings.log_level)
+    log_format = settings.log_format
+    if log_format == "auto":
+        log_format = "text" if stderr.is_terminal else "json"
+    # On a terminal lines keep their order among progress bars; elsewhere nobody waits for them.
+    set_up_logging(settings.log_level, log_format, in_background=not stderr.is_terminal)
     for line in unknown_variables():
-        logging.getLogger(__name__).warning("%s", line)
-    with TerminalReporter() as reporter:
-        failure = run(settings, reporter, _announce)
+        logger.warning("%s", line)
+    failure: Exception | None
+    try:
+        with TerminalReporter() as reporter:
+            failure = run(settings, reporter, _announce)
+    except StartError as error:
+        failure = error
     if failure is not None:
-        say_error(failure)
+        if stderr.is_terminal:
+            say_error(failure)
+        else:
+            logger.error("Error: %s", failure)
         leave(1)
-    stderr.print("Stopped.")
+    _say("Stopped.")
     leave(0)
 
 
 def _announce(model: LoadedModel, address: str) -> None:
-    """The last line of the start: what serves, where, and a command that works when pasted."""
-    stderr.print(
-        f"[bold green]Ready:[/] {model.identity.name} ({model.identity.version}) on {model.device}, {address}/docs\n"
-        f"Try:   {example_command(address)}"
-    )
+    """The last lines of the start: what serves, where, and a command that works when pasted."""
+    _say(f"Ready: {model.identity.name} ({model.identity.version}) on {model.device}, {address}/docs", "bold green")
+    _say(f"Try:   {example_command(address)}")
+
+
+def _say(text: str, style: str = "") -> None:
+    """To a person at a terminal; elsewhere it is a log line like any other."""
+    if stderr.is_terminal:
+        stderr.print(text, style=style, markup=False)
+    else:
+        logger.info("%s", text)
 
 
 def example_command(address: str) -> str:

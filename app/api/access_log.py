@@ -1,0 +1,85 @@
+"""One log line for each request, and its count."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.datastructures import Headers
+
+from ..errors import ServiceError
+from ..metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+# What probes and scrapers ask every few seconds is no news as long as the answer is good.
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+_MAX_TEXT = 256
+CLIENT_GONE = 499
+
+
+class AccessLog:
+    """Counts and logs answers."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def answered(
+        self, scope: Mapping[str, Any], status: int, began: float, received_bytes: int, sent_bytes: int
+    ) -> None:
+        """A request has ended with `status`; `began` is a monotonic time."""
+        code = scope.get("problem_code", "client_gone" if status == CLIENT_GONE else "")
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self._metrics.requests.labels(route, str(status), code).inc()
+        level = logging.DEBUG if route in _QUIET and status < 400 else logging.INFO
+        if not logger.isEnabledFor(level):
+            return
+        seconds = time.monotonic() - began
+        # As it came, still percent-encoded: no character of it is anything but what it looks like.
+        path = scope.get("raw_path", b"").decode("ascii", "replace")[:_MAX_TEXT]
+        named = f" {code}" if code else ""
+        logger.log(
+            level,
+            "%s %s %d%s %.1f ms",
+            scope["method"],
+            path,
+            status,
+            named,
+            seconds * 1e3,
+            extra={
+                "request_id": scope["request_id"],
+                "client": _client(scope),
+                "method": scope["method"],
+                "path": path,
+                "route": route,
+                "status": status,
+                "code": code or None,
+                "received_bytes": received_bytes,
+                "sent_bytes": sent_bytes,
+                "total_ms": round(seconds * 1e3, 2),
+                **scope.get("stages", {}),
+                "user_agent": Headers(scope=dict(scope)).get("user-agent", "")[:_MAX_TEXT] or None,
+            },
+        )
+
+    def refused(self, error: ServiceError, scope: Mapping[str, Any]) -> None:
+        """A connection ended with `error` before it was a request, or in the middle of one."""
+        self._metrics.requests.labels("unmatched", str(error.status), error.code).inc()
+        logger.info(
+            "%d %s",
+            error.status,
+            error.code,
+            extra={
+                "request_id": scope["request_id"],
+                "client": _client(scope),
+                "status": error.status,
+                "code": error.code,
+            },
+        )
+
+
+def _client(scope: Mapping[str, Any]) -> str | None:
+    client = scope.get("client")
+    return f"{client[0]}:{client[1]}" if client else None

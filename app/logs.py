@@ -1,0 +1,119 @@
+"""Log lines: as JSON objects or as text, one line each whatever is in them, and never waited for.
+
+    JSON      {"level": "INFO", "logger": "app.process", "message": "Listening …", "time": "2026-01-31T12:00:00+00:00"}
+    text      2026-01-31T12:00:00.123Z INFO    Listening …
+
+What a client sent may be in a line and cannot end it: JSON escapes it, and in text every character that is no printable
+one is written as an escape.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sys
+import threading
+import time
+from typing import Literal, TextIO
+
+from pythonjsonlogger.json import JsonFormatter
+
+LogFormat = Literal["json", "text"]
+_MOST_WAITING = 10_000
+_FLUSH_SECONDS = 1.0
+
+
+def set_up_logging(level: str, log_format: LogFormat = "text", *, in_background: bool = False) -> None:
+    """Log to stderr from now on.
+
+    With `in_background` a thread of its own writes the lines, so that a full disk or a reader that has stopped holds up
+    nobody: lines that find no room are dropped and counted.
+    """
+    stream: logging.Handler = _Stream(sys.stderr)
+    stream.setFormatter(_json_formatter() if log_format == "json" else TextFormatter())
+    handler = BackgroundHandler(stream) if in_background else stream
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Each request of the download's HTTP client is no news, and uvicorn says twice what `serve` says once.
+    for name in ("httpx", "httpcore", "uvicorn.error"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def dropped_lines() -> int:
+    """How many lines could not be written since the start."""
+    return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, BackgroundHandler))
+
+
+def _json_formatter() -> logging.Formatter:
+    names = {"levelname": "level", "name": "logger", "exc_info": "traceback"}
+    return JsonFormatter("%(levelname)s %(name)s %(message)s", rename_fields=names, timestamp="time")
+
+
+class TextFormatter(logging.Formatter):
+    """A line for a person. Of an exception the trace follows, each of its lines indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{_timestamp(record.created)} {record.levelname:<7} {printable(record.getMessage())}"
+        if record.exc_info:
+            trace = self.formatException(record.exc_info)
+            line += "".join(f"\n    {printable(each)}" for each in trace.splitlines())
+        return line
+
+
+def printable(text: str) -> str:
+    """`text` with every character that could move a terminal's cursor, or look like another line, as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def _timestamp(created: float) -> str:
+    """UTC, to the millisecond, as RFC 3339 writes it."""
+    seconds, milliseconds = divmod(round(created * 1000), 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{milliseconds:03d}Z"
+
+
+class _Stream(logging.StreamHandler[TextIO]):
+    """Writes, and counts what it could not write: stderr may be closed, or on a disk that is full."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.failed = 0
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self.failed += 1
+
+
+class BackgroundHandler(logging.Handler):
+    """Hands records to a thread that writes them with `target`; drops and counts them where too many wait."""
+
+    def __init__(self, target: logging.Handler, most_waiting: int = _MOST_WAITING) -> None:
+        super().__init__()
+        self._target = target
+        self._full = 0
+        self._records: queue.Queue[logging.LogRecord | None] = queue.Queue(most_waiting)
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        return self._full + getattr(self._target, "failed", 0)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._records.put_nowait(record)
+        except queue.Full:
+            self._full += 1
+
+    def close(self) -> None:
+        """Write what waits, for as long as a second; a reader that has stopped must not hold the process."""
+        if self._thread.is_alive():
+            try:
+                self._records.put(None, timeout=_FLUSH_SECONDS)
+                self._thread.join(_FLUSH_SECONDS)
+            except queue.Full:
+                pass
+        super().close()
+
+    def _write(self) -> None:
+        while (record := self._records.get()) is not None:
+            self._target.handle(record)
