@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -16,12 +17,17 @@ from app.checkpoints.locate import WEIGHTS_FOLDER
 from app.settings import ENV_PREFIX, Settings
 
 REPOSITORY = Path(__file__).parent.parent
-COMPOSE_FILES = ("docker-compose.yml", "docker-compose.gpu.yml")
+COMPOSE_FILES = ("docker-compose.yml", "docker-compose.gpu.yml", "docker-compose.proxy.yml")
+PROXY = "docker-compose.proxy.yml"
+# Each container that a compose file describes or changes.
+CONTAINERS = [*((name, "resnet-serve") for name in COMPOSE_FILES), (PROXY, "proxy")]
 PROBE = ["resnet-serve", "probe", "--ready"]
 
 VARIABLES = {f"{ENV_PREFIX}{name.upper()}": field for name, field in Settings.model_fields.items()}
+# Read by the proxy alone.
+PROXY_ONLY = {"RESNET_PUBLISH_TLS", "RESNET_PROXY_CONNECTIONS", "RESNET_PROXY_HTTP"}
 # Read by Compose itself, in ${…}; the service never sees them.
-COMPOSE_ONLY = {"RESNET_PUBLISH", "RESNET_MEMORY"}
+COMPOSE_ONLY = {"RESNET_PUBLISH", "RESNET_MEMORY"} | PROXY_ONLY
 # Not passed on: the image's own, what goes with stop_grace_period, and a fallback that containers never take.
 FIXED = {
     "RESNET_HOST",
@@ -37,16 +43,16 @@ def text_of(name: str) -> str:
     return (REPOSITORY / name).read_text(encoding="utf-8")
 
 
-def service(name: str = "docker-compose.yml") -> dict[str, Any]:
-    """The one service of a compose file."""
+def service(name: str = "docker-compose.yml", container: str = "resnet-serve") -> dict[str, Any]:
+    """What a compose file says of a container; each is in its list above."""
     document = yaml.safe_load(text_of(name))
-    assert list(document["services"]) == ["resnet-serve"]
-    return dict(document["services"]["resnet-serve"])
+    assert {(name, each) for each in document["services"]} <= set(CONTAINERS)
+    return dict(document["services"][container])
 
 
-def environment(name: str) -> dict[str, str | None]:
-    """A service's variables, as Compose reads a list (None: passed on from outside) or a mapping."""
-    given = service(name).get("environment", {})
+def environment(name: str, container: str = "resnet-serve") -> dict[str, str | None]:
+    """A container's variables, as Compose reads a list (None: passed on from outside) or a mapping."""
+    given = service(name, container).get("environment", {})
     if isinstance(given, dict):
         return given
     return {key: value if equals else None for key, equals, value in (item.partition("=") for item in given)}
@@ -73,9 +79,9 @@ class Instruction:
         return " ".join((self.name, *self.words))
 
 
-def dockerfile_stages() -> list[list[Instruction]]:
-    """The Dockerfile's instructions from each FROM on; comments gone, continued lines joined."""
-    lines = "\n".join(line for line in text_of("Dockerfile").splitlines() if not line.lstrip().startswith("#"))
+def dockerfile_stages(name: str = "Dockerfile") -> list[list[Instruction]]:
+    """A Dockerfile's instructions from each FROM on; comments gone, continued lines joined."""
+    lines = "\n".join(line for line in text_of(name).splitlines() if not line.lstrip().startswith("#"))
     stages: list[list[Instruction]] = []
     for line in re.sub(r"\\\n", " ", lines).splitlines():
         if not line.strip():
@@ -115,11 +121,11 @@ def test_the_container_has_no_rights_to_lose() -> None:
     assert given["security_opt"] == ["no-new-privileges:true"]
 
 
-@pytest.mark.parametrize("name", COMPOSE_FILES)
-def test_no_compose_file_gives_rights_back(name: str) -> None:
-    """Neither compose file adds a capability, a device, a host namespace or another user."""
+@pytest.mark.parametrize(("name", "container"), CONTAINERS)
+def test_no_compose_file_gives_rights_back(name: str, container: str) -> None:
+    """No compose file adds a capability, a device, a host namespace or another user."""
     loosening = {"privileged", "cap_add", "devices", "network_mode", "pid", "ipc", "userns_mode", "user", "group_add"}
-    assert not loosening & service(name).keys()
+    assert not loosening & service(name, container).keys()
 
 
 def test_tmp_is_bounded_and_nothing_runs_from_it() -> None:
@@ -259,6 +265,119 @@ def test_the_gpu_overlay_adds_a_gpu_and_nothing_else() -> None:
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
 
 
+# --- the proxy overlay
+
+
+def test_the_proxy_has_no_rights_to_lose() -> None:
+    """The proxy is held as the service is: read-only root, no capability, bounded memory, processes, tmpfs and logs."""
+    given, base = service(PROXY, "proxy"), service()
+    for key in ("read_only", "cap_drop", "security_opt", "logging", "restart"):
+        assert given[key] == base[key]
+    (mount,) = given["tmpfs"]
+    path, _, options = mount.partition(":")
+    assert path == "/tmp"
+    assert {"noexec", "nosuid", "nodev"} <= set(options.split(","))
+    # A tmpfs counts towards the container's memory.
+    assert "size=512m" in options.split(",")
+    assert given["mem_limit"] == "1g"
+    assert given["pids_limit"] <= 64
+    assert given["volumes"] == ["./proxy/tls:/etc/nginx/tls:ro"]
+
+
+def test_the_proxy_takes_the_port_and_the_service_has_none() -> None:
+    """The service is on an internal network alone, of which Docker publishes nothing; the proxy is on both networks."""
+    overlay = yaml.safe_load(text_of(PROXY))
+    assert overlay["networks"] == {"inside": {"internal": True}}
+    assert service(PROXY).keys() == {"networks", "environment"}
+    assert service(PROXY)["networks"] == ["inside"]
+    assert service(PROXY, "proxy")["networks"] == ["default", "inside"]
+    http, https = service(PROXY, "proxy")["ports"]
+    # Where the service's port is published after all, the two cannot both have it, and `up` fails.
+    assert http.rpartition(":")[0] == service()["ports"][0].rpartition(":")[0]
+    assert https == "${RESNET_PUBLISH_TLS:-8443}:8443"
+    (exposed,) = named(dockerfile_stages("proxy/Dockerfile")[-1], "EXPOSE")
+    assert exposed.words == tuple(each.rpartition(":")[2] for each in (http, https))
+
+
+def test_the_service_believes_the_proxy() -> None:
+    """Behind the proxy X-Forwarded-For is believed: nobody else can reach the service."""
+    assert environment(PROXY) == {"RESNET_FORWARDED_ALLOW_IPS": "*"}
+
+
+def test_the_proxy_has_the_services_limits() -> None:
+    """What its script reads is what Compose hands it: settings of the service as they are, and its own."""
+    given = environment(PROXY, "proxy")
+    script = text_of("proxy/start.sh")
+    assert given.keys() == set(re.findall(r"\$\(value (RESNET_\w+) ", script))
+    assert {name for name, value in given.items() if value is not None} == PROXY_ONLY
+    assert given.keys() - PROXY_ONLY <= VARIABLES.keys() - FIXED
+    for name, default in re.findall(r"\$\(value (RESNET_\w+) (\S+) ", script):
+        if name in PROXY_ONLY:
+            assert given[name] == f"${{{name}:-{default}}}"
+
+
+def test_the_proxys_image_runs_as_a_user_of_its_own() -> None:
+    """Its USER is a number, neither root's nor the service's, and its base can be chosen as the service's can."""
+    (stage,) = dockerfile_stages("proxy/Dockerfile")
+    (user,) = named(stage, "USER")
+    uid, _, gid = user.words[0].partition(":")
+    assert 0 not in (int(uid), int(gid))
+    assert user.words != named(dockerfile_stages()[-1], "USER")[0].words
+    assert not {"RUN", "COPY"} & {instruction.name for instruction in stage[stage.index(user) :]}
+    assert str(stage[0]) == "FROM ${DEBIAN_IMAGE}"
+    assert "--no-install-recommends nginx" in " ".join(str(line) for line in named(stage, "RUN"))
+    assert f"user {uid}" in text_of("proxy/tls/README.md")
+
+
+def test_the_proxys_build_context_is_an_allow_list() -> None:
+    """Only what its Dockerfile copies can get into the image: no key."""
+    lines = [line for line in text_of("proxy/.dockerignore").splitlines() if not line.startswith("#")]
+    (copy,) = named(dockerfile_stages("proxy/Dockerfile")[-1], "COPY")
+    assert lines == ["*", *(f"!{name}" for name in copy.sources)]
+
+
+def test_no_key_gets_into_git() -> None:
+    """.gitignore shuts out the folder of certificates, but for what says how it is used."""
+    lines = text_of(".gitignore").splitlines()
+    assert lines.index("/proxy/tls/*") < lines.index("!/proxy/tls/README.md")
+
+
+def test_the_proxy_stops_gracefully_and_in_time() -> None:
+    """SIGQUIT, which nginx and the image take as well, and more time than nginx allows itself."""
+    given = service(PROXY, "proxy")
+    (signal,) = named(dockerfile_stages("proxy/Dockerfile")[-1], "STOPSIGNAL")
+    assert signal.words == (given["stop_signal"],) == ("SIGQUIT",)
+    (allowed,) = re.findall(r"worker_shutdown_timeout (\S+);", text_of("proxy/nginx.conf"))
+    assert seconds(given["stop_grace_period"]) >= seconds(allowed) + 5
+    (command,) = named(dockerfile_stages("proxy/Dockerfile")[-1], "CMD")
+    assert str(command) == 'CMD ["/opt/proxy/start.sh"]'
+    assert re.search(r"^exec nginx ", text_of("proxy/start.sh"), re.MULTILINE)
+
+
+def test_the_proxy_starts_after_the_service_and_is_probed() -> None:
+    """Compose starts it when the service is ready; its health check is the image's."""
+    given = service(PROXY, "proxy")
+    assert given["depends_on"] == {"resnet-serve": {"condition": "service_healthy"}}
+    (check,) = named(dockerfile_stages("proxy/Dockerfile")[-1], "HEALTHCHECK")
+    assert check.words[-2:] == ("CMD", '["/opt/proxy/probe.sh"]')
+    assert given["healthcheck"]["test"] == ["CMD", "/opt/proxy/probe.sh"]
+    options = dict(word.removeprefix("--").split("=") for word in check.words if word.startswith("--"))
+    assert options == {
+        name.replace("_", "-"): str(value) for name, value in given["healthcheck"].items() if name != "test"
+    }
+    for script in ("start.sh", "probe.sh"):
+        assert os.access(REPOSITORY / "proxy" / script, os.X_OK)
+
+
+def test_the_document_says_what_the_proxy_is_for() -> None:
+    """docs/deployment.md has the command, and says what the proxy protects from and what it does not."""
+    text = text_of("docs/deployment.md").partition("## With a proxy of its own")[2].partition("\n## ")[0]
+    assert f"docker compose -f docker-compose.yml -f {PROXY} up -d" in text
+    assert "It protects" in text
+    assert "It does not protect" in text
+    assert "512 MB" in text
+
+
 # --- the image
 
 
@@ -354,7 +473,7 @@ def test_the_kubernetes_example_agrees_with_the_image() -> None:
     assert mounts == {volume.split(":")[1] for volume in service()["volumes"]} | {"/tmp"}
 
 
-@pytest.mark.parametrize("overlay", [(), ("docker-compose.gpu.yml",)], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("overlay", [(), ("docker-compose.gpu.yml",), (PROXY,)], ids=["cpu", "gpu", "proxy"])
 def test_compose_accepts_the_files(overlay: tuple[str, ...], tmp_path: Path) -> None:
     """Compose itself reads the file, alone and with the overlay; it needs no engine for that."""
     for command in (["docker", "compose"], ["docker-compose"]):
@@ -376,4 +495,4 @@ def test_compose_accepts_the_files(overlay: tuple[str, ...], tmp_path: Path) -> 
     assert run.returncode == 0, run.stderr
     resolved = yaml.safe_load(run.stdout)["services"]["resnet-serve"]
     assert resolved["read_only"] is True
-    assert resolved["environment"].get("RESNET_DEVICE") == ("cuda" if overlay else None)
+    assert resolved["environment"].get("RESNET_DEVICE") == ("cuda" if "docker-compose.gpu.yml" in overlay else None)
