@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .errors import InvalidParameter, NotReady, ServiceError
-from .images import DecodeLimits, DecodePool, decode
+from .images import Decoder
 from .loading import LoadedModel
 from .metrics import Metrics
 from .ranking import rank
@@ -33,8 +33,7 @@ class Classifier:
 
     def __init__(
         self,
-        decoder: DecodePool,
-        limits: DecodeLimits,
+        decoder: Decoder,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -42,10 +41,10 @@ class Classifier:
         self.model: LoadedModel | None = None
         self.draining = False
         self.failure: str | None = None
-        self._decoder = decoder
-        self._limits = limits
+        self.decoder = decoder
         self._clock = clock
         metrics.queue_depth.labels("decode").set_function(lambda: decoder.waiting)
+        metrics.decode_slots_lost.set_function(lambda: decoder.lost)
         metrics.ready.set_function(lambda: float(self.state().ready))
 
     def state(self) -> ServiceState:
@@ -83,7 +82,7 @@ class Classifier:
         """
         began = self._clock()
         try:
-            pixels = await self._decoder.run(lambda: decode(data, model.preprocessing, self._limits), deadline)
+            pixels = await self.decoder.decode(data, model.preprocessing, deadline)
         except ServiceError as error:
             if error.code in ("overloaded", "deadline_exceeded"):
                 self.metrics.dropped.labels(error.code.removesuffix("_exceeded")).inc()
@@ -102,6 +101,6 @@ class Classifier:
 
     async def close(self) -> None:
         """Stop decoding and give the device back."""
-        self._decoder.close()
+        await self.decoder.close()
         if self.model is not None:
             await self.model.engine.close()

@@ -15,10 +15,10 @@ from .resources import available_cpus, available_memory_bytes
 from .settings import Settings
 from .types import ModelIdentity, Preprocessing
 
-# What decoding holds at its peak: the image, and its copies on the way to RGB. A JPEG needs one for turning it upright;
-# the other formats can have transparency, which is laid over a background.
-_JPEG_BYTES_A_PIXEL = 12
-_BYTES_A_PIXEL = 30
+# What decoding holds at its peak, measured (docs/decoding.md) and rounded up: 12.2 for a CMYK JPEG that is turned
+# upright, 21.0 for a 16-bit grey PNG, 20.6 for a WebP with transparency, which is laid over a background.
+_JPEG_BYTES_A_PIXEL = 13
+_BYTES_A_PIXEL = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +89,41 @@ def load_model(
     )
 
 
-def decode_threads(settings: Settings) -> int:
-    """Images decoded at once: a thread for each CPU, as long as the largest images fit into half of the memory."""
-    limits = (settings.max_megapixels_jpeg * _JPEG_BYTES_A_PIXEL, settings.max_megapixels * _BYTES_A_PIXEL)
-    fitting = int(available_memory_bytes() / 2 / (max(limits) * 1e6))
-    return _count(settings.decode_threads, max(1, min(available_cpus(), fitting)))
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """How much is decoded at once: slots × the worst image never exceed the memory set aside for it."""
+
+    slots: int
+    """Images decoded at once."""
+    spare: int
+    """How many more the memory holds: what may replace a thread that hangs."""
+    slot_bytes: int
+    """What the worst image that the limits let in takes while it is decoded."""
+
+
+def plan_decoding(settings: Settings) -> DecodePlan:
+    """A slot for each CPU as far as the memory goes, or as many as the settings say. Reads files; blocks.
+
+    Raises `SettingError` where the memory set aside does not hold the slots that were asked for, or not one. Without
+    either setting there is always one slot, also on a machine whose half is smaller than the worst image.
+    """
+    worst = max(settings.max_megapixels_jpeg * _JPEG_BYTES_A_PIXEL, settings.max_megapixels * _BYTES_A_PIXEL)
+    slot_bytes = int(worst * 1e6)
+    automatic = settings.decode_memory_bytes == "auto"
+    memory = _count(settings.decode_memory_bytes, available_memory_bytes() // 2)
+    fitting = max(memory // slot_bytes, 1 if automatic else 0)
+    slots = _count(settings.decode_threads, max(1, min(available_cpus(), fitting)))
+    if slots > fitting:
+        asked = f"RESNET_DECODE_THREADS (--decode-threads) is {slots}" if settings.decode_threads != "auto" else ""
+        raise SettingError(
+            f"{asked or 'Not one image can be decoded'}: the largest image that the limits let in takes "
+            f"{slot_bytes / 1e6:,.0f} MB while it is decoded, and the {memory / 1e6:,.0f} MB set aside "
+            f"{'(half of what the service may use) ' if automatic else ''}hold {fitting or 'none'}. "
+            f"{f'Set at most {fitting}, or set' if fitting else 'Set'} {slots * slot_bytes:,} bytes or more aside with "
+            "RESNET_DECODE_MEMORY_BYTES (--decode-memory-bytes), or lower RESNET_MAX_MEGAPIXELS_JPEG and "
+            "RESNET_MAX_MEGAPIXELS."
+        )
+    return DecodePlan(slots, fitting - slots, slot_bytes)
 
 
 def _count(setting: int | str, automatic: int) -> int:

@@ -29,6 +29,18 @@ class Metrics:
             buckets=_STAGE_BUCKETS,
             registry=self.registry,
         )
+        self.decode_seconds = Histogram(
+            "resnet_decode_seconds",
+            "Seconds that decoding an image took once it began, by format.",
+            ["format"],
+            buckets=_STAGE_BUCKETS,
+            registry=self.registry,
+        )
+        self.decode_slots_lost = Gauge(
+            "resnet_decode_slots_lost",
+            "Decodes that are over their time limit and have not ended yet.",
+            registry=self.registry,
+        )
         self.batch_size = Histogram(
             "resnet_batch_size",
             "Images in each batch that ran.",

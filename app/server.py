@@ -35,8 +35,10 @@ from .api import (
 )
 from .classifier import Classifier
 from .errors import StartError
-from .images import DecodeLimits, DecodePool
-from .loading import Cancellation, LoadedModel, decode_threads, load_model
+from .images import DecodeLimits, Decoder
+from .images.processes import ProcessDecoder
+from .images.threads import ThreadDecoder
+from .loading import Cancellation, LoadedModel, load_model, plan_decoding
 from .logs import dropped_lines
 from .metrics import Metrics
 from .opening import LoadCancelled, LogReporter, Reporter
@@ -63,15 +65,38 @@ class Hooks:
 
 def build_classifier(settings: Settings, metrics: Metrics) -> Classifier:
     """A classifier without a model yet, as the settings size and limit it."""
-    return Classifier(
-        DecodePool(decode_threads(settings), settings.max_queue),
-        DecodeLimits(
-            max_pixels_jpeg=int(settings.max_megapixels_jpeg * 1e6),
-            max_pixels=int(settings.max_megapixels * 1e6),
-            max_side=settings.max_side,
-        ),
-        metrics,
+    plan = plan_decoding(settings)
+    limits = DecodeLimits(
+        max_pixels_jpeg=int(settings.max_megapixels_jpeg * 1e6),
+        max_pixels=int(settings.max_megapixels * 1e6),
+        max_side=settings.max_side,
+        max_jpeg_scans=settings.max_jpeg_scans,
+        max_jpeg_megapixel_scans=settings.max_jpeg_megapixel_scans,
     )
+
+    def observe(image_format: str, seconds: float) -> None:
+        metrics.decode_seconds.labels(image_format).observe(seconds)
+
+    decoder: Decoder
+    if settings.decoder == "processes":
+        decoder = ProcessDecoder(
+            limits,
+            slots=plan.slots,
+            memory_bytes=plan.slot_bytes + max(settings.max_body_bytes, settings.max_batch_body_bytes),
+            max_waiting=settings.max_queue,
+            timeout_seconds=settings.decode_timeout_seconds,
+            observe=observe,
+        )
+    else:
+        decoder = ThreadDecoder(
+            limits,
+            slots=plan.slots,
+            spare=plan.spare,
+            max_waiting=settings.max_queue,
+            timeout_seconds=settings.decode_timeout_seconds,
+            observe=observe,
+        )
+    return Classifier(decoder, metrics)
 
 
 def create_app(settings: Settings, hooks: Hooks | None = None) -> FastAPI:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -119,6 +120,16 @@ def forged_jpeg(width: int, height: int) -> bytes:
     frame = data.index(b"\xff\xc0")
     struct.pack_into(">HH", data, frame + 5, height, width)
     return bytes(data)
+
+
+def scan_bomb(size: tuple[int, int], scans: int) -> bytes:
+    """A progressive JPEG, one grey level, whose last scan comes again and again: 98 bytes for each pass over it all."""
+    target = io.BytesIO()
+    Image.new("L", size, 90).save(target, "JPEG", progressive=True)
+    data, end = target.getvalue()[:-2], target.getvalue()[-2:]
+    # Pillow's file has 6 scans; the last is a table and the scan.
+    tables_and_scans = [found.start() for found in re.finditer(rb"\xff[\xc4\xda]", data)]
+    return data + data[tables_and_scans[-2] :] * (scans - 6) + end
 
 
 def forged_webp(width: int, height: int) -> bytes:

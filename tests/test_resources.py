@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app import loading
-from app.loading import decode_threads
+from app.errors import SettingError
+from app.loading import DecodePlan, plan_decoding
 from app.resources import available_cpus, available_memory_bytes
 from app.settings import Settings
 
@@ -47,10 +49,44 @@ def test_a_memory_limit_counts(tmp_path: Path, name: str) -> None:
     assert available_memory_bytes(write(tmp_path, {name: str(2**63 - 4096)})) == whole
 
 
-@pytest.mark.parametrize(("gibibytes", "threads"), [(1, 1), (4, 2), (256, 64)])
-def test_decode_threads_fit_into_the_memory(monkeypatch: pytest.MonkeyPatch, gibibytes: int, threads: int) -> None:
-    """On 64 CPUs as many images are decoded at once as half of the memory can hold, and one at least."""
+def plan(monkeypatch: pytest.MonkeyPatch, gibibytes: int, **settings: Any) -> DecodePlan:
+    """What is decoded at once on 64 CPUs with so much memory."""
     monkeypatch.setattr(loading, "available_cpus", lambda: 64)
     monkeypatch.setattr(loading, "available_memory_bytes", lambda: gibibytes << 30)
-    assert decode_threads(Settings()) == threads
-    assert decode_threads(Settings(decode_threads=7)) == 7
+    return plan_decoding(Settings(**settings))
+
+
+@pytest.mark.parametrize(("gibibytes", "slots", "spare"), [(1, 1, 0), (4, 3, 0), (16, 13, 0), (256, 64, 147)])
+def test_decode_slots_fit_into_the_memory(
+    monkeypatch: pytest.MonkeyPatch, gibibytes: int, slots: int, spare: int
+) -> None:
+    """On 64 CPUs as many images are decoded at once as half of the memory can hold, and one at least."""
+    planned = plan(monkeypatch, gibibytes)
+    assert (planned.slots, planned.spare) == (slots, spare)
+    assert planned.slots * planned.slot_bytes <= gibibytes * 2**30 / 2 or planned.slots == 1
+
+
+def test_decode_memory_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory set aside bounds the slots, whatever the machine has, and so do smaller images."""
+    assert plan(monkeypatch, 256, decode_memory_bytes=2_000_000_000).slots == 3
+    assert plan(monkeypatch, 256, decode_memory_bytes=2_000_000_000, decode_threads=2).spare == 1
+    small = {"max_megapixels_jpeg": 10, "max_megapixels": 10}
+    assert plan(monkeypatch, 4, **small).slots == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"decode_threads": 7}, ["RESNET_DECODE_THREADS", "is 7", "650 MB", "hold 3", "at most 3", "4,550,000,000"]),
+        ({"decode_threads": 3, "decode_memory_bytes": 1_300_000_000}, ["is 3", "1,300 MB", "hold 2", "1,950,000,000"]),
+        ({"decode_memory_bytes": 100_000_000}, ["100 MB", "hold none", "650,000,000"]),
+    ],
+)
+def test_more_slots_than_the_memory_holds_are_refused(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], words: list[str]
+) -> None:
+    """A wish that the memory does not hold ends the start, with the figures and what may be done."""
+    with pytest.raises(SettingError) as refusal:
+        plan(monkeypatch, 4, **settings)
+    for word in [*words, "RESNET_DECODE_MEMORY_BYTES", "--decode-memory-bytes", "RESNET_MAX_MEGAPIXELS_JPEG"]:
+        assert word in str(refusal.value)

@@ -1,6 +1,10 @@
-"""bytes → pixels: what is allowed in, how it is decoded, and the bounded pool that does it."""
+"""bytes → pixels: what is allowed in, how it is decoded, and the border that the bounded decoders stand behind.
 
-from .decode import DecodeLimits, decode
-from .pool import DecodePool
+The decoders themselves are imported by name, from `threads` and `processes`: a decoding process imports this package
+and needs neither them nor asyncio, which would be a quarter of what its start costs.
+"""
 
-__all__ = ["DecodeLimits", "DecodePool", "decode"]
+from .base import Decoder
+from .decode import DecodeLimits, decode, image_format
+
+__all__ = ["DecodeLimits", "Decoder", "decode", "image_format"]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
-from ..errors import ImageCorrupt, ImageTooLarge, ServiceError, UnsupportedImageFormat
+from ..errors import ImageCorrupt, ImageTooComplex, ImageTooLarge, ServiceError, UnsupportedImageFormat
 from ..types import Pixels, Preprocessing
+from . import jpeg_scans
 from .colour import to_rgb
 from .geometry import resize_and_crop
 
@@ -38,26 +39,53 @@ _UPRIGHT = {
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """What is refused from an image's header, before any pixel is decoded."""
+    """What is refused from an image's header and markers, before any pixel is decoded."""
 
     max_pixels_jpeg: int
     max_pixels: int
     max_side: int
+    max_jpeg_scans: int = 64
+    max_jpeg_megapixel_scans: float = 1_000.0
+    """Millions of pixels times scans: a scan goes over every pixel again."""
 
 
 def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> Pixels:
     """Decode, turn upright, convert to RGB, resize and crop.
 
     Returns `(height, width, 3)` uint8 of `preprocessing.crop`. Raises `UnsupportedImageFormat` (the bytes are none of
-    the five formats), `ImageTooLarge` (by its header) or `ImageCorrupt`. Blocks: call it from a decode thread.
+    the five formats), `ImageTooLarge` (by its header), `ImageTooComplex` (a JPEG of too many scans) or `ImageCorrupt`.
+    Blocks: call it through a `Decoder`.
     """
+    scans = _count_scans(data, limits)
     with _pillow_errors(ImageCorrupt), _open(data) as image:
         _check_size(image, limits)
+        _check_cost(image, scans, limits)
         _widen_transparency(image)
         # Only the first frame is ever read: `load` stops there for GIF, APNG, animated WebP and MPO.
         image.load()
         upright = _turn_upright(image)
         return np.asarray(resize_and_crop(to_rgb(upright), preprocessing))
+
+
+def image_format(data: bytes) -> str | None:
+    """The name of the supported format whose signature the first bytes are; None for any other."""
+    if data.startswith(jpeg_scans.SIGNATURE):
+        return "jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return "bmp" if data[:2] == b"BM" and data[6:10] == b"\0\0\0\0" else None
+
+
+def _count_scans(data: bytes, limits: DecodeLimits) -> int:
+    """0 for other formats. Before Pillow opens the file, because its own reader walks every segment too."""
+    scans = jpeg_scans.count_scans(data, limits.max_jpeg_scans) if image_format(data) == "jpeg" else 0
+    if scans > limits.max_jpeg_scans:
+        raise ImageTooComplex(f"The image has more scans than the {limits.max_jpeg_scans} that this server decodes.")
+    return scans
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -69,16 +97,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     except Exception:
         # Pillow says UnidentifiedImageError of a foreign format and of one of ours with a broken header; of text that
         # begins with "BM", and of other near misses, whatever its header's reader met.
-        raise (ImageCorrupt if _looks_supported(data) else UnsupportedImageFormat)() from None
-
-
-def _looks_supported(data: bytes) -> bool:
-    """Whether the first bytes are the signature of a supported format."""
-    return (
-        data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a"))
-        or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
-        or (data[:2] == b"BM" and data[6:10] == b"\0\0\0\0")
-    )
+        raise (ImageCorrupt if image_format(data) else UnsupportedImageFormat)() from None
 
 
 def _check_size(image: Image.Image, limits: DecodeLimits) -> None:
@@ -88,6 +107,15 @@ def _check_size(image: Image.Image, limits: DecodeLimits) -> None:
         raise ImageTooLarge(
             f"The image is {width}×{height}; this server decodes up to {most / 1e6:g} megapixels of this format "
             f"and sides of up to {limits.max_side} pixels."
+        )
+
+
+def _check_cost(image: Image.Image, scans: int, limits: DecodeLimits) -> None:
+    width, height = image.size
+    if width * height / 1e6 * scans > limits.max_jpeg_megapixel_scans:
+        raise ImageTooComplex(
+            f"The image is {width}×{height} in {scans} scans; megapixels times scans may be "
+            f"{limits.max_jpeg_megapixel_scans:g} at the most."
         )
 
 

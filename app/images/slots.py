@@ -1,0 +1,117 @@
+"""A few slots, and a bounded queue for them that its callers can leave."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from ..errors import DeadlineExceeded, EngineUnavailable, Overloaded
+
+T = TypeVar("T")
+
+_ALL_LOST = "Every decoder is held by an image that takes longer than this server allows."
+_CLOSED = "This server decodes no more images."
+
+
+class Slots:
+    """Which work may begin, and when; the work itself says when its slot is free again.
+
+    First come, first served. What waits is held here and nowhere else, so that a caller that leaves takes its work
+    along. Belongs to one event loop.
+    """
+
+    def __init__(self, count: int, max_waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.usable = count
+        """Slots that are free or will be."""
+        self._free = count
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._turns: deque[asyncio.Future[None]] = deque()
+        self._refusal = ""
+
+    @property
+    def waiting(self) -> int:
+        return len(self._turns)
+
+    async def run(self, begin: Callable[[asyncio.Future[T]], None], deadline: float) -> T:
+        """What `begin` makes of the future that it is given, once there is a slot for it.
+
+        From its call on the slot is the work's: `give_back` or `lose` it. The future is cancelled when the caller
+        leaves or `deadline`, an absolute monotonic time, passes. Raises `Overloaded` at once where too many wait,
+        `EngineUnavailable` where no slot is usable, and `DeadlineExceeded`.
+        """
+        await self._take(deadline)
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        try:
+            begin(outcome)
+        except BaseException:
+            self.give_back()
+            raise
+        try:
+            async with asyncio.timeout(self._seconds_to(deadline)):
+                return await outcome
+        except TimeoutError:
+            raise DeadlineExceeded() from None
+
+    def give_back(self) -> None:
+        """The slot is free: whoever waits longest has it."""
+        while self._turns:
+            turn = self._turns.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+    def lose(self) -> None:
+        """The slot is held by work that may never end."""
+        self.usable -= 1
+        if not self.usable:
+            self._refuse_all(_ALL_LOST)
+
+    def regain(self) -> None:
+        """A lost slot's work has ended after all."""
+        self.usable += 1
+        self.give_back()
+
+    def close(self) -> None:
+        """Refuse what waits and what comes."""
+        self._refusal = _CLOSED
+        self._refuse_all(_CLOSED)
+
+    async def _take(self, deadline: float) -> None:
+        refusal = self._refusal or ("" if self.usable else _ALL_LOST)
+        if refusal:
+            raise EngineUnavailable(refusal, retry_after_seconds=5.0)
+        if self._clock() >= deadline:
+            raise DeadlineExceeded()
+        if self._free:
+            self._free -= 1
+            return
+        if len(self._turns) >= self._max_waiting:
+            raise Overloaded(retry_after_seconds=1.0)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turns.append(turn)
+        try:
+            async with asyncio.timeout(self._seconds_to(deadline)):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.give_back()  # the slot came in the same moment
+            with suppress(ValueError):
+                self._turns.remove(turn)
+            if isinstance(error, TimeoutError):
+                raise DeadlineExceeded() from None
+            raise
+
+    def _seconds_to(self, deadline: float) -> float:
+        return max(0.0, deadline - self._clock())
+
+    def _refuse_all(self, reason: str) -> None:
+        while self._turns:
+            turn = self._turns.popleft()
+            if not turn.done():
+                turn.set_exception(EngineUnavailable(reason, retry_after_seconds=5.0))

@@ -1,0 +1,156 @@
+"""Decoding in threads of this process: nothing is copied, and what hangs can be counted but not ended."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from ..errors import ImageTooComplex
+from ..types import Pixels, Preprocessing
+from .base import Observe, too_slow
+from .decode import DecodeLimits, decode, image_format
+from .slots import Slots
+
+
+class ThreadDecoder:
+    """A `Decoder` of threads. Pillow releases the interpreter lock while it decodes and resizes.
+
+    A thread cannot be ended from outside. At the time limit its caller is answered and its slot is lost: it holds up to
+    `DecodePlan.slot_bytes` for as long as it runs. Where the memory set aside holds more images than there are slots,
+    `spare` is how many more, and each lost slot is replaced by a new one while there are spares; after that every lost
+    slot is one less, and with the last everything is refused at once instead of waiting for nothing. A decode that ends
+    after all gives its slot, or its spare, back.
+    """
+
+    def __init__(
+        self,
+        limits: DecodeLimits,
+        *,
+        slots: int,
+        spare: int = 0,
+        max_waiting: int,
+        timeout_seconds: float,
+        observe: Observe = lambda image_format, seconds: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.slots = slots
+        self.lost = 0
+        self._limits = limits
+        self._slots = Slots(slots, max_waiting, clock)
+        self._spare = spare
+        self._timeout_seconds = timeout_seconds
+        self._observe = observe
+        self._clock = clock
+        self._idle: list[_Thread] = []
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        return self._slots.waiting
+
+    @property
+    def usable(self) -> int:
+        return self._slots.usable
+
+    async def start(self) -> None:
+        """Nothing: a thread starts in microseconds, when it is needed."""
+
+    async def decode(self, data: bytes, preprocessing: Preprocessing, deadline: float) -> Pixels:
+        """As `Decoder` says. A decode that has begun runs to its end, also when its caller has left."""
+        return await self._slots.run(lambda outcome: self._begin(data, preprocessing, outcome), deadline)
+
+    async def close(self) -> None:
+        """Refuse what waits. What runs ends by itself; its threads are daemons, which hold up no exit."""
+        self._closed = True
+        self._slots.close()
+        while self._idle:
+            self._idle.pop().stop()
+
+    def _begin(self, data: bytes, preprocessing: Preprocessing, outcome: asyncio.Future[Pixels]) -> None:
+        loop = asyncio.get_running_loop()
+        thread = self._idle.pop() if self._idle else _Thread()
+        work = _Work(outcome, thread, image_format(data), self._clock())
+        limit = loop.call_later(self._timeout_seconds, self._is_over_time, work)
+
+        def call() -> None:
+            pixels, error = None, None
+            try:
+                pixels = decode(data, preprocessing, self._limits)
+            except BaseException as raised:
+                error = raised
+            with suppress(RuntimeError):  # the loop is closed: nobody asks any more
+                loop.call_soon_threadsafe(ended, pixels, error)
+
+        def ended(pixels: Pixels | None, error: BaseException | None) -> None:
+            limit.cancel()
+            self._has_ended(work, pixels, error)
+
+        thread.run(call)
+
+    def _is_over_time(self, work: _Work) -> None:
+        work.is_lost = True
+        self.lost += 1
+        if self._spare:
+            self._spare -= 1
+            work.is_replaced = True
+            self._slots.give_back()
+        else:
+            self._slots.lose()
+        if not work.outcome.done():
+            work.outcome.set_exception(ImageTooComplex(too_slow(self._timeout_seconds)))
+
+    def _has_ended(self, work: _Work, pixels: Pixels | None, error: BaseException | None) -> None:
+        # First the thread, for whoever has the slot next.
+        if self._closed or len(self._idle) >= self.slots:
+            work.thread.stop()
+        else:
+            self._idle.append(work.thread)
+        self.lost -= work.is_lost
+        if work.is_replaced:
+            self._spare += 1
+        elif work.is_lost:
+            self._slots.regain()
+        else:
+            self._slots.give_back()
+        if pixels is not None and work.image_format is not None:
+            self._observe(work.image_format, self._clock() - work.began)
+        if work.outcome.done():
+            return
+        if pixels is not None:
+            work.outcome.set_result(pixels)
+        elif error is not None:
+            work.outcome.set_exception(error)
+
+
+@dataclass(slots=True)
+class _Work:
+    outcome: asyncio.Future[Pixels]
+    thread: _Thread
+    image_format: str | None
+    began: float
+    is_lost: bool = False
+    is_replaced: bool = False
+
+
+class _Thread:
+    """A thread for one call after another. A daemon: the standard library's executors join theirs at the exit."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        threading.Thread(target=self._work, name="decode", daemon=True).start()
+
+    def run(self, call: Callable[[], None]) -> None:
+        self._calls.put(call)
+
+    def stop(self) -> None:
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+            del call  # and with it the image's bytes

@@ -1,0 +1,230 @@
+"""Threads or processes for decoding: what each gives good traffic, and what a bad image costs it.
+
+    python -m benchmarks.decoders [--pairs 5] [--seconds 4]
+
+Each side runs in a process of its own, in turns, so that a slow minute of the machine meets both; what is printed are
+the medians. The photos are scikit-image's, at 500×375, and the decoder is used as the service uses it, under uvloop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import itertools
+import json
+import os
+import platform
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import skimage.data
+import uvloop
+from PIL import Image, features
+
+from app.checkpoints import published_resnet50_preprocessing
+from app.errors import ImageTooComplex, ServiceError
+from app.images import DecodeLimits, Decoder
+from app.images.processes import ProcessDecoder
+from app.images.threads import ThreadDecoder
+from app.loading import plan_decoding
+from app.settings import Settings
+
+CALLERS = 16
+TIME_LIMIT_SECONDS = 1.0
+PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry")
+RESNET50 = published_resnet50_preprocessing()
+# As they are by default, but for the scans: a bomb must get in, to show what it would cost.
+LIMITS = DecodeLimits(50_000_000, 25_000_000, 16_384, max_jpeg_scans=10**6, max_jpeg_megapixel_scans=1e12)
+ROWS = {
+    "images_a_second": "images/s, 16 callers",
+    "median_ms": "median of one caller, ms",
+    "lag_ms": "event loop's lag under 16 callers, 99th percentile, ms",
+    "memory_mb": "memory after that, all processes, MB (PSS)",
+    "start_ms": "start, ms",
+    "while_hung": "images/s until a hanging image's time limit",
+    "after_hung": "images/s in as long after it",
+    "lost_after_hung": "slots lost after it",
+    "after_crash": "images/s in the second after a crash",
+    "failed_by_crash": "images that failed with the crash",
+}
+
+
+def photos() -> list[bytes]:
+    images = (Image.fromarray(getattr(skimage.data, name)()).convert("RGB") for name in PHOTOS)
+    return [_encode(image.resize((500, 375), Image.Resampling.LANCZOS), quality=90) for image in images]
+
+
+def scan_bomb(scans: int) -> bytes:
+    """16 megapixels of which 1,000 scans take about 10 s, longer than any of these measurements; 2,000 at the most."""
+    data = _encode(Image.new("L", (4000, 4000), 90), progressive=True)[:-2]
+    last_scan = [found.start() for found in re.finditer(rb"\xff[\xc4\xda]", data)][-2]
+    return data + data[last_scan:] * scans + b"\xff\xd9"
+
+
+def _encode(image: Image.Image, **options: object) -> bytes:
+    target = io.BytesIO()
+    image.save(target, "JPEG", **options)
+    return target.getvalue()
+
+
+def memory_mb() -> float:
+    """Of this process and its children; what they share counts once."""
+    lists = Path("/proc/self/task").glob("*/children")
+    processes = [str(os.getpid()), *(word for each in lists for word in each.read_text().split())]
+    sizes = [re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{each}/smaps_rollup").read_text(), re.M) for each in processes]
+    return sum(int(size[1]) for size in sizes if size) / 1000
+
+
+class Traffic:
+    """Callers that send one good photo after the other, and what became of them."""
+
+    def __init__(self, decoder: Decoder, images: list[bytes], callers: int) -> None:
+        self.finished: list[float] = []
+        self.seconds: list[float] = []
+        self.failed = 0
+        self._decoder = decoder
+        self._images = itertools.cycle(images)
+        self._callers = [asyncio.create_task(self._send()) for _ in range(callers)]
+
+    async def _send(self) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                await self._decoder.decode(next(self._images), RESNET50, began + 60)
+            except ServiceError:
+                self.failed += 1
+            else:
+                self.finished.append(time.monotonic())
+                self.seconds.append(self.finished[-1] - began)
+
+    def rate(self, since: float, until: float) -> float:
+        return sum(since < moment <= until for moment in self.finished) / (until - since)
+
+    async def stop(self) -> None:
+        for caller in self._callers:
+            caller.cancel()
+        await asyncio.wait(self._callers)
+
+
+async def measure(side: str, seconds: float) -> dict[str, float]:
+    plan = plan_decoding(Settings())
+
+    def build() -> ThreadDecoder | ProcessDecoder:
+        common = {"slots": plan.slots, "max_waiting": 256, "timeout_seconds": TIME_LIMIT_SECONDS}
+        if side == "threads":
+            return ThreadDecoder(LIMITS, spare=plan.spare, **common)  # type: ignore[arg-type]
+        return ProcessDecoder(LIMITS, memory_bytes=plan.slot_bytes, **common)  # type: ignore[arg-type]
+
+    images = photos()
+    found: dict[str, float] = {}
+    decoder = build()
+    began = time.monotonic()
+    await decoder.start()
+    found["start_ms"] = (time.monotonic() - began) * 1e3
+    await _steady(decoder, images, seconds, found)
+    if isinstance(decoder, ProcessDecoder):
+        await _crash(decoder, images, found)
+    await _hang(decoder, images, found)
+    await decoder.close()
+    return found
+
+
+async def _steady(decoder: Decoder, images: list[bytes], seconds: float, found: dict[str, float]) -> None:
+    await _warm_up(decoder, images)
+    alone = Traffic(decoder, images, 1)
+    await asyncio.sleep(seconds / 2)
+    await alone.stop()
+    found["median_ms"] = statistics.median(alone.seconds) * 1e3
+    crowd = Traffic(decoder, images, CALLERS)
+    lags: list[float] = []
+    began = time.monotonic()
+    while time.monotonic() < began + seconds:
+        before = time.monotonic()
+        await asyncio.sleep(0.005)
+        lags.append(time.monotonic() - before - 0.005)
+    found["images_a_second"] = crowd.rate(began, time.monotonic())
+    await crowd.stop()
+    found["lag_ms"] = statistics.quantiles(lags, n=100)[98] * 1e3
+    found["memory_mb"] = memory_mb()
+
+
+async def _crash(decoder: ProcessDecoder, images: list[bytes], found: dict[str, float]) -> None:
+    traffic = Traffic(decoder, images, CALLERS)
+    await asyncio.sleep(0.5)
+    began = time.monotonic()
+    os.kill(decoder.process_ids[0], signal.SIGSEGV)
+    await asyncio.sleep(1)
+    found["after_crash"] = traffic.rate(began, time.monotonic())
+    found["failed_by_crash"] = traffic.failed
+    await traffic.stop()
+
+
+async def _hang(decoder: Decoder, images: list[bytes], found: dict[str, float]) -> None:
+    bomb = scan_bomb(1900)
+    traffic = Traffic(decoder, images, CALLERS)
+    await asyncio.sleep(0.5)
+    with suppress(ImageTooComplex):
+        await decoder.decode(bomb, RESNET50, time.monotonic() + 60)
+    limit = time.monotonic()
+    await asyncio.sleep(TIME_LIMIT_SECONDS)
+    found["while_hung"] = traffic.rate(limit - TIME_LIMIT_SECONDS, limit)
+    found["after_hung"] = traffic.rate(limit, time.monotonic())
+    found["lost_after_hung"] = decoder.lost
+    await traffic.stop()
+
+
+async def _warm_up(decoder: Decoder, images: list[bytes]) -> None:
+    for image in images * 4:
+        await decoder.decode(image, RESNET50, time.monotonic() + 60)
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def main(write: Callable[[str], object] = sys.stdout.write) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--side", choices=("threads", "processes"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        write(json.dumps(uvloop.run(measure(options.side, options.seconds))))
+        sys.stdout.flush()
+        os._exit(0)  # a hanging thread is not waited for
+    results: dict[str, list[dict[str, float]]] = {"threads": [], "processes": []}
+    for _ in range(options.pairs):
+        for side, found in results.items():
+            command = [sys.executable, "-m", "benchmarks.decoders", "--side", side, "--seconds", str(options.seconds)]
+            found.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+    write(
+        f"{platform.platform()}, {len(os.sched_getaffinity(0))} CPUs ({_cpu_name()}), "
+        f"Python {platform.python_version()}, Pillow {version('pillow')}, "
+        f"libjpeg-turbo {features.version('libjpeg_turbo')}, numpy {version('numpy')}, uvloop {version('uvloop')}\n"
+        f"Medians of {options.pairs} pairs, lowest to highest in brackets; {plan_decoding(Settings()).slots} slots, "
+        f"time limit {TIME_LIMIT_SECONDS:g} s.\n\n| | threads | processes |\n| --- | --- | --- |\n"
+    )
+    for name, title in ROWS.items():
+        cells = (_cell([each[name] for each in found if name in each]) for found in results.values())
+        write(f"| {title} | {' | '.join(cells)} |\n")
+
+
+def _cell(figures: list[float]) -> str:
+    if not figures:
+        return "–"
+    median, low, high = (f"{figure:.4g}" for figure in (statistics.median(figures), min(figures), max(figures)))
+    return median if low == high else f"{median} ({low}–{high})"
+
+
+if __name__ == "__main__":
+    main()
