@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check parity format clean
+.PHONY: help serve test check parity hostile format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,10 @@ parity: $(VENV)/.dev ## Rebuild the stored fixtures with the real frameworks, an
 	@for maker in tensorflow keras objects; do CUDA_VISIBLE_DEVICES= .venv-parity/bin/python -m tests.parity.make_$$maker || exit 1; done
 	@PYTHONPATH=.:$$(echo $(VENV)/lib/python3*/site-packages) CUDA_VISIBLE_DEVICES= .venv-parity/bin/python -m tests.parity.make_transformers
 	@$(BIN)/pytest -q tests/test_parity_*.py tests/test_saved_model.py
+
+hostile: $(VENV)/.dev ## Send 10,000 damaged images beside good traffic, and thousands of requests from the OpenAPI document (10 min)
+	@$(BIN)/python -m tests.hostile_run
+	@HOSTILE_EXAMPLES=1000 $(BIN)/pytest -q tests/test_openapi_fuzz.py
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .

@@ -62,6 +62,14 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.open_uploads = Gauge(
+            "resnet_open_uploads", "Requests whose bodies are on their way.", registry=self.registry
+        )
+        self.received_bytes = Gauge(
+            "resnet_received_bytes",
+            "Bytes of bodies held for requests that are not answered yet.",
+            registry=self.registry,
+        )
         self.log_lines_dropped = Gauge(
             "resnet_log_lines_dropped",
             "Log lines that could not be written: a full disk, or a reader that has stopped.",

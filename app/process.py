@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
 from typing import NoReturn
@@ -35,6 +35,7 @@ _ARRIVAL_SECONDS = 0.25
 _CLOSE = (b"connection", b"close")
 # uvicorn ticks ten times a second.
 _TICKS_PER_CHECK = 2
+_FLUSH_SECONDS = 3.0
 
 
 def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[LoadedModel, str], None]) -> Exception | None:
@@ -95,10 +96,19 @@ def build_server(settings: Settings, hooks: Hooks) -> Server:
 
 def leave(status: int) -> NoReturn:
     """End the process with `status` without joining threads: one that is stuck, or still loads, must not hold it."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    # Nor must a reader of the log that has stopped.
+    last_words = threading.Thread(target=_flush, name="flush", daemon=True)
+    last_words.start()
+    last_words.join(_FLUSH_SECONDS)
     os._exit(status)
+
+
+def _flush() -> None:
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        # Closed from the start it is None; on a full disk it cannot be flushed.
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
 
 
 class Server(uvicorn.Server):

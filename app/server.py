@@ -151,6 +151,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None) -> FastAPI:
                     bytes_per_second=settings.body_min_rate,
                     most_seconds=settings.body_timeout_max_seconds,
                 ),
+                metrics=metrics,
             ),
         ],
     )

@@ -8,11 +8,13 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
 
-from tests.running import RunningServer
+from app.settings import Settings
+from tests.running import RunningServer, running_server
 
 MEGABYTE = 1_000_000
 
@@ -22,23 +24,64 @@ def address(server: RunningServer) -> tuple[str, int]:
     return host, int(port)
 
 
-@pytest.mark.parametrize("size", [20 * MEGABYTE, 50 * MEGABYTE])
-def test_http_client_sees_the_413(null_server: RunningServer, size: int) -> None:
-    """Python's http.client, which sends everything before it reads, gets the 413 and no reset."""
-    connection = http.client.HTTPConnection(*address(null_server), timeout=30)
-    connection.request("POST", "/predict", body=bytes(size))
-    answer = connection.getresponse()
-    assert answer.status == 413
-    assert answer.getheader("Connection") == "close"
-    assert json.loads(answer.read())["code"] == "body_too_large"
-    connection.close()
+@pytest.fixture(scope="module")
+def strict_server() -> Iterator[RunningServer]:
+    """It takes bodies of 0.5 MB, and of batches up to 64 MB of which it has no room for more than 0.5 MB."""
+    settings = Settings(
+        backend="null", port=0, log_level="warning", max_body_bytes=MEGABYTE // 2, max_received_bytes=MEGABYTE // 2
+    )
+    with running_server(settings) as server:
+        yield server
 
 
-@pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}])
-def test_httpx_sees_the_refusal(client: httpx.Client, headers: dict[str, str]) -> None:
-    """httpx gets the 413 and the 415 of a body that is not read."""
-    answer = client.post("/predict", content=bytes(20 * MEGABYTE), headers=headers)
-    assert answer.status_code == (415 if headers else 413)
+# What is refused before its body is read → path, headers, status and code.
+REFUSED: dict[str, tuple[str, dict[str, str], int, str]] = {
+    "too large": ("/predict", {}, 413, "body_too_large"),
+    "packed": ("/predict/batch", {"Content-Encoding": "gzip"}, 415, "unsupported_encoding"),
+    "no room": ("/predict/batch", {}, 503, "overloaded"),
+    "too many headers": ("/predict/batch", {f"X-{number}": "1" for number in range(100)}, 431, "headers_too_large"),
+}
+
+
+def by_http_client(server: RunningServer, path: str, headers: dict[str, str], body: bytes) -> tuple[int, str]:
+    """Python's http.client, which sends everything before it reads."""
+    connection = http.client.HTTPConnection(*address(server), timeout=30)
+    try:
+        connection.request("POST", path, body=body, headers=headers)
+        answer = connection.getresponse()
+        assert answer.getheader("Connection") == "close"
+        return answer.status, json.loads(answer.read())["code"]
+    finally:
+        connection.close()
+
+
+def by_httpx(server: RunningServer, path: str, headers: dict[str, str], body: bytes) -> tuple[int, str]:
+    answer = httpx.post(f"{server.address}{path}", content=body, headers=headers, timeout=30)
+    return answer.status_code, answer.json()["code"]
+
+
+def by_curl(server: RunningServer, path: str, headers: dict[str, str], body: bytes) -> tuple[int, str]:
+    """curl, told not to wait for a 100-continue: it sends and listens at once."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    command = ["curl", "-sS", "-w", "\n%{http_code}", "--data-binary", "@-", "-H", "Expect:", f"{server.address}{path}"]
+    for name, value in headers.items():
+        command += ["-H", f"{name}: {value}"]
+    printed = subprocess.run(command, input=body, capture_output=True, timeout=60, check=True).stdout.decode()
+    document, _, status = printed.rpartition("\n")
+    return int(status), json.loads(document)["code"]
+
+
+@pytest.mark.parametrize("size", [MEGABYTE, 20 * MEGABYTE], ids=["1 MB", "20 MB"])
+@pytest.mark.parametrize("send", [by_http_client, by_httpx, by_curl])
+@pytest.mark.parametrize("refused", REFUSED)
+def test_clients_that_still_send_see_the_refusal(
+    strict_server: RunningServer, refused: str, send: Callable[..., tuple[int, str]], size: int
+) -> None:
+    """The answer arrives, and no reset before it, whichever layer gives it."""
+    path, headers, status, code = REFUSED[refused]
+    for _ in range(3):
+        assert send(strict_server, path, headers, bytes(size)) == (status, code)
 
 
 def test_curl_sees_the_413_and_sends_no_body(

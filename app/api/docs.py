@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
-from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ..errors import NotFound
 from .examples import example_jpeg
@@ -22,13 +22,17 @@ _SWAGGER_PACKAGE = find_spec("fastapi_offline")
 assert _SWAGGER_PACKAGE is not None
 assert _SWAGGER_PACKAGE.origin is not None
 _SWAGGER = Path(_SWAGGER_PACKAGE.origin).parent / "static"
-# Everything a page may load, by name: no path a client sends is ever joined to a folder.
+# Everything a page may load, by name: no path a client sends is ever joined to a folder. In memory, 1.5 MB: answering
+# from files would bring ranges, and errors in another shape than the service's.
 _ASSETS = {
-    "docs.css": (_OWN / "docs.css", "text/css"),
-    "docs.js": (_OWN / "docs.js", "text/javascript"),
-    "icon.svg": (_OWN / "icon.svg", "image/svg+xml"),
-    "swagger-ui-bundle.js": (_SWAGGER / "swagger-ui-bundle.js", "text/javascript"),
-    "swagger-ui.css": (_SWAGGER / "swagger-ui.css", "text/css"),
+    file.name: (file.read_bytes(), media_type)
+    for file, media_type in (
+        (_OWN / "docs.css", "text/css"),
+        (_OWN / "docs.js", "text/javascript"),
+        (_OWN / "icon.svg", "image/svg+xml"),
+        (_SWAGGER / "swagger-ui-bundle.js", "text/javascript"),
+        (_SWAGGER / "swagger-ui.css", "text/css"),
+    )
 }
 # Nothing from elsewhere; Swagger UI writes styles into its elements and shows images as data: URLs.
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
@@ -68,8 +72,9 @@ async def example() -> Response:
 async def asset(name: str) -> Response:
     if name not in _ASSETS:
         raise NotFound()
-    path, media_type = _ASSETS[name]
-    return FileResponse(path, media_type=media_type, headers={"Cache-Control": "max-age=3600"})
+    content, media_type = _ASSETS[name]
+    headers = {"Cache-Control": "max-age=3600", "X-Content-Type-Options": "nosniff"}
+    return Response(content, media_type=media_type, headers=headers)
 
 
 def describe_openapi(app: FastAPI) -> dict[str, Any]:

@@ -31,8 +31,13 @@ def _small_base64() -> str:
     return base64.b64encode(target.getvalue()).decode("ascii")
 
 
-_TOP_K = {"type": "integer", "minimum": 1, "description": "How many classes to answer with.", "examples": [5]}
-_IMAGE = {"type": "string", "description": "Base64, bare or as a data: URL."}
+_TOP_K = {
+    "type": ["integer", "null"],
+    "minimum": 1,
+    "description": "How many classes to answer with; at most as many as the model has.",
+    "examples": [5],
+}
+_IMAGE = {"type": "string", "minLength": 1, "description": "Base64, bare or as a data: URL."}
 _FILE = {
     "type": "string",
     "format": "binary",
@@ -72,7 +77,7 @@ BATCH_REQUEST_BODY: dict[str, Any] = {
             "schema": {
                 "type": "object",
                 "required": ["images"],
-                "properties": {"images": {"type": "array", "items": _FILE}},
+                "properties": {"images": {"type": "array", "minItems": 1, "items": _FILE}},
             }
         },
     },

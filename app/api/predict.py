@@ -43,7 +43,7 @@ TimeoutMs = Annotated[
     "/predict",
     response_model=Answer,
     summary="Classify one image",
-    responses=problem_responses(400, 413, 415, 422, 500, 503, 504),
+    responses=problem_responses(400, 408, 413, 415, 422, 500, 503, 504),
     openapi_extra={"requestBody": REQUEST_BODY},
 )
 async def predict(request: Request, service: ServiceDep, top_k: TopK = None, timeout_ms: TimeoutMs = None) -> Response:
@@ -64,7 +64,7 @@ async def predict(request: Request, service: ServiceDep, top_k: TopK = None, tim
     "/predict/batch",
     response_model=BatchAnswer,
     summary="Classify several images",
-    responses=problem_responses(400, 413, 415, 422, 503, 504),
+    responses=problem_responses(400, 408, 413, 415, 422, 500, 503, 504),
     openapi_extra={"requestBody": BATCH_REQUEST_BODY},
 )
 async def predict_batch(

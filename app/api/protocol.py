@@ -22,12 +22,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from ..errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError
 from .problems import MEDIA_TYPE, problem
 
+_NOT_HTTP = "This is not a valid HTTP/1.1 request."
 # After a refusal, how much more is read and thrown away, and for how long: closing a socket with unread data resets it,
 # and the client then never sees the answer.
 _DISCARD_BYTES = 16 * 1024 * 1024
 _DISCARD_SECONDS = 2.0
 # Around its chunks a chunked body may have as many bytes as a chunk a byte long takes, and a bit.
 _FRAMING = 8
+_FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._refused_at: float | None = None
         self._discarded = 0
         self._stalled_at: float | None = None
+        self._repeats_head = False
 
     # --- what is read
 
@@ -74,7 +77,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_silent = False
         if not self._in_message and self._head_began_at is None:
             self._head_began_at = time.monotonic()
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
         if self._in_message and self._refused_at is None:
             # Names and values that are not complete, trailers and chunks' extensions reach no callback: whatever came
             # and is no body is counted here.
@@ -82,7 +89,28 @@ class HttpProtocol(HttpToolsProtocol):
             if self._message_bytes - _FRAMING * self._body_bytes > self._limits.header_bytes + len(data):
                 self._refuse(HeadersTooLarge())
 
+    def _feed(self, data: bytes) -> None:
+        """Parse. Who asks for a WebSocket, or for HTTP/2 as curl does, is answered as if they had not.
+
+        The parser believes that an upgrade is granted, with the request's head as its end; what comes behind the head
+        is given to a new one.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                framing = [(name, value) for name, value in self.headers if name in _FRAMING_HEADERS]
+                self.parser = httptools.HttpRequestParser(self)
+                if framing:
+                    self._repeats_head = True
+                    lines = b"".join(b"%b: %b\r\n" % header for header in framing)
+                    self.parser.feed_data(b"POST / HTTP/1.1\r\n" + lines + b"\r\n")
+
     def on_message_begin(self) -> None:
+        if self._repeats_head:
+            return
         super().on_message_begin()
         self._in_message = True
         self._message_bytes = self._body_bytes = self._head_bytes = 0
@@ -90,17 +118,26 @@ class HttpProtocol(HttpToolsProtocol):
             self._head_began_at = time.monotonic()
 
     def on_url(self, url: bytes) -> None:
+        if self._repeats_head:
+            return
         self._count(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._repeats_head:
+            return
         self._count(len(name) + len(value) + 4)
         super().on_header(name, value)
         if len(self.headers) > self._limits.header_count:
             self._raise(HeadersTooLarge())
 
     def on_headers_complete(self) -> None:
+        if self._repeats_head:
+            self._repeats_head = False
+            return
         self._head_began_at = None
+        if self.parser.get_http_version() not in ("1.1", "1.0"):
+            self._raise(MalformedRequest(_NOT_HTTP))
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -108,6 +145,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and any(name in _FRAMING_HEADERS for name, _ in self.headers):
+            return  # its body is still to come, see `_feed`
         self._in_message = False
         super().on_message_complete()
 
@@ -121,13 +160,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._refusal = error
         raise httptools.HttpParserError(error.code)
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Who asks for a WebSocket is answered as if they had not; uvicorn would tell the operator to install one."""
-
     # --- what is answered here
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(self._refusal or MalformedRequest("This is not a valid HTTP/1.1 request."))
+        self._refuse(self._refusal or MalformedRequest(_NOT_HTTP))
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer with a problem and read no more; where an answer is on its way already, that one is the last."""

@@ -99,6 +99,7 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 _MEANINGS = {
     400: "The request is malformed or carries no image.",
+    408: "The body did not come in time.",
     413: "The body is too large, or carries too many images.",
     415: "The bytes are no image in a supported format, or the body is encoded.",
     422: "The image is damaged or too large, or a parameter is out of range.",

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import Overloaded, RequestTimeout, ServiceError
+from ..metrics import Metrics
 from .middleware import refuse
 
 _RETRY_SECONDS = 1.0
@@ -38,11 +39,13 @@ class UploadLimits:
 class Uploads:
     """Keeps bodies within `limits`; whoever comes when all is taken is told to come again."""
 
-    def __init__(self, app: ASGIApp, limits: UploadLimits) -> None:
+    def __init__(self, app: ASGIApp, limits: UploadLimits, metrics: Metrics) -> None:
         self.app = app
         self.limits = limits
         self.open = 0
         self.held_bytes = 0
+        metrics.open_uploads.set_function(lambda: self.open)
+        metrics.received_bytes.set_function(lambda: self.held_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not has_body(headers := Headers(scope=scope)):

@@ -1,0 +1,159 @@
+"""Log lines: one each whatever is in them, and never waited for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.logs import BackgroundHandler, TextFormatter, dropped_lines, printable, set_up_logging
+from tests.photos import make_jpeg
+from tests.running import clean_environment, wait_until
+
+NASTY = 'a\r\n2026-01-01 ERROR forged\x1b[2J\x00\u2028\u202e"}\\'
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers[:], root.level = handlers, level
+
+
+def record(message: str, error: BaseException | None = None) -> logging.LogRecord:
+    info = (type(error), error, error.__traceback__) if error else None
+    return logging.LogRecord("app.test", logging.ERROR, "file.py", 1, "%s", (message,), info)
+
+
+@pytest.mark.usefixtures("restored_logging")
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_a_line_stays_a_line(capfd: pytest.CaptureFixture[str], log_format: str) -> None:
+    """Line breaks, terminals' sequences and quotes in a message, an extra or an error's text end no line."""
+    set_up_logging("info", log_format)  # type: ignore[arg-type]
+    try:
+        raise ValueError(NASTY)
+    except ValueError:
+        logging.getLogger("app.test").exception("Message %s", NASTY, extra={"path": NASTY})
+    lines = capfd.readouterr().err.removesuffix("\n").split("\n")
+    assert all(line.isprintable() for line in lines)
+    if log_format == "json":
+        (line,) = lines
+        document = json.loads(line)
+        assert (document["level"], document["logger"], document["path"]) == ("ERROR", "app.test", NASTY)
+        assert document["message"] == f"Message {NASTY}"
+        assert "ValueError" in document["traceback"]
+        assert document["time"].endswith("+00:00")
+    else:
+        # The trace follows, each of its lines indented: no line of it can pass for another record.
+        assert all(line.startswith("    ") for line in lines[1:])
+        assert "Message a\\r\\n" in lines[0]
+
+
+def test_ordinary_text_is_left_alone() -> None:
+    """Letters of any language, and punctuation, are printable."""
+    assert printable("Köln, 東京 – 3×3 …") == "Köln, 東京 – 3×3 …"
+    assert printable("a\tb") == "a\\tb"
+    line = TextFormatter().format(record("hello"))
+    assert line.endswith("ERROR   hello")
+    assert line[:20].count("-") == 2
+
+
+class Stuck(logging.Handler):
+    """Writes nothing until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+        self.written = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.let_go.wait(30)
+        self.written += 1
+
+
+def test_a_reader_that_has_stopped_holds_up_nobody() -> None:
+    """Lines that find no room are dropped and counted, and closing waits no longer than it may."""
+    target = Stuck()
+    handler = BackgroundHandler(target, most_waiting=10)
+    began = time.monotonic()
+    for _ in range(100):
+        handler.emit(record("line"))
+    assert time.monotonic() - began < 5
+    assert handler.dropped in (89, 90)  # ten wait, and the thread may hold one more
+    handler.close()
+    assert time.monotonic() - began < 10
+    target.let_go.set()
+    wait_until(lambda: target.written >= 10)
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_lines_are_written_before_the_process_ends(capfd: pytest.CaptureFixture[str]) -> None:
+    """What was logged is written when the handler closes, in its order."""
+    set_up_logging("info", "json", in_background=True)
+    for number in range(200):
+        logging.getLogger("app.test").info("line %d", number)
+    logging.getLogger().handlers[0].close()
+    lines = capfd.readouterr().err.splitlines()
+    assert [json.loads(line)["message"] for line in lines] == [f"line {number}" for number in range(200)]
+    assert dropped_lines() == 0
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("where", ["a full disk", "a closed stream", "a pipe that nobody reads"])
+def test_requests_go_on_where_no_log_can_be_written(tmp_path: Path, where: str) -> None:
+    """The service starts, answers and stops with status 0; the lines it lost are counted in its metrics."""
+    port = free_port()
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "app", "serve", "--backend", "null", "--port", str(port)]
+    shell = {"a full disk": "2>/dev/full", "a closed stream": "2>&-", "a pipe that nobody reads": ""}[where]
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f'exec "$@" {shell}', "sh", *command],
+        cwd=tmp_path,
+        env=clean_environment() | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        stderr=writer,
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+
+            def is_ready() -> bool:
+                try:
+                    return client.get("/readyz").status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            wait_until(is_ready, 60)
+            image = make_jpeg(1, (64, 48))
+            # 400 lines of about 700 bytes: more than a pipe holds.
+            for _ in range(400):
+                assert client.post("/predict", content=image, headers={"User-Agent": "u" * 256}).status_code == 200
+            metrics = client.get("/metrics").text
+        if where == "a full disk":
+            dropped = float(metrics.split("\nresnet_log_lines_dropped ")[1].split("\n")[0])
+            assert dropped > 100
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)
+        os.close(writer)

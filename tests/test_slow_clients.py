@@ -1,0 +1,206 @@
+"""Clients that take their time: silent, slow, stuck, not reading. Each is cut at its deadline and holds up nobody."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from app.api.uploads import UploadLimits
+from app.settings import Settings
+from tests.photos import make_jpeg, null_classes
+from tests.raw_http import WAIT_SECONDS, Answer, answers_in, connect, receive_all
+from tests.running import RunningServer, post_image, running_server, wait_until
+
+IMAGE = make_jpeg(1)
+BEST = null_classes(IMAGE)[0]
+HEAD = b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n"
+# Deadlines are looked at five times a second; the rest is for a machine that does other things too.
+HEADER_SECONDS, BODY_SECONDS, RESPONSE_SECONDS = 0.6, 0.8, 0.5
+LATE_SECONDS = 5.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """Deadlines of under a second; a body buys no time."""
+    settings = Settings(
+        backend="null",
+        port=0,
+        log_level="warning",
+        header_timeout_seconds=HEADER_SECONDS,
+        body_timeout_seconds=BODY_SECONDS,
+        body_min_rate=1_000_000_000,
+        response_timeout_seconds=RESPONSE_SECONDS,
+    )
+    with running_server(settings) as server:
+        yield server
+
+
+def end_of(connection: socket.socket, began: float) -> tuple[list[Answer], float]:
+    """What a connection is answered with until it closes, and how many seconds that took since `began`."""
+    return answers_in(receive_all(connection)), time.monotonic() - began
+
+
+def check_timeout(answers: list[Answer]) -> None:
+    (answer,) = answers
+    assert answer.status == 408
+    assert answer.json()["code"] == "request_timeout"
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert answer.headers["connection"] == "close"
+
+
+def test_a_silent_connection_is_closed_without_a_word(server: RunningServer) -> None:
+    """Who sends nothing is not answered: no request is there to answer."""
+    began = time.monotonic()
+    with connect(server) as connection:
+        answers, seconds = end_of(connection, began)
+    assert answers == []
+    assert HEADER_SECONDS <= seconds < HEADER_SECONDS + LATE_SECONDS
+
+
+@pytest.mark.parametrize("sent", [b"P", HEAD[:30], HEAD], ids=["one byte", "half", "no end"])
+def test_half_a_header_is_a_408(server: RunningServer, sent: bytes) -> None:
+    """Headers that stop are answered at their deadline."""
+    began = time.monotonic()
+    with connect(server) as connection:
+        connection.sendall(sent)
+        answers, seconds = end_of(connection, began)
+    check_timeout(answers)
+    assert HEADER_SECONDS <= seconds < HEADER_SECONDS + LATE_SECONDS
+
+
+def drip(connection: socket.socket, data: bytes, ended: threading.Event) -> None:
+    """A byte at a time, until the connection breaks or `ended`."""
+    try:
+        for byte in data:
+            connection.sendall(bytes([byte]))
+            if ended.wait(0.05):
+                return
+    except OSError:
+        pass
+
+
+@pytest.mark.parametrize("head", [b"", HEAD + b"\r\n"], ids=["headers", "body"])
+def test_a_byte_at_a_time_does_not_move_the_deadline(server: RunningServer, head: bytes) -> None:
+    """Bytes that keep coming, too slowly, are cut like none: the deadline is for the whole."""
+    began = time.monotonic()
+    ended = threading.Event()
+    with connect(server) as connection, ThreadPoolExecutor() as pool:
+        connection.sendall(head)
+        dripping = pool.submit(drip, connection, b"GET / HTTP/1.1\r\nHost: " + b"a" * 2000, ended)
+        answers, seconds = end_of(connection, began)
+        ended.set()
+        dripping.result(WAIT_SECONDS)
+    check_timeout(answers)
+    assert seconds < HEADER_SECONDS + BODY_SECONDS + LATE_SECONDS
+
+
+def test_a_stuck_body_is_a_408(server: RunningServer) -> None:
+    """Half a body is answered at the body's deadline, and the connection closes."""
+    began = time.monotonic()
+    with connect(server) as connection:
+        connection.sendall(HEAD + b"\r\n" + bytes(500_000))
+        answers, seconds = end_of(connection, began)
+    check_timeout(answers)
+    assert BODY_SECONDS <= seconds < BODY_SECONDS + LATE_SECONDS
+
+
+def test_bytes_buy_a_body_time_up_to_a_limit() -> None:
+    """10 s, a second more for each 64 kB, at most 60 s."""
+    limits = UploadLimits(1, 1, 10.0, 64_000, 60.0)
+    assert limits.allowed_seconds(0) == 10
+    assert limits.allowed_seconds(640_000) == 20
+    assert limits.allowed_seconds(10_000_000) == 60
+
+
+def test_a_connection_may_rest_between_requests(server: RunningServer) -> None:
+    """The headers' deadline begins with a request's first byte: a client keeps its connection for longer than that."""
+    with connect(server) as connection:
+        for _ in range(2):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert b" 200 " in connection.recv(65536)
+            connection.settimeout(2 * HEADER_SECONDS)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+            connection.settimeout(WAIT_SECONDS)
+
+
+def test_an_answer_that_nobody_reads_is_cut(server: RunningServer) -> None:
+    """Who asks for much and reads nothing loses the connection, and the service what it held for it."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(WAIT_SECONDS)
+        host, port = server.address.removeprefix("http://").split(":")
+        connection.connect((host, int(port)))
+        # Pipelined: more than the sockets' buffers take, however large the system makes them.
+        connection.sendall(b"GET /static/swagger-ui-bundle.js HTTP/1.1\r\nHost: test\r\n\r\n" * 64)
+        open_connections = server.server.server_state.connections
+        wait_until(lambda: any(each.flow.write_paused for each in list(open_connections)))
+        wait_until(lambda: not open_connections, RESPONSE_SECONDS + LATE_SECONDS)
+
+
+def test_five_hundred_slow_clients_hold_up_nobody(server: RunningServer) -> None:
+    """With 500 sockets that are silent, stuck in their headers or stuck in their bodies, good requests are answered
+    as ever, and each of the 500 is answered 408 or closed at its deadline."""
+    kinds = [b"", b"POST /predict HTTP/1.1\r\nHost", HEAD + b"\r\n" + bytes(1000)]
+    connections = [connect(server) for _ in range(500)]
+    began = time.monotonic()
+    try:
+        for number, connection in enumerate(connections):
+            connection.sendall(kinds[number % 3])
+        with httpx.Client(base_url=server.address, timeout=WAIT_SECONDS) as client:
+            for _ in range(30):
+                answer = post_image(client, IMAGE)
+                assert answer.json()["predictions"][0]["class_id"] == BEST
+        ends = [receive_all(connection) for connection in connections]
+        seconds = time.monotonic() - began
+    finally:
+        for connection in connections:
+            connection.close()
+    statuses = [[answer.status for answer in answers_in(end)] for end in ends]
+    assert statuses[0::3] == [[]] * len(statuses[0::3])
+    assert statuses[1::3] == [[408]] * len(statuses[1::3])
+    assert statuses[2::3] == [[408]] * len(statuses[2::3])
+    assert seconds < HEADER_SECONDS + BODY_SECONDS + 2 * LATE_SECONDS
+
+
+def test_open_uploads_are_bounded() -> None:
+    """Past the number of open uploads a request is told to come again before its body is read; a place that is left
+    is free at once."""
+    settings = Settings(backend="null", port=0, log_level="warning", max_open_uploads=2)
+    with running_server(settings) as server, httpx.Client(base_url=server.address, timeout=WAIT_SECONDS) as client:
+        with connect(server) as one, connect(server) as two:
+            one.sendall(HEAD + b"\r\n")
+            two.sendall(HEAD + b"\r\n")
+            wait_until(lambda: len(server.server.server_state.tasks) == 2)
+            refused = post_image(client, IMAGE)
+            assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+            assert refused.headers["Retry-After"] == "1"
+            # What has no body takes no place.
+            assert client.get("/healthz").status_code == 200
+        wait_until(lambda: post_image(client, IMAGE).status_code == 200)
+
+
+def test_received_bytes_are_bounded() -> None:
+    """All bodies together hold no more bytes than they may; what is declared counts before it is sent."""
+    settings = Settings(backend="null", port=0, log_level="warning", max_received_bytes=1_200_000)
+    with running_server(settings) as server, httpx.Client(base_url=server.address, timeout=WAIT_SECONDS) as client:
+        with connect(server) as one, connect(server) as two:
+            one.sendall(HEAD + b"\r\n" + bytes(900_000))
+            two.sendall(HEAD.replace(b"Content-Length: 1000000", b"Transfer-Encoding: chunked") + b"\r\n")
+            metrics = lambda: client.get("/metrics").text  # noqa: E731
+            wait_until(lambda: "resnet_received_bytes 900000.0" in metrics())
+            refused = client.post("/predict", content=bytes(400_000))
+            assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+            # What does not say its size is refused when it is over.
+            chunk = bytes(65536)
+            two.sendall(b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for _ in range(5)))
+            (answer,) = answers_in(receive_all(two))
+            assert (answer.status, answer.json()["code"]) == (503, "overloaded")
+        wait_until(lambda: "resnet_received_bytes 0.0" in metrics())
+        assert post_image(client, IMAGE).status_code == 200
