@@ -16,7 +16,12 @@ from .types import Classification, StageTimings
 
 DEFAULT_TOP_K = 5
 
-Phase = Literal["loading", "warming", "ready", "draining", "failed"]
+Phase = Literal["loading", "warming", "ready", "stuck", "draining", "failed"]
+
+# How long all decoders may be held by images that do not end before only a restart is the cure: what is slow, and does
+# not hang, has ended by then.
+_STUCK_SECONDS = 60.0
+_STUCK = "Every decoder is held by an image that takes longer than this server allows."
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,9 @@ class Classifier:
         engine = self.model.engine.state()
         if not engine.ready:
             return ServiceState("warming", False, "The model is loaded and warms up.")
+        if not self.decoder.usable:
+            is_hopeless = self.decoder.stuck_seconds > _STUCK_SECONDS
+            return ServiceState("failed" if is_hopeless else "stuck", False, _STUCK)
         return ServiceState("ready", True, None)
 
     def admit(self) -> LoadedModel:

@@ -186,6 +186,7 @@ async def _load(
         model = await _in_a_daemon_thread(
             lambda: load_model(settings, metrics, hooks.reporter, cancellation.is_cancelled)
         )
+        await classifier.decoder.start()
         classifier.model = model
         hooks.reporter.step(f"Warming up {model.identity.name} on {model.device}")
         await model.engine.start()

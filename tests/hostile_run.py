@@ -1,4 +1,4 @@
-"""Thousands of damaged images with good traffic beside them: `python -m tests.hostile_run`, or `make hostile`.
+"""Thousands of damaged images, then hundreds of slow clients, beside good traffic: `make hostile`.
 
 Good requests come at a steady rate, first alone and then beside the damaged ones, and are timed from when they were
 due: a service that stalls cannot hide it by stalling its clients. Prints what happened, and exits 1 unless every good
@@ -117,6 +117,67 @@ async def send_damaged(
     await asyncio.gather(*[worker() for _ in range(8)])
 
 
+async def send_slowly(address: str, ended: asyncio.Event, clients: int = 500) -> Counter[str]:
+    """`clients` connections until `ended`, each silent, stuck half-way or a byte a second; cut, they come again.
+
+    Counts how they ended: the status that was answered, or "closed".
+    """
+    host, port = address.removeprefix("http://").split(":")
+    head = b"POST /predict HTTP/1.1\r\nHost: t\r\nContent-Length: 1000000\r\n"
+    # What is sent at once, and whether more follows, a byte a second.
+    kinds = [(b"", False), (head[:40], False), (head[:40], True), (head + b"\r\n1", False), (head + b"\r\n1", True)]
+    ends: Counter[str] = Counter()
+
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        while True:
+            await asyncio.sleep(1)
+            writer.write(b"a")
+
+    async def one(number: int) -> None:
+        first, drips = kinds[number % len(kinds)]
+        while True:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(first)
+            dripping = asyncio.create_task(drip(writer)) if drips else None
+            try:
+                answer = await reader.read()
+                ends[answer[9:12].decode() or "closed"] += 1
+            except ConnectionError:
+                ends["reset"] += 1
+            finally:
+                if dripping:
+                    dripping.cancel()
+                writer.transport.abort()
+
+    tasks = [asyncio.create_task(one(number)) for number in range(clients)]
+    await ended.wait()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return ends
+
+
+async def run_beside_slow_clients(address: str, seconds: float) -> tuple[Outcome, Counter[str]]:
+    """Good traffic alone, then beside 500 slow clients, each for `seconds`."""
+    outcome = Outcome(is_alive=True)
+    async with httpx.AsyncClient(base_url=address, timeout=30) as client:
+
+        async def good_for(times: list[float]) -> None:
+            ended = asyncio.Event()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(send_good(client, 10, ended, times, outcome.wrong))
+                await asyncio.sleep(seconds)
+                ended.set()
+
+        await good_for(outcome.quiet_seconds)
+        ended = asyncio.Event()
+        slow = asyncio.create_task(send_slowly(address, ended))
+        await asyncio.sleep(2)  # all connected
+        await good_for(outcome.good_seconds)
+        ended.set()
+        return outcome, await slow
+
+
 async def run(
     address: str, service: ServiceProcess, count: int, seed: int, quiet: float, rate: float | None, show: bool = False
 ) -> Outcome:
@@ -175,6 +236,7 @@ def faults(outcome: Outcome) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of good traffic beside slow clients")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=25.0, help="damaged images a second; 0: as fast as they go")
     parser.add_argument("--decoder", choices=["threads", "processes"], default="threads")
@@ -188,7 +250,11 @@ def main() -> int:
                 run(found[0], service, options.images, options.seed, 30.0, options.rate or None, show=True)
             )
             print(report(outcome, options.images))
-            wrong = faults(outcome)
+            slow, ends = asyncio.run(run_beside_slow_clients(found[0], options.seconds))
+            good, quiet = _milliseconds(slow.good_seconds), _milliseconds(slow.quiet_seconds)
+            print(f"beside 500 slow clients: {good}; alone {quiet}; p99 ratio {slow.p99_ratio:.2f}")
+            print("  their ends: " + ", ".join(f"{end}: {number:,}" for end, number in sorted(ends.items())))
+            wrong = [*faults(outcome), *slow.wrong, *(["slow clients were reset"] if ends["reset"] else [])]
             status = service.stop()
     print("\n".join(["FAILED", *wrong[:10]]) if wrong or status else "All as it should be.")
     return 1 if wrong or status else 0

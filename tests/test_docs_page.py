@@ -140,6 +140,35 @@ def test_the_page_says_what_serves_and_warns(null_server: RunningServer) -> None
         classifier.model = honest
 
 
+@needs_browser
+def test_a_label_is_text_whatever_is_in_it(null_server: RunningServer) -> None:
+    """Labels come from a checkpoint that anybody may have made: on the page they are letters, and run nothing."""
+    hostile = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    classifier = null_server.app.state.classifier
+    honest = classifier.model
+    classifier.model = dataclasses.replace(honest, labels=(hostile,) * honest.class_count)
+    try:
+        with opened_page(null_server.address) as page:
+            page.get_by_text("Classify one image").click()
+            page.get_by_role("button", name="Execute").click()
+            page.locator(".live-responses-table .response").wait_for()
+            assert hostile in page.locator(".live-responses-table").first.inner_text()
+            assert page.locator("img[src=x]").count() == 0
+    finally:
+        classifier.model = honest
+
+
+@needs_browser
+def test_a_problems_type_leads_to_its_row(null_server: RunningServer) -> None:
+    """Opened in a browser, a problem's type shows the row of its code, marked, and nothing is loaded from elsewhere."""
+    problem = httpx.post(f"{null_server.address}/predict", content=b"text").json()
+    with opened_page(null_server.address) as page:
+        page.goto(null_server.address + problem["type"])
+        row = page.locator("tr:target")
+        assert "unsupported_image_format" in row.inner_text()
+        assert "convert it" in row.inner_text()
+
+
 def test_the_page_works_behind_a_prefix(prefixed: RunningServer) -> None:
     """Behind a proxy that strips a prefix, the page finds its files and sends its requests under that prefix."""
     with httpx.Client(base_url=prefixed.address) as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -10,10 +11,11 @@ import pytest
 
 from app import loading
 from app.errors import CheckpointError
+from app.images import decode
 from app.loading import LoadedModel
 from app.settings import Settings
 from tests.photos import make_jpeg
-from tests.running import RunningServer, running_server
+from tests.running import RunningServer, running_server, wait_until
 from tests.test_predict import check_problem
 
 
@@ -107,6 +109,47 @@ def test_while_it_drains_it_is_alive_and_not_ready(null_server: RunningServer, c
         assert (health.status_code, health.json()["state"]) == (200, "draining")
     finally:
         null_server.app.state.classifier.draining = False
+
+
+def test_when_no_decoder_is_left_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While every decoder is held by images that do not end, it is alive and not ready and refuses at once; it is not
+    alive once that has gone on for a minute, and well again when one ends."""
+    hanging = threading.Event()
+    clock = [0.0]
+
+    def decode_that_hangs(data: bytes, preprocessing: object, limits: object) -> object:
+        if data == b"hang":
+            hanging.wait(60)
+        return decode(data, preprocessing, limits)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("app.images.threads.decode", decode_that_hangs)
+    settings = Settings(
+        backend="null",
+        port=0,
+        log_level="error",
+        decode_threads=1,
+        decode_memory_bytes=700_000_000,
+        decode_timeout_seconds=0.1,
+    )
+    with running_server(settings) as server, httpx.Client(base_url=server.address, timeout=30) as client:
+        slots = server.app.state.classifier.decoder._slots
+        monkeypatch.setattr(slots, "_clock", lambda: time.monotonic() + clock[0])
+        try:
+            slow = client.post("/predict", content=b"hang")
+            assert (slow.status_code, slow.json()["code"]) == (422, "image_too_complex")
+            refused = client.post("/predict", content=make_jpeg(1))
+            assert (refused.status_code, refused.json()["code"]) == (503, "engine_unavailable")
+            assert (client.get("/readyz").status_code, client.get("/healthz").status_code) == (503, 200)
+            assert client.get("/healthz").json()["state"] == "stuck"
+            assert "resnet_decode_slots_lost 1.0" in client.get("/metrics").text
+            clock[0] = 61.0
+            assert client.get("/healthz").status_code == 503
+        finally:
+            hanging.set()
+        clock[0] = 0.0
+        wait_until(lambda: client.get("/readyz").status_code == 200)
+        assert client.get("/healthz").json()["state"] == "ready"
+        assert client.post("/predict", content=make_jpeg(1)).status_code == 200
 
 
 def test_metrics_count_answers_and_time_stages(client: httpx.Client) -> None:

@@ -7,19 +7,18 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.photos import make_jpeg, null_classes
+from tests.process_costs import MEGABYTE, growth, quickest, ready_service
 from tests.raw_http import Answer, answers_in, ask, connect, post, receive_all, receive_answer
-from tests.running import ServiceProcess, service_process
+from tests.running import ServiceProcess
 
 IMAGE = make_jpeg(1)
 BEST = null_classes(IMAGE)[0]
-MEGABYTE = 1 << 20
 POST = b"POST /predict HTTP/1.1\r\nHost: test\r\n"
 GET = b"GET /healthz HTTP/1.1\r\nHost: test\r\n"
 
@@ -27,10 +26,7 @@ GET = b"GET /healthz HTTP/1.1\r\nHost: test\r\n"
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """A ready service, its log lines JSON."""
-    with service_process("--backend", "null", folder=tmp_path_factory.mktemp("service")) as service:
-        ready = re.search(r"http://[0-9.]+:\d+", service.wait_for("Ready:"))
-        assert ready
-        service.address = ready[0]
+    with ready_service(tmp_path_factory.mktemp("service")) as service:
         assert good(service.address)
         yield service
         assert good(service.address)
@@ -46,30 +42,6 @@ def check(answer: Answer, status: int, code: str) -> None:
     assert (answer.status, answer.json()["code"]) == (status, code)
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
-
-
-def memory_bytes(service: ServiceProcess, key: str = "VmHWM") -> int:
-    """The most memory that the service has held, or (VmRSS) what it holds now."""
-    status = Path(f"/proc/{service.process.pid}/status").read_text(encoding="ascii")
-    return int(re.findall(rf"{key}:\s+(\d+) kB", status)[0]) * 1024
-
-
-def growth(service: ServiceProcess, work: Callable[[], object]) -> int:
-    """How far the service's memory rose above what it held, while `work` was done."""
-    Path(f"/proc/{service.process.pid}/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
-    before = memory_bytes(service, "VmRSS")
-    work()
-    return memory_bytes(service) - before
-
-
-def quickest(work: Callable[[], object], times: int = 5) -> float:
-    """Seconds that `work` takes where nothing else of the machine's comes between."""
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
 
 
 # --- not HTTP, or not quite

@@ -31,8 +31,8 @@ async def readyz(request: Request, service: ServiceDep) -> Response:
     state = service.classifier.state()
     if state.ready:
         return JSONResponse(_health(service).model_dump())
-    errors: dict[str, type[Unavailable]] = {"draining": Draining, "failed": EngineUnavailable}
-    error = errors.get(state.phase, NotReady)(state.reason, retry_after_seconds=2.0)
+    kinds: dict[str, type[Unavailable]] = {"loading": NotReady, "warming": NotReady, "draining": Draining}
+    error = kinds.get(state.phase, EngineUnavailable)(state.reason, retry_after_seconds=2.0)
     return _not_well(request, error, state.phase)
 
 

@@ -77,7 +77,10 @@ class Health(BaseModel):
     status: str = Field(
         description="ok: a restart would not help. Where it would, the answer is a problem.", examples=["ok"]
     )
-    state: str = Field(description="loading, warming, ready or draining.", examples=["ready"])
+    state: str = Field(
+        description="loading, warming, ready, stuck (no decoder is free) or draining.",
+        examples=["ready"],
+    )
     ready: bool
     reason: str | None = Field(None, description="Why it is not ready.")
     model: ModelBody | None = None

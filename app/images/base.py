@@ -32,6 +32,11 @@ class Decoder(Protocol):
         """Slots that an image can still get, now or once it is free; with none of them, nothing is decoded."""
         ...
 
+    @property
+    def stuck_seconds(self) -> float:
+        """How long no slot has been usable; 0 while one is."""
+        ...
+
     async def start(self) -> None:
         """Make ready what decoding needs, so that the first image does not wait for it. May be left out."""
         ...

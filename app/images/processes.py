@@ -66,6 +66,10 @@ class ProcessDecoder:
         return self._slots.usable
 
     @property
+    def stuck_seconds(self) -> float:
+        return self._slots.stuck_seconds
+
+    @property
     def process_ids(self) -> list[int]:
         """Of the processes that live."""
         return [worker.id for worker in self._processes.living()]

@@ -32,6 +32,12 @@ class Slots:
         self._clock = clock
         self._turns: deque[asyncio.Future[None]] = deque()
         self._refusal = ""
+        self._stuck_since: float | None = None
+
+    @property
+    def stuck_seconds(self) -> float:
+        """How long no slot has been usable."""
+        return 0.0 if self._stuck_since is None else self._clock() - self._stuck_since
 
     @property
     def waiting(self) -> int:
@@ -70,11 +76,13 @@ class Slots:
         """The slot is held by work that may never end."""
         self.usable -= 1
         if not self.usable:
+            self._stuck_since = self._clock()
             self._refuse_all(_ALL_LOST)
 
     def regain(self) -> None:
         """A lost slot's work has ended after all."""
         self.usable += 1
+        self._stuck_since = None
         self.give_back()
 
     def close(self) -> None:

@@ -57,6 +57,10 @@ class ThreadDecoder:
     def usable(self) -> int:
         return self._slots.usable
 
+    @property
+    def stuck_seconds(self) -> float:
+        return self._slots.stuck_seconds
+
     async def start(self) -> None:
         """Nothing: a thread starts in microseconds, when it is needed."""
 
