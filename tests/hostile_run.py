@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import platform
 import re
@@ -27,6 +28,7 @@ from tests.mutations import gets_past_the_header, mutated
 from tests.photos import make_jpeg, null_classes
 from tests.running import ServiceProcess, service_process
 
+_SLOW_CLIENTS = 500
 _GOOD = [make_jpeg(seed, (500, 375)) for seed in range(16)]
 
 
@@ -117,46 +119,6 @@ async def send_damaged(
     await asyncio.gather(*[worker() for _ in range(8)])
 
 
-async def send_slowly(address: str, ended: asyncio.Event, clients: int = 500) -> Counter[str]:
-    """`clients` connections until `ended`, each silent, stuck half-way or a byte a second; cut, they come again.
-
-    Counts how they ended: the status that was answered, or "closed".
-    """
-    host, port = address.removeprefix("http://").split(":")
-    head = b"POST /predict HTTP/1.1\r\nHost: t\r\nContent-Length: 1000000\r\n"
-    # What is sent at once, and whether more follows, a byte a second.
-    kinds = [(b"", False), (head[:40], False), (head[:40], True), (head + b"\r\n1", False), (head + b"\r\n1", True)]
-    ends: Counter[str] = Counter()
-
-    async def drip(writer: asyncio.StreamWriter) -> None:
-        while True:
-            await asyncio.sleep(1)
-            writer.write(b"a")
-
-    async def one(number: int) -> None:
-        first, drips = kinds[number % len(kinds)]
-        while True:
-            reader, writer = await asyncio.open_connection(host, int(port))
-            writer.write(first)
-            dripping = asyncio.create_task(drip(writer)) if drips else None
-            try:
-                answer = await reader.read()
-                ends[answer[9:12].decode() or "closed"] += 1
-            except ConnectionError:
-                ends["reset"] += 1
-            finally:
-                if dripping:
-                    dripping.cancel()
-                writer.transport.abort()
-
-    tasks = [asyncio.create_task(one(number)) for number in range(clients)]
-    await ended.wait()
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    return ends
-
-
 async def run_beside_slow_clients(address: str, seconds: float) -> tuple[Outcome, Counter[str]]:
     """Good traffic alone, then beside 500 slow clients, each for `seconds`."""
     outcome = Outcome(is_alive=True)
@@ -170,12 +132,19 @@ async def run_beside_slow_clients(address: str, seconds: float) -> tuple[Outcome
                 ended.set()
 
         await good_for(outcome.quiet_seconds)
-        ended = asyncio.Event()
-        slow = asyncio.create_task(send_slowly(address, ended))
-        await asyncio.sleep(2)  # all connected
+        slow = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.slow_clients", address, str(_SLOW_CLIENTS)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert slow.stdin is not None
+        assert slow.stdout is not None
+        assert await slow.stdout.readline() == b"connected\n"
         await good_for(outcome.good_seconds)
-        ended.set()
-        return outcome, await slow
+        slow.stdin.close()
+        ends = Counter(json.loads(await slow.stdout.read()))
+        await slow.wait()
+        return outcome, ends
 
 
 async def run(
@@ -252,7 +221,7 @@ def main() -> int:
             print(report(outcome, options.images))
             slow, ends = asyncio.run(run_beside_slow_clients(found[0], options.seconds))
             good, quiet = _milliseconds(slow.good_seconds), _milliseconds(slow.quiet_seconds)
-            print(f"beside 500 slow clients: {good}; alone {quiet}; p99 ratio {slow.p99_ratio:.2f}")
+            print(f"beside {_SLOW_CLIENTS} slow clients: {good}; alone {quiet}; p99 ratio {slow.p99_ratio:.2f}")
             print("  their ends: " + ", ".join(f"{end}: {number:,}" for end, number in sorted(ends.items())))
             wrong = [*faults(outcome), *slow.wrong, *(["slow clients were reset"] if ends["reset"] else [])]
             status = service.stop()
