@@ -99,10 +99,11 @@ async def send_damaged(
         nonlocal sent
         for made, data in images:
             sent += 1
+            number = sent
             if rate:
-                await asyncio.sleep(max(0.0, began + sent / rate - time.monotonic()))
-            if show and sent % 1000 == 0:
-                print(f"  {sent:,} of {count:,} damaged images, {time.monotonic() - began:.0f} s", flush=True)
+                await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+            if show and number % 1000 == 0:
+                print(f"  {number:,} of {count:,} damaged images, {time.monotonic() - began:.0f} s", flush=True)
             outcome.past_header += gets_past_the_header(data)
             start = time.monotonic()
             try:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.photos import make_jpeg, null_classes
 from tests.process_costs import MEGABYTE, growth, quickest, ready_service
@@ -345,6 +347,45 @@ def test_each_request_is_one_log_line(service: ServiceProcess) -> None:
     refused = json.loads(service.wait_for('"status": 400'))
     assert refused["code"] == "malformed_request"
     assert refused["request_id"]
+
+
+@pytest.mark.parametrize("sent", [b"", IMAGE[:1000]], ids=["no body", "half a body"])
+def test_a_client_that_leaves_is_logged_as_gone(service: ServiceProcess, sent: bytes) -> None:
+    """499 client_gone, and no error: nobody was there to answer."""
+    request_id = f"leaves-{len(sent)}"
+    with connect(service.address) as connection:
+        connection.sendall(POST + f"Content-Length: 5000\r\nX-Request-ID: {request_id}\r\n\r\n".encode() + sent)
+    (line,) = log_lines(service, request_id)
+    assert (line["level"], line["status"], line["code"]) == ("INFO", 499, "client_gone")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.one_of(
+        st.binary(min_size=1, max_size=300),
+        st.builds(
+            lambda request, at, piece: request[:at] + piece + request[at:],
+            st.sampled_from(
+                [
+                    post(b"{}", "Content-Type: application/json"),
+                    GET + b"Connection: close\r\n\r\n",
+                    POST + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+                ]
+            ),
+            st.integers(0, 100),
+            st.binary(min_size=1, max_size=20)
+            | st.sampled_from([b"\r\n", b"\n", b"\0", b": ", b"Content-Length: 1\r\n"]),
+        ),
+    )
+)
+def test_any_bytes_on_a_connection(service: ServiceProcess, data: bytes) -> None:
+    """Whatever is said, each answer is HTTP and none a 5xx; a request that is not whole is waited for and no more."""
+    with connect(service.address) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        for answer in answers_in(receive_all(connection)):
+            assert answer.status < 500
+            assert answer.status < 400 or answer.json()["code"]
 
 
 def test_nothing_a_client_sends_forges_a_log_line(service: ServiceProcess) -> None:
