@@ -25,7 +25,7 @@ from .problems import MEDIA_TYPE, problem
 _NOT_HTTP = "This is not a valid HTTP/1.1 request."
 # After a refusal, how much more is read and thrown away, and for how long: closing a socket with unread data resets it,
 # and the client then never sees the answer.
-_DISCARD_BYTES = 16 * 1024 * 1024
+_DISCARD_BYTES = 64 * 1024 * 1024
 _DISCARD_SECONDS = 2.0
 # Around its chunks a chunked body may have as many bytes as a chunk a byte long takes, and a bit.
 _FRAMING = 8
