@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from .errors import InvalidParameter, NotReady, ServiceError
+from .batching import retry_after_seconds
+from .errors import EngineUnavailable, InvalidParameter, ModelOutputInvalid, NotReady, Overloaded, ServiceError
 from .images import Decoder
 from .loading import LoadedModel
 from .metrics import Metrics
@@ -21,6 +22,7 @@ Phase = Literal["loading", "warming", "ready", "stuck", "draining", "failed"]
 # How long all decoders may be held by images that do not end before only a restart is the cure: what is slow, and does
 # not hang, has ended by then.
 _STUCK_SECONDS = 60.0
+_LOST = "The device is beyond repair; this server ends, to be started again."
 _STUCK = "Every decoder is held by an image that takes longer than this server allows."
 
 
@@ -34,12 +36,19 @@ class ServiceState:
 
 
 class Classifier:
-    """Decodes, batches, ranks. Holds the model that serves now; a swap is one assignment to `model`."""
+    """Decodes, batches, ranks. Holds the model that serves now; a swap is one assignment to `model`.
+
+    An image is taken only if it can be answered in time: the backlogs of decoding and of the device together are what
+    it would wait. That is looked at twice, when its headers have come, so that a body which leads nowhere is never
+    read, and when its body has, from when on it has a place of its own.
+    """
 
     def __init__(
         self,
         decoder: Decoder,
         metrics: Metrics,
+        max_queue: int = 256,
+        longest_seconds: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.metrics = metrics
@@ -47,6 +56,10 @@ class Classifier:
         self.draining = False
         self.failure: str | None = None
         self.decoder = decoder
+        self.accepted = 0
+        """Images with a place: from their last byte to their answer."""
+        self._max_queue = max_queue
+        self._longest_seconds = longest_seconds
         self._clock = clock
         metrics.queue_depth.labels("decode").set_function(lambda: decoder.waiting)
         metrics.decode_slots_lost.set_function(lambda: decoder.lost)
@@ -60,6 +73,8 @@ class Classifier:
         if self.model is None:
             return ServiceState("loading", False, "The model is still loading.")
         engine = self.model.engine.state()
+        if engine.reason == "lost":
+            return ServiceState("failed", False, _LOST)
         if not engine.ready:
             return ServiceState("warming", False, "The model is loaded and warms up.")
         if not self.decoder.usable:
@@ -67,12 +82,30 @@ class Classifier:
             return ServiceState("failed" if is_hopeless else "stuck", False, _STUCK)
         return ServiceState("ready", True, None)
 
-    def admit(self) -> LoadedModel:
-        """The model that a request keeps from here to its answer. Raises `NotReady`."""
+    def admit(self, seconds: float | None = None) -> LoadedModel:
+        """The model that a request keeps from here to its answer; it has `seconds` for it once its body is there.
+
+        Raises `NotReady`, `EngineUnavailable`, or `Overloaded` with when to come again.
+        """
         model = self.model
-        if model is None or not model.engine.state().ready:
-            raise NotReady(self.state().reason, retry_after_seconds=2.0)
+        if model is None or not model.engine.state().ready or not self.decoder.usable:
+            state = self.state()
+            kind = EngineUnavailable if state.phase in ("failed", "stuck") else NotReady
+            raise kind(state.reason, retry_after_seconds=2.0)
+        self._check_load(model, min(seconds or self._longest_seconds, self._longest_seconds))
         return model
+
+    def _check_load(self, model: LoadedModel, seconds: float) -> None:
+        """Whether an image with `seconds` left would be answered in time. Raises `Overloaded`."""
+        engine = model.engine.state()
+        wait = self.decoder.predicted_wait_seconds + engine.predicted_wait_seconds
+        if self.accepted >= self._max_queue + engine.capacity:
+            self.metrics.shed.labels("full").inc()
+            raise Overloaded(retry_after_seconds=retry_after_seconds(wait))
+        late_by = wait + engine.predicted_run_seconds - seconds
+        if wait > 0 and late_by > 0:
+            self.metrics.shed.labels("late").inc()
+            raise Overloaded(retry_after_seconds=retry_after_seconds(late_by))
 
     def resolve_top_k(self, model: LoadedModel, asked: int | None) -> int:
         """How many predictions to give. Raises `InvalidParameter` outside 1…classes."""
@@ -89,6 +122,16 @@ class Classifier:
         the service's (`Overloaded`, `DeadlineExceeded`) or the model's (`ModelOutputInvalid`).
         """
         began = self._clock()
+        self._check_load(model, deadline - began)
+        self.accepted += 1
+        try:
+            return await self._classify(model, data, top_k, deadline, began)
+        finally:
+            self.accepted -= 1
+
+    async def _classify(
+        self, model: LoadedModel, data: bytes, top_k: int, deadline: float, began: float
+    ) -> Classification:
         try:
             pixels = await self.decoder.decode(data, model.preprocessing, deadline)
         except ServiceError as error:
@@ -104,7 +147,11 @@ class Classifier:
             ("inference", timings.inference_seconds),
         ):
             self.metrics.stage_seconds.labels(stage).observe(seconds)
-        predictions = rank(scored.scores, scored.kind, model.labels, top_k)
+        try:
+            predictions = rank(scored.scores, scored.kind, model.labels, top_k)
+        except ModelOutputInvalid:
+            self.metrics.nan_outputs.inc()
+            raise
         return Classification(model.identity, predictions, timings, scored.batch_size)
 
     async def close(self) -> None:

@@ -3,6 +3,7 @@
     ServiceError            answered to a client as problem+json; each class owns its status and code
     ├─ BadRequest           400, 404, 405, 408, 413, 415, 422, 431: the client's to mend
     └─ Unavailable          503, 504: the same request may succeed later
+    DeviceLost              said by a backend or the batcher: the engine ends, and with it the process
     StartError              told to the person who starts the service; the process ends non-zero
     ├─ SettingError, CheckpointError, LabelsError
     └─ DownloadError
@@ -182,6 +183,12 @@ class Overloaded(Unavailable):
     default_detail = "More requests are waiting than this server can answer in time."
 
 
+class OutOfMemory(Unavailable):
+    code = "out_of_memory"
+    title = "Out of memory"
+    default_detail = "The device has no memory for this image at present."
+
+
 class NotReady(Unavailable):
     code = "not_ready"
     title = "Not ready"
@@ -199,6 +206,10 @@ class DeadlineExceeded(Unavailable):
     code = "deadline_exceeded"
     title = "Deadline exceeded"
     default_detail = "The image was not classified before the request's deadline."
+
+
+class DeviceLost(Exception):
+    """The device is beyond repair for this process; only a restart helps. The message says what was seen."""
 
 
 class StartError(Exception):

@@ -70,7 +70,10 @@ def load_model(
         backend,
         max_batch_size=None if settings.max_batch_size == "auto" else settings.max_batch_size,
         max_queue=settings.max_queue,
+        max_queue_bytes=settings.max_queue_bytes,
         max_delay_seconds=settings.max_batch_delay_ms / 1e3,
+        hang_seconds=settings.model_timeout_seconds,
+        slo_seconds=None if settings.slo_p99_ms is None else settings.slo_p99_ms / 1e3,
         metrics=metrics,
     )
     # A fallback goes by its own name, never by the one that was meant for another model.

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 _STAGE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 _SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -51,6 +52,41 @@ class Metrics:
             "resnet_dropped",
             "Images dropped before the device, by reason: client_gone, deadline or overloaded.",
             ["reason"],
+            registry=self.registry,
+        )
+        self.batch_failures = Counter(
+            "resnet_batch_failures",
+            "Batches that failed, by kind: raised, wrong_count, out_of_memory or hung.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.nan_outputs = Counter(
+            "resnet_nan_outputs", "Images that the model answered with NaN or infinity.", registry=self.registry
+        )
+        self.shed = Counter(
+            "resnet_shed",
+            "Refused because of load, by reason: full (too many wait), late (the deadline would not be met), uploads.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.predicted_wait = Gauge(
+            "resnet_predicted_wait_seconds", "How long an image that came now would wait.", registry=self.registry
+        )
+        self.batch_cap = Gauge(
+            "resnet_batch_cap",
+            "Largest batch formed at present; less than planned after the device ran out of memory.",
+            registry=self.registry,
+        )
+        self.latency_model = Gauge(
+            "resnet_latency_model_seconds",
+            "What a batch is expected to take: alpha, and beta for each image.",
+            ["term"],
+            registry=self.registry,
+        )
+        self.event_loop_lag = Histogram(
+            "resnet_event_loop_lag_seconds",
+            "How late the event loop was for a timer, twice a second.",
+            buckets=_LAG_BUCKETS,
             registry=self.registry,
         )
         self.queue_depth = Gauge("resnet_queue_depth", "Images waiting for a stage.", ["stage"], registry=self.registry)

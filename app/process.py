@@ -36,6 +36,8 @@ _CLOSE = (b"connection", b"close")
 # uvicorn ticks ten times a second.
 _TICKS_PER_CHECK = 2
 _FLUSH_SECONDS = 3.0
+# How long a process whose device is lost may take to end.
+_LAST_SECONDS = 15.0
 
 
 def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[LoadedModel, str], None]) -> Exception | None:
@@ -50,6 +52,10 @@ def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[LoadedMode
     def on_failure(error: Exception) -> None:
         failures.append(error)
         server.should_exit = True
+        # A device that hangs may hang what would stop it too.
+        guard = threading.Timer(_LAST_SECONDS, leave, [1])
+        guard.daemon = True
+        guard.start()
 
     server = build_server(settings, Hooks(reporter, lambda model: on_ready(model, address), on_failure))
     logger.info("Listening on %s; /healthz answers, /readyz will once the model is loaded.", address)

@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_LAG_SECONDS = 0.5
+
 
 class Hooks:
     """What the process that runs the app wants to know. Without them, a failed load is logged and shown by /healthz."""
@@ -96,7 +98,7 @@ def build_classifier(settings: Settings, metrics: Metrics) -> Classifier:
             timeout_seconds=settings.decode_timeout_seconds,
             observe=observe,
         )
-    return Classifier(decoder, metrics)
+    return Classifier(decoder, metrics, settings.max_queue, settings.longest_request_seconds)
 
 
 def create_app(settings: Settings, hooks: Hooks | None = None) -> FastAPI:
@@ -111,13 +113,15 @@ def create_app(settings: Settings, hooks: Hooks | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         cancellation = Cancellation()
-        loading = asyncio.create_task(_load(classifier, settings, metrics, hooks, cancellation))
+        loading = asyncio.create_task(_load_and_watch(classifier, settings, metrics, hooks, cancellation))
+        watching = asyncio.create_task(_watch_lag(metrics))
         try:
             yield {"service": Service(classifier, settings, metrics)}
         finally:
             cancellation.cancel()
-            loading.cancel()
-            await asyncio.wait([loading])
+            for task in (loading, watching):
+                task.cancel()
+            await asyncio.wait([loading, watching])
             await classifier.close()
 
     app = FastAPI(
@@ -178,10 +182,13 @@ def _cors(settings: Settings) -> list[Middleware]:
     ]
 
 
-async def _load(
+async def _load_and_watch(
     classifier: Classifier, settings: Settings, metrics: Metrics, hooks: Hooks, cancellation: Cancellation
 ) -> None:
-    """Load, warm up, serve. A failure is told once and leaves the service not ready and not alive."""
+    """Load, warm up, serve, until the engine is beyond repair: for ever, if all goes well.
+
+    A failure is told once and leaves the service not ready and not alive.
+    """
     try:
         model = await _in_a_daemon_thread(
             lambda: load_model(settings, metrics, hooks.reporter, cancellation.is_cancelled)
@@ -199,6 +206,15 @@ async def _load(
         hooks.on_failure(error)
         return
     hooks.on_ready(model)
+    hooks.on_failure(await model.engine.until_lost())
+
+
+async def _watch_lag(metrics: Metrics) -> None:
+    """How late the event loop is: what holds it holds every request."""
+    while True:
+        due = asyncio.get_running_loop().time() + _LAG_SECONDS
+        await asyncio.sleep(_LAG_SECONDS)
+        metrics.event_loop_lag.observe(max(0.0, asyncio.get_running_loop().time() - due))
 
 
 async def _in_a_daemon_thread(call: Callable[[], T]) -> T:

@@ -180,7 +180,7 @@ def test_open_uploads_are_bounded() -> None:
             wait_until(lambda: len(server.server.server_state.tasks) == 2)
             refused = post_image(client, IMAGE)
             assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
-            assert refused.headers["Retry-After"] == "1"
+            assert refused.headers["Retry-After"] in ("1", "2")
             # What has no body takes no place.
             assert client.get("/healthz").status_code == 200
         wait_until(lambda: post_image(client, IMAGE).status_code == 200)

@@ -63,6 +63,7 @@ _ADVICE = {
         "more requests wait, or more bodies are on their way, than can be answered in time",
         "wait `Retry-After`, then again",
     ),
+    "out_of_memory": ("the device's memory is full", "wait `Retry-After`, then again"),
     "draining": ("the server is shutting down", "send it to another instance"),
     "engine_unavailable": ("the model cannot answer", "retry; look at `/healthz`"),
     "deadline_exceeded": ("the image was not classified before its deadline", "retry, or allow more time"),

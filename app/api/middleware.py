@@ -33,6 +33,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # resets it, and a client that is still sending then never sees the answer.
 _DISCARD_BYTES = 64 * 1024 * 1024
 _DISCARD_SECONDS = 2.0
+_SMALL_BYTES = 256 * 1024
 
 
 class RequestContext:
@@ -78,8 +79,9 @@ class RequestContext:
 class EarlyAnswers:
     """Lets an answer arrive that was given before the whole body was read.
 
-    The answer says `Connection: close` and is sent whole; then what still comes is read and thrown away, up to a bound
-    and for a bounded time, before the connection closes. No 100-continue is sent once an answer is on its way.
+    The answer is sent whole and, unless the body is small, says `Connection: close`; then what still comes is read and
+    thrown away, up to a bound and for a bounded time, before the connection closes. No 100-continue is sent once an
+    answer is on its way.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -90,6 +92,8 @@ class EarlyAnswers:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        # A small body is on its way already: it is read to its end, and the connection lives on.
+        is_small = "transfer-encoding" not in headers and int(headers.get("content-length", "0")) <= _SMALL_BYTES
         body_ended = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
         early = False
 
@@ -104,15 +108,22 @@ class EarlyAnswers:
             nonlocal early
             if message["type"] == "http.response.start" and not body_ended:
                 early = True
-                MutableHeaders(scope=message)["Connection"] = "close"
+                if not is_small:
+                    MutableHeaders(scope=message)["Connection"] = "close"
             if not early or message["type"] != "http.response.body" or message.get("more_body", False):
                 await send(message)
                 return
             await send({**message, "more_body": True})
             await _discard(watched_receive, lambda: body_ended)
+            if is_small and not body_ended:
+                scope.get("close_connection", _nothing)()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         await self.app(scope, watched_receive, careful_send)
+
+
+def _nothing() -> None:
+    """Of a server whose connections close by themselves."""
 
 
 async def _discard(receive: Receive, is_over: Callable[[], bool]) -> None:
@@ -155,8 +166,10 @@ class Guard:
 class Admission:
     """Refuses images before their bodies are read while the service cannot take them."""
 
-    def __init__(self, app: ASGIApp, paths: frozenset[str], admit: Callable[[], object]) -> None:
-        """`admit` returns what the request keeps to its answer, or raises the `ServiceError` that says why not."""
+    def __init__(self, app: ASGIApp, paths: frozenset[str], admit: Callable[[float | None], object]) -> None:
+        """`admit` is given the seconds that the client asks for, if it does. It returns what the request keeps to its
+        answer, or raises the `ServiceError` that says why not.
+        """
         self.app = app
         self.paths = paths
         self.admit = admit
@@ -164,7 +177,7 @@ class Admission:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and _own_path(scope) in self.paths:
             try:
-                scope["admitted"] = self.admit()
+                scope["admitted"] = self.admit(_asked_seconds(Headers(scope=scope)))
             except ServiceError as error:
                 await refuse(error, scope, receive, send)
                 return
@@ -203,6 +216,12 @@ class BodyLimits:
             return message
 
         await self.app(scope, counted_receive, send)
+
+
+def _asked_seconds(headers: Headers) -> float | None:
+    """X-Request-Timeout-Ms, where it is one; what is wrong with it is said by the route."""
+    asked = headers.get("x-request-timeout-ms", "")
+    return int(asked) / 1e3 if asked.isascii() and asked.isdigit() and 0 < len(asked) < 10 and int(asked) else None
 
 
 def _own_path(scope: Scope) -> str:

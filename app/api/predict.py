@@ -112,8 +112,8 @@ def _admitted(request: Request) -> LoadedModel:
 
 def _deadline(service: Service, timeout_ms: int | None) -> float:
     """An absolute monotonic time, counted from now: the body has just been read."""
-    own = service.settings.request_timeout_ms
-    return time.monotonic() + min(own, timeout_ms or own) / 1e3
+    own = service.settings.longest_request_seconds
+    return time.monotonic() + (min(own, timeout_ms / 1e3) if timeout_ms else own)
 
 
 def _top_k(classifier: Classifier, model: LoadedModel, query: int | None, carried: Images) -> int:

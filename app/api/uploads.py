@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..batching import retry_after_seconds
 from ..errors import Overloaded, RequestTimeout, ServiceError
 from ..metrics import Metrics
 from .middleware import refuse
@@ -46,6 +47,7 @@ class Uploads:
         self.held_bytes = 0
         metrics.open_uploads.set_function(lambda: self.open)
         metrics.received_bytes.set_function(lambda: self.held_bytes)
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not has_body(headers := Headers(scope=scope)):
@@ -53,13 +55,19 @@ class Uploads:
             return
         declared = int(headers.get("content-length", "0"))
         if self.open >= self.limits.open_uploads or self.held_bytes + declared > self.limits.held_bytes:
-            await refuse(_too_many_uploads(), scope, receive, send)
+            await refuse(self.refusal(), scope, receive, send)
             return
         body = _Body(self)
         try:
             await self.app(scope, lambda: body.receive(receive), send)
         finally:
             body.close()
+
+    def refusal(self) -> ServiceError:
+        self._metrics.shed.labels("uploads").inc()
+        return Overloaded(
+            "More uploads are on their way than this server takes at once.", retry_after_seconds(_RETRY_SECONDS)
+        )
 
 
 class _Body:
@@ -88,7 +96,7 @@ class _Body:
         if not message.get("more_body", False):
             self._end()
         elif self._uploads.held_bytes > limits.held_bytes:
-            raise _too_many_uploads()
+            raise self._uploads.refusal()
         return message
 
     def close(self) -> None:
@@ -103,7 +111,3 @@ class _Body:
 
 def has_body(headers: Headers) -> bool:
     return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
-
-
-def _too_many_uploads() -> ServiceError:
-    return Overloaded("More uploads are on their way than this server takes at once.", _RETRY_SECONDS)

@@ -36,7 +36,11 @@ class Backend(Protocol):
     """The largest batch it takes; what the caller plans with may be smaller."""
 
     def infer(self, batch: Pixels, want: Want) -> Outputs:
-        """Scores `(N, classes)` float32 for `(N, H, W, 3)` uint8, in the order of the batch. Blocks."""
+        """Scores `(N, classes)` float32 for `(N, H, W, 3)` uint8, in the order of the batch. Blocks.
+
+        Raises `OutOfMemory` where a smaller batch may fit, `DeviceLost` where only a restart helps, and anything else
+        for a batch that failed.
+        """
         ...
 
     def warm_up(self, batch_size: int) -> None:

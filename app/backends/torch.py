@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checkpoints import Checkpoint
-from ..errors import SettingError
+from ..errors import DeviceLost, OutOfMemory, SettingError
 from ..networks import build_network
 from ..types import InputSpec, Outputs, Pixels, Preprocessing, Want
 from .base import BackendOptions
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _MAX_BATCH_SIZE = {"cpu": 32, "cuda": 128}
 _CUDA_SLOTS = 2
+_CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 # Tensor cores came with compute capability 7.0 (CUDA C++ Programming Guide, "Compute Capabilities").
 _TENSOR_CORES_SINCE = (7, 0)
 
@@ -115,6 +116,24 @@ class TorchBackend:
         self._slots = threading.local()
 
     def infer(self, batch: Pixels, want: Want) -> Outputs:
+        try:
+            return self._infer(batch)
+        except RuntimeError as error:
+            raise self._told_apart(error) from error
+
+    def _told_apart(self, error: RuntimeError) -> Exception:
+        """Out of memory, beyond repair, or what it was."""
+        torch = self._torch
+        if isinstance(error, torch.OutOfMemoryError) or _CPU_OUT_OF_MEMORY in str(error):
+            if self._plan.is_cuda:
+                torch.cuda.empty_cache()
+            return OutOfMemory(retry_after_seconds=1.0)
+        # After such an error every further call in this process fails too (CUDA runtime API: "sticky" errors).
+        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+            return DeviceLost(f"{self.device} failed: {str(error).splitlines()[0][:200]}")
+        return error
+
+    def _infer(self, batch: Pixels) -> Outputs:
         torch = self._torch
         assert self._network is not None
         slot = self._own_slot()

@@ -1,5 +1,8 @@
-"""A bounded queue that becomes batches and gives each caller its own answer. Knows no HTTP, no images, no torch."""
+"""A bounded queue that becomes batches. Knows no HTTP, no images and no torch: it is handed a callable."""
 
-from .batcher import Batched, Batcher
+from .batcher import Batcher
+from .latency import LatencyModel
+from .runs import Batched, Events
+from .shedding import retry_after_seconds
 
-__all__ = ["Batched", "Batcher"]
+__all__ = ["Batched", "Batcher", "Events", "LatencyModel", "retry_after_seconds"]

@@ -5,58 +5,45 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from ..errors import DeadlineExceeded, Draining, Internal, Overloaded
-
-logger = logging.getLogger(__name__)
+from ..errors import DeadlineExceeded, DeviceLost, Draining, EngineUnavailable, Overloaded
+from .cap import BatchCap
+from .latency import LatencyModel
+from .runs import Batched, BatchRunner, Events, Waiting
+from .shedding import retry_after_seconds
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-
-@dataclass(frozen=True, slots=True)
-class Batched(Generic[Result]):
-    """One caller's result and how it came about; times in seconds."""
-
-    value: Result
-    batch_size: int
-    queue_seconds: float
-    inference_seconds: float
-
-
-@dataclass(slots=True, order=True)
-class _Waiting(Generic[Item, Result]):
-    """An item on its way. Ordered by deadline, then by arrival."""
-
-    deadline: float
-    arrival: int
-    item: Item = field(compare=False)
-    key: Hashable = field(compare=False)
-    enqueued_at: float = field(compare=False)
-    answer: asyncio.Future[Batched[Result]] = field(compare=False)
-    queued: bool = field(default=True, compare=False)
-
-
 RunBatch = Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]
+
+# How long `close` waits for batches that run: whoever waited for their results has been answered otherwise by then.
+_CLOSE_SECONDS = 1.0
+# A prediction that only ever drops is never corrected: where no batch has ended for so long, items run all the same.
+_TRIAL_AFTER_SECONDS = 1.0
+_MARGIN = 1.1
 
 
 class Batcher(Generic[Item, Result]):
     """Forms batches from concurrent `submit` calls and runs up to `concurrency` of them at once.
 
-    The policy, in order:
+    The policy, in order (docs/batching.md gives the reasons):
 
     1. While a slot is free and something waits, a batch starts (`max_delay_seconds` 0), or starts as soon as it is
        full or its oldest item has waited that long.
-    2. While all slots are busy the queue grows, up to `max_waiting`; what comes then is refused with `Overloaded`.
-    3. A batch takes the earliest deadlines first, up to `max_batch_size`, all with one `key`.
-    4. A caller that left or whose deadline passed is dropped while a batch forms; the device never sees it.
-    5. `run_batch` must give one result an item. A failure, or a wrong number of results, fails the items of that batch
-       and no other.
+    2. While all slots are busy the queue grows, up to `max_waiting` items and `max_waiting_bytes`; what comes then, or
+       would finish after its deadline, is refused with `Overloaded`.
+    3. A batch takes the earliest deadlines first, up to `cap.now`, all with one `key`, and never so many that it would
+       take longer than its first item has.
+    4. Who left, whose deadline passed or cannot be met any more is dropped while a batch forms, and between the parts
+       of one that failed; the device never sees it.
+    5. A batch that fails is halved until the culprits fail alone; out of memory also lowers the cap (`runs`).
+    6. A device that is beyond repair, or a batch that takes longer than `hang_seconds(size)`, ends the batcher: all
+       that waits is answered `EngineUnavailable`, and `lost` says why.
 
     Driven by events on one event loop: there is no task that could die and no timer that runs without need.
     """
@@ -67,24 +54,42 @@ class Batcher(Generic[Item, Result]):
         *,
         max_batch_size: int,
         max_waiting: int,
+        max_waiting_bytes: int | None = None,
+        size_of: Callable[[Item], int] = lambda item: 0,
         concurrency: int = 1,
         max_delay_seconds: float = 0.0,
+        latency: LatencyModel | None = None,
+        hang_seconds: Callable[[int], float] = lambda size: math.inf,
         clock: Callable[[], float] = time.monotonic,
-        on_drop: Callable[[str], None] = lambda reason: None,
+        events: Events | None = None,
     ) -> None:
-        self.max_batch_size = max_batch_size
+        self.cap = BatchCap(max_batch_size)
+        self.latency = latency or LatencyModel()
         self.max_waiting = max_waiting
         self.concurrency = concurrency
         self.max_delay_seconds = max_delay_seconds
-        self._run_batch = run_batch
+        self._max_waiting_bytes = max_waiting_bytes
+        self._size_of = size_of
         self._clock = clock
-        self._on_drop = on_drop
-        self._heap: list[_Waiting[Item, Result]] = []
+        self._events = events or Events()
+        self._heap: list[Waiting[Item, Result]] = []
         self._waiting = 0
+        self._waiting_bytes = 0
         self._arrivals = itertools.count()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], float] = {}
+        self._batches: dict[asyncio.Task[None], Sequence[Waiting[Item, Result]]] = {}
         self._delay_timer: asyncio.TimerHandle | None = None
+        self._last_end = -math.inf
         self._closed = False
+        self.lost: DeviceLost | None = None
+        """Why the device is beyond repair; None while it is not."""
+        self.runner: BatchRunner[Item, Result] = BatchRunner(
+            run_batch, self.cap, self.latency, hang_seconds, self._can_make_it, clock, self._events
+        )
+
+    def expect(self, latency: LatencyModel) -> None:
+        """What is known of how long batches take; from here on it is refined."""
+        self.latency = self.runner.latency = latency
 
     @property
     def waiting(self) -> int:
@@ -96,23 +101,39 @@ class Batcher(Generic[Item, Result]):
         """Batches that run now."""
         return len(self._running)
 
+    def predicted_wait_seconds(self, deadline: float = math.inf) -> float:
+        """How long an item with this deadline would wait for its batch to start, if it came now."""
+        now = self._clock()
+        if len(self._running) < self.concurrency and not self._waiting:
+            return 0.0
+        running = sum(max(0.0, expected_end - now) for expected_end in self._running.values())
+        ahead = sum(waiting.queued and waiting.deadline <= deadline for waiting in self._heap)
+        queued = ahead // self.cap.now * self.latency.predict(self.cap.now)
+        return (running + queued) / self.concurrency
+
+    def predicted_run_seconds(self) -> float:
+        """How long its batch would take: alone if it could start at once, else filled by what comes meanwhile."""
+        is_free = len(self._running) < self.concurrency and not self._waiting
+        return self._at_most(1 if is_free else self.cap.now)
+
     async def submit(self, item: Item, *, deadline: float, key: Hashable = None) -> Batched[Result]:
         """Wait for this item's own result.
 
-        `deadline` is an absolute time of the batcher's clock. Raises `Overloaded` where the queue is full,
-        `DeadlineExceeded` where the deadline passes first, `Draining` after `close`, and whatever `run_batch` raised
-        for this item's batch. Cancelling the call takes the item out of the queue.
+        `deadline` is an absolute time of the batcher's clock. Raises `Overloaded` where the queue is full or the
+        deadline would not be met, `DeadlineExceeded` where it passes, `Draining` after `close`, `EngineUnavailable`
+        where the device is lost, and whatever `run_batch` raised for this item. Cancelling the call takes the item out
+        of the queue.
         """
-        if self._closed:
-            raise Draining()
-        if self._waiting >= self.max_waiting:
-            self._on_drop("overloaded")
-            raise Overloaded(retry_after_seconds=1.0)
-        loop = asyncio.get_running_loop()
+        self._check_open()
         now = self._clock()
-        waiting: _Waiting[Item, Result] = _Waiting(deadline, next(self._arrivals), item, key, now, loop.create_future())
+        size_bytes = self._size_of(item)
+        self._check_room(deadline, now, size_bytes)
+        loop = asyncio.get_running_loop()
+        waiting: Waiting[Item, Result] = Waiting(deadline, next(self._arrivals), item, key, now, loop.create_future())
+        waiting.size_bytes = size_bytes
         heapq.heappush(self._heap, waiting)
         self._waiting += 1
+        self._waiting_bytes += size_bytes
         expiry = loop.call_later(max(0.0, deadline - now), self._expire, waiting)
         # In the next round of the loop, so that everything that arrives in this one can share a batch.
         loop.call_soon(self._start_batches)
@@ -121,46 +142,104 @@ class Batcher(Generic[Item, Result]):
         except asyncio.CancelledError:
             # A caller that leaves makes room at once; its husk in the heap is skipped when a batch forms.
             if self._leave_queue(waiting):
-                self._on_drop("client_gone")
+                self._events.dropped("client_gone")
             raise
         finally:
             expiry.cancel()
 
-    async def close(self) -> None:
-        """Refuse what comes from now on, fail what still waits, and let running batches end."""
-        self._closed = True
-        if self._delay_timer is not None:
-            self._delay_timer.cancel()
-        for waiting in self._heap:
-            if self._leave_queue(waiting):
-                waiting.answer.set_exception(Draining())
-        self._heap.clear()
-        if self._running:
-            await asyncio.wait(self._running)
+    async def close(self) -> bool:
+        """Refuse what comes from now on, fail what still waits, and let running batches end.
 
-    def _leave_queue(self, waiting: _Waiting[Item, Result]) -> bool:
+        False where one did not end within a second.
+        """
+        self._closed = True
+        self._fail_queue(Draining)
+        if self._running and self.lost is None:
+            await asyncio.wait(list(self._running), timeout=_CLOSE_SECONDS)
+        return not self._running
+
+    def _at_most(self, batch_size: int) -> float:
+        """What to reckon with: half of all batches take longer than the prediction."""
+        return _MARGIN * self.latency.predict(batch_size)
+
+    def _check_open(self) -> None:
+        if self.lost is not None:
+            raise EngineUnavailable()
+        if self._closed:
+            raise Draining()
+
+    def _check_room(self, deadline: float, now: float, size_bytes: int) -> None:
+        too_many_bytes = self._max_waiting_bytes is not None and (
+            self._waiting_bytes + size_bytes > self._max_waiting_bytes
+        )
+        wait = self.predicted_wait_seconds(deadline)
+        if self._waiting >= self.max_waiting or too_many_bytes:
+            self._events.dropped("overloaded")
+            raise Overloaded(retry_after_seconds=retry_after_seconds(wait))
+        # A free device may as well try: the prediction can be wrong, and nobody else waits for it.
+        late_by = max(now + wait + self.predicted_run_seconds() - deadline, self._delays_others_by(deadline, now))
+        if wait > 0 and late_by > 0:
+            self._events.dropped("overloaded")
+            raise Overloaded(retry_after_seconds=retry_after_seconds(late_by))
+
+    def _delays_others_by(self, deadline: float, now: float) -> float:
+        """By how much an item with this deadline would make one late that was accepted before and is less urgent."""
+        later = sorted(waiting.deadline for waiting in self._heap if waiting.queued and waiting.deadline > deadline)
+        if not later:
+            return 0.0
+        begins = now + sum(max(0.0, end - now) for end in self._running.values()) / self.concurrency
+        run = self._at_most(self.cap.now)
+        worst = 0.0
+        for place, due in enumerate(later, self._waiting - len(later)):
+            ends_now, ends_then = (
+                begins + (1 + number // self.cap.now / self.concurrency) * run for number in (place, place + 1)
+            )
+            if ends_now <= due:
+                worst = max(worst, ends_then - due)
+        return worst
+
+    def _leave_queue(self, waiting: Waiting[Item, Result]) -> bool:
         """Take an item out of the queue; False where it had left already."""
         left, waiting.queued = waiting.queued, False
         self._waiting -= left
+        self._waiting_bytes -= left * waiting.size_bytes
         return left
 
-    def _expire(self, waiting: _Waiting[Item, Result]) -> None:
+    def _expire(self, waiting: Waiting[Item, Result]) -> None:
         if not waiting.answer.done():
             if self._leave_queue(waiting):
-                self._on_drop("deadline")
+                self._events.dropped("deadline")
             waiting.answer.set_exception(DeadlineExceeded())
+
+    def _can_make_it(self, waiting: Waiting[Item, Result]) -> bool:
+        """Whether an item is still wanted and would be done in time if it ran now; what is not is answered."""
+        if waiting.answer.done():
+            # Its caller was cancelled and has not run since.
+            if self._leave_queue(waiting):
+                self._events.dropped("client_gone")
+            return False
+        now = self._clock()
+        if waiting.deadline <= now:
+            self._expire(waiting)
+            return False
+        is_known = now - self._last_end < _TRIAL_AFTER_SECONDS
+        if now + self._at_most(1) > waiting.deadline and is_known:
+            self._expire(waiting)
+            return False
+        return True
 
     def _start_batches(self) -> None:
         while self._waiting and len(self._running) < self.concurrency and not self._worth_waiting():
             batch = self._take_batch()
             if batch:
-                task = asyncio.get_running_loop().create_task(self._run(batch))
-                self._running.add(task)
+                task = asyncio.get_running_loop().create_task(self.runner.run(batch))
+                self._running[task] = self._clock() + self.latency.predict(len(batch))
+                self._batches[task] = batch
                 task.add_done_callback(self._batch_done)
 
     def _worth_waiting(self) -> bool:
         """Whether a free slot should wait for more items; if so, a timer ends the wait."""
-        if self.max_delay_seconds <= 0 or self._waiting >= self.max_batch_size:
+        if self.max_delay_seconds <= 0 or self._waiting >= self.cap.now:
             return False
         oldest = min(waiting.enqueued_at for waiting in self._heap if waiting.queued)
         remaining = oldest + self.max_delay_seconds - self._clock()
@@ -171,44 +250,49 @@ class Batcher(Generic[Item, Result]):
         self._delay_timer = asyncio.get_running_loop().call_later(remaining, self._start_batches)
         return True
 
-    def _take_batch(self) -> list[_Waiting[Item, Result]]:
+    def _take_batch(self) -> list[Waiting[Item, Result]]:
         """The earliest deadlines that share one key, out of the queue."""
-        batch: list[_Waiting[Item, Result]] = []
-        others: list[_Waiting[Item, Result]] = []
-        while self._heap and len(batch) < self.max_batch_size:
+        batch: list[Waiting[Item, Result]] = []
+        others: list[Waiting[Item, Result]] = []
+        while self._heap and len(batch) < self.cap.now:
             waiting = heapq.heappop(self._heap)
-            if not waiting.queued:
+            if not waiting.queued or not self._can_make_it(waiting):
                 continue
-            if waiting.deadline <= self._clock():
-                self._expire(waiting)
-            elif batch and waiting.key != batch[0].key:
+            if batch and waiting.key != batch[0].key:
                 others.append(waiting)
-            else:
-                self._leave_queue(waiting)
-                batch.append(waiting)
+                continue
+            if batch and self._clock() + self._at_most(len(batch) + 1) > batch[0].deadline:
+                others.append(waiting)
+                break
+            self._leave_queue(waiting)
+            batch.append(waiting)
         for waiting in others:
             heapq.heappush(self._heap, waiting)
         return batch
 
-    async def _run(self, batch: list[_Waiting[Item, Result]]) -> None:
-        started_at = self._clock()
-        try:
-            results = await self._run_batch([waiting.item for waiting in batch])
-            if len(results) != len(batch):
-                logger.error("A batch of %d came back with %d results; all of it is failed.", len(batch), len(results))
-                raise Internal()
-        except Exception as error:
+    def _batch_done(self, task: asyncio.Task[None]) -> None:
+        self._last_end = self._clock()
+        del self._running[task]
+        del self._batches[task]
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, DeviceLost):
+            self._break_down(error)
+        self._start_batches()
+
+    def _break_down(self, error: DeviceLost) -> None:
+        """Nothing that waits, here or on the device, will have a result."""
+        self.lost = self.lost or error
+        self._fail_queue(EngineUnavailable)
+        for batch in self._batches.values():
             for waiting in batch:
                 if not waiting.answer.done():
-                    waiting.answer.set_exception(error)
-            return
-        finished_at = self._clock()
-        for waiting, result in zip(batch, results, strict=True):
-            if not waiting.answer.done():
-                waiting.answer.set_result(
-                    Batched(result, len(batch), started_at - waiting.enqueued_at, finished_at - started_at)
-                )
+                    waiting.answer.set_exception(EngineUnavailable())
+        self._events.lost(error)
 
-    def _batch_done(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._start_batches()
+    def _fail_queue(self, error: type[Exception]) -> None:
+        if self._delay_timer is not None:
+            self._delay_timer.cancel()
+        for waiting in self._heap:
+            if self._leave_queue(waiting) and not waiting.answer.done():
+                waiting.answer.set_exception(error())
+        self._heap.clear()

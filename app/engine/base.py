@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..errors import DeviceLost
 from ..types import Pixels, ScoreKind, Scores
 
 
@@ -14,7 +15,13 @@ class EngineState:
 
     ready: bool
     reason: str | None
+    """None where it is ready; "warming", "closed" or "lost", which only a restart cures."""
     predicted_wait_seconds: float
+    """Until its batch would start …"""
+    predicted_run_seconds: float
+    """… and how long that would take."""
+    capacity: int
+    """Images that can be on the device at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +45,16 @@ class Engine(Protocol):
     async def run(self, item: Pixels, deadline: float) -> Scored:
         """Scores for one `(H, W, 3)` uint8 image; cancelling the call takes it out of the queue.
 
-        `deadline` is an absolute monotonic time. Raises `Overloaded`, `DeadlineExceeded`, `EngineUnavailable` or
-        `Internal`.
+        `deadline` is an absolute monotonic time. Raises `Overloaded`, `DeadlineExceeded`, `OutOfMemory`,
+        `EngineUnavailable` or `Internal`.
         """
         ...
 
     def state(self) -> EngineState: ...
+
+    async def until_lost(self) -> DeviceLost:
+        """Wait until the engine is beyond repair, and say why: for ever, if all goes well."""
+        ...
 
     async def close(self) -> None:
         """Finish what runs, fail what waits, and give the device back."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from ..backends import Backend
-from ..batching import Batcher
-from ..errors import EngineUnavailable, Internal
+from ..batching import Batcher, Events, LatencyModel
+from ..errors import DeviceLost, EngineUnavailable, Internal, OutOfMemory
 from ..metrics import Metrics
 from ..types import InputSpec, Outputs, Pixels, ScoreKind, Scores, Want
 from .base import EngineState, Scored
@@ -22,6 +21,8 @@ from .planning import BatchPlan, plan_batches
 logger = logging.getLogger(__name__)
 
 _Row = tuple[Scores, ScoreKind]
+# A batch that takes ten times as long as batches of its size do has not merely been unlucky.
+_HUNG_TIMES = 10.0
 
 
 class InProcessEngine:
@@ -33,25 +34,42 @@ class InProcessEngine:
         *,
         max_batch_size: int | None,
         max_queue: int,
+        max_queue_bytes: int | None = None,
         max_delay_seconds: float = 0.0,
+        hang_seconds: float = 30.0,
+        slo_seconds: float | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        """`max_batch_size` None lets the warm-up choose it."""
+        """`max_batch_size` None lets the warm-up choose it.
+
+        A batch may take `hang_seconds`, or ten times what its size usually takes where that is longer.
+        """
         self.backend = backend
         self._fixed_batch_size = max_batch_size
+        self._slo_seconds = slo_seconds
+        self._hang_seconds = hang_seconds
+        self._max_queue = max_queue
         self._metrics = metrics or Metrics()
         self._threads = ThreadPoolExecutor(backend.concurrency, thread_name_prefix="infer")
         self._closing = threading.Event()
         self._plan: BatchPlan | None = None
+        self._lost: asyncio.Future[DeviceLost] | None = None
         self._batcher: Batcher[Pixels, _Row] = Batcher(
             self._run_batch,
             max_batch_size=1,
             max_waiting=max_queue,
+            max_waiting_bytes=max_queue_bytes,
+            size_of=lambda item: item.nbytes,
             concurrency=backend.concurrency,
             max_delay_seconds=max_delay_seconds,
-            on_drop=lambda reason: self._metrics.dropped.labels(reason).inc(),
+            hang_seconds=self._longest,
+            events=_Counted(self._metrics, self._is_lost),
         )
         self._metrics.queue_depth.labels("device").set_function(lambda: self._batcher.waiting)
+        self._metrics.predicted_wait.set_function(self._batcher.predicted_wait_seconds)
+        self._metrics.batch_cap.set_function(lambda: self._batcher.cap.now)
+        self._metrics.latency_model.labels("alpha").set_function(lambda: self._batcher.latency.alpha)
+        self._metrics.latency_model.labels("beta").set_function(lambda: self._batcher.latency.beta)
 
     @property
     def plan(self) -> BatchPlan | None:
@@ -67,6 +85,7 @@ class InProcessEngine:
                 self.backend.max_batch_size,
                 self._fixed_batch_size,
                 self._closing.is_set,
+                slo_seconds=self._slo_seconds,
             ),
         )
         # Each further slot sets up its own stream and buffers: a barrier keeps one thread from warming twice.
@@ -79,7 +98,10 @@ class InProcessEngine:
                 self.backend.warm_up(plan.max_batch_size)
 
             await asyncio.gather(*[loop.run_in_executor(self._threads, warm) for _ in range(others + 1)])
-        self._batcher.max_batch_size = plan.max_batch_size
+        self._batcher.cap.plan(plan.max_batch_size)
+        self._batcher.expect(LatencyModel(plan.seconds))
+        # Room for a full queue beside full batches: whoever was admitted is not sent away after decoding.
+        self._batcher.max_waiting = self._max_queue + self.backend.concurrency * plan.max_batch_size
         self._plan = plan
 
     async def run(self, item: Pixels, deadline: float) -> Scored:
@@ -90,21 +112,47 @@ class InProcessEngine:
         return Scored(scores, kind, batched.batch_size, batched.queue_seconds, batched.inference_seconds)
 
     def state(self) -> EngineState:
-        if self._closing.is_set():
-            return EngineState(False, "closed", 0.0)
-        if self._plan is None:
-            return EngineState(False, "warming", 0.0)
-        batches_before = math.ceil(self._batcher.waiting / self._plan.max_batch_size) + self._batcher.running
-        wait = batches_before / self.backend.concurrency * self._plan.seconds_per_image * self._plan.max_batch_size
-        return EngineState(True, None, wait)
+        batcher = self._batcher
+        reason = (
+            "lost"
+            if batcher.lost is not None
+            else "closed"
+            if self._closing.is_set()
+            else "warming"
+            if self._plan is None
+            else None
+        )
+        return EngineState(
+            reason is None,
+            reason,
+            batcher.predicted_wait_seconds(),
+            batcher.predicted_run_seconds(),
+            self.backend.concurrency * batcher.cap.now,
+        )
+
+    async def until_lost(self) -> DeviceLost:
+        if self._batcher.lost is not None:
+            return self._batcher.lost
+        if self._lost is None:
+            self._lost = asyncio.get_running_loop().create_future()
+        return await asyncio.shield(self._lost)
 
     async def close(self) -> None:
         self._closing.set()
-        await self._batcher.close()
-        if self._plan is not None:
+        has_ended = await self._batcher.close()
+        # A call that does not come back holds its thread, and the device with it: the process ends without them.
+        if self._plan is not None and has_ended and self._batcher.lost is None:
             await asyncio.get_running_loop().run_in_executor(self._threads, self.backend.close)
         # A warm-up that still runs is not waited for: a service that is told to stop while it starts should stop.
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _longest(self, batch_size: int) -> float:
+        return max(self._hang_seconds, _HUNG_TIMES * self._batcher.latency.predict(batch_size))
+
+    def _is_lost(self, error: DeviceLost) -> None:
+        logger.critical("%s; only a restart helps.", error)
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(error)
 
     async def _run_batch(self, items: Sequence[Pixels]) -> Sequence[_Row]:
         self._metrics.batch_size.observe(len(items))
@@ -114,6 +162,27 @@ class InProcessEngine:
     def _infer(self, items: Sequence[Pixels]) -> Outputs:
         try:
             return self.backend.infer(np.stack(items), Want.SCORES)
+        except (OutOfMemory, DeviceLost):
+            raise
+        except MemoryError:
+            raise OutOfMemory(retry_after_seconds=1.0) from None
         except Exception as error:
             logger.exception("The %s backend failed on a batch of %d.", self.backend.name, len(items))
             raise Internal() from error
+
+
+class _Counted(Events):
+    """The batcher's events as metrics."""
+
+    def __init__(self, metrics: Metrics, on_lost: Callable[[DeviceLost], None]) -> None:
+        self._metrics = metrics
+        self._on_lost = on_lost
+
+    def dropped(self, reason: str) -> None:
+        self._metrics.dropped.labels(reason).inc()
+
+    def batch_failed(self, kind: str, batch_size: int) -> None:
+        self._metrics.batch_failures.labels(kind).inc()
+
+    def lost(self, error: DeviceLost) -> None:
+        self._on_lost(error)

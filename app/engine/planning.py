@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -11,6 +12,9 @@ _REPEATS = 3
 _WORTH_IT = 1.05
 # Two sizes in a row that gain nothing end the climb: on CPU the third is already paying seconds to learn nothing.
 _PATIENCE = 2
+_SHARE_OF_SLO = 0.8
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +38,16 @@ def plan_batches(
     is_cancelled: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.perf_counter,
     step_seconds: float = 3.0,
+    slo_seconds: float | None = None,
 ) -> BatchPlan:
     """Warm up and time `run(batch_size)` at 1, 2, 4, … up to `largest`; blocks.
 
     With `fixed` only 1 and that size are timed, and it is the plan. Else the plan is the smallest size within 5% of the
     best throughput measured; the climb ends early once two sizes in a row brought less than 5%, or where the next
     size would take more than `step_seconds`: on a slow device it costs the start more than it can bring.
+
+    With `slo_seconds`, what an image may take from its last byte to its answer, the plan is no larger than what keeps
+    that where a batch has just started: two batches one after the other, and a fifth of the time for all the rest.
     """
     sizes = sorted({1, min(fixed, largest)}) if fixed else [2**power for power in range(largest.bit_length())]
     seconds: dict[int, float] = {}
@@ -59,7 +67,17 @@ def plan_batches(
         return BatchPlan(1, {1: 0.0})
     if fixed:
         return BatchPlan(min(fixed, largest), seconds)
-    return BatchPlan(min(size for size in seconds if size / max(seconds[size], 1e-9) * _WORTH_IT >= best), seconds)
+    worth_it = min(size for size in seconds if size / max(seconds[size], 1e-9) * _WORTH_IT >= best)
+    if slo_seconds is None:
+        return BatchPlan(worth_it, seconds)
+    in_time = [size for size in seconds if 2 * seconds[size] <= _SHARE_OF_SLO * slo_seconds]
+    if not in_time:
+        logger.warning(
+            "RESNET_SLO_P99_MS is %.0f, but two single images take %.0f ms here: it cannot be kept under load.",
+            slo_seconds * 1e3,
+            2e3 * seconds[1],
+        )
+    return BatchPlan(min(worth_it, max(in_time, default=1)), seconds)
 
 
 def _median_seconds(run: Callable[[int], None], size: int, clock: Callable[[], float]) -> float:

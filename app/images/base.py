@@ -33,6 +33,11 @@ class Decoder(Protocol):
         ...
 
     @property
+    def predicted_wait_seconds(self) -> float:
+        """How long an image that came now would wait for its decoding to begin."""
+        ...
+
+    @property
     def stuck_seconds(self) -> float:
         """How long no slot has been usable; 0 while one is."""
         ...

@@ -66,6 +66,10 @@ class ProcessDecoder:
         return self._slots.usable
 
     @property
+    def predicted_wait_seconds(self) -> float:
+        return self._slots.predicted_wait_seconds
+
+    @property
     def stuck_seconds(self) -> float:
         return self._slots.stuck_seconds
 
@@ -180,9 +184,11 @@ class ProcessDecoder:
             return False
         if not outcome.done():
             outcome.set_result(pixels)
+        seconds = self._clock() - began
+        self._slots.took(seconds)
         known = image_format(data)
         if known is not None:
-            self._observe(known, self._clock() - began)
+            self._observe(known, seconds)
         return True
 
     def _reason_of(self, status: int) -> ServiceError:

@@ -33,6 +33,16 @@ class Slots:
         self._turns: deque[asyncio.Future[None]] = deque()
         self._refusal = ""
         self._stuck_since: float | None = None
+        self._usual_seconds = 0.0
+
+    @property
+    def predicted_wait_seconds(self) -> float:
+        """How long work that came now would wait for its slot."""
+        return 0.0 if self._free else (self.waiting + 1) * self._usual_seconds / max(1, self.usable)
+
+    def took(self, seconds: float) -> None:
+        """A piece of work had its slot for so long: about the last twenty say what is usual."""
+        self._usual_seconds += (seconds - self._usual_seconds) / (20 if self._usual_seconds else 1)
 
     @property
     def stuck_seconds(self) -> float:

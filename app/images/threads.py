@@ -58,6 +58,10 @@ class ThreadDecoder:
         return self._slots.usable
 
     @property
+    def predicted_wait_seconds(self) -> float:
+        return self._slots.predicted_wait_seconds
+
+    @property
     def stuck_seconds(self) -> float:
         return self._slots.stuck_seconds
 
@@ -121,8 +125,11 @@ class ThreadDecoder:
             self._slots.regain()
         else:
             self._slots.give_back()
+        seconds = self._clock() - work.began
+        if not work.is_lost:
+            self._slots.took(seconds)
         if pixels is not None and work.image_format is not None:
-            self._observe(work.image_format, self._clock() - work.began)
+            self._observe(work.image_format, seconds)
         if work.outcome.done():
             return
         if pixels is not None:
