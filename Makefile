@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check parity hostile format clean
+.PHONY: help serve test check parity hostile load format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -34,6 +34,9 @@ parity: $(VENV)/.dev ## Rebuild the stored fixtures with the real frameworks, an
 hostile: $(VENV)/.dev ## Send 10,000 damaged images beside good traffic, and thousands of requests from the OpenAPI document (10 min)
 	@$(BIN)/python -m tests.hostile_run
 	@HOSTILE_EXAMPLES=1000 $(BIN)/pytest -q tests/test_openapi_fuzz.py
+
+load: $(VENV)/.dev ## Offer a real server up to ten times what it can answer, and show what it does (2 min)
+	@$(BIN)/python -m benchmarks.load
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
