@@ -59,7 +59,7 @@ def test_unknown_variables_are_told(monkeypatch: pytest.MonkeyPatch, name: str, 
 def test_the_readme_has_every_setting(repository: Path) -> None:
     """README's table lists each setting with its default and its meaning, in the code's own words."""
     text = (repository / "README.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(RESNET_[A-Z_]+)` \| (.*) \|$", text, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(RESNET_[A-Z0-9_]+)` \| (.*) \|$", text, re.MULTILINE))
     expected = {
         f"{ENV_PREFIX}{name.upper()}": f"`{show_default(field)}` | {field.description}"
         for name, field in Settings.model_fields.items()
