@@ -38,8 +38,9 @@ async def one(host: str, port: int, number: int, ends: Counter[str], connected: 
         connected.release()
         dripping = asyncio.create_task(drip(writer)) if drips else None
         try:
-            answer = await reader.read()
-            ends[answer[9:12].decode() or "closed"] += 1
+            ends[(await reader.readuntil(b"\r\n"))[9:12].decode()] += 1
+        except asyncio.IncompleteReadError:
+            ends["closed"] += 1
         except ConnectionError:
             ends["reset"] += 1
         finally:

@@ -133,6 +133,8 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | No
         for pending in (task, gone):
             if not pending.done():
                 pending.cancel()
+        # A task holds its error, whose frames hold the image, and this one the task: it would wait for the collector.
+        del task, pending
 
 
 async def _disconnected(request: Request) -> None:

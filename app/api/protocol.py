@@ -3,14 +3,13 @@
 A request becomes one only when its headers are complete; what goes wrong before that no route and no middleware can
 see. So it is met here: silent and slow clients, endless headers, what is not HTTP, and answers that nobody reads.
 
-`Server.on_tick` (app/process.py) calls `check` of every connection a few times a second: no connection has timers of
-its own to set and cancel for each request.
+Each connection has a timer of its own for its headers, so that many slow clients are not cut in one moment.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -53,37 +52,44 @@ class HttpProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, limits: ConnectionLimits, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._limits = limits
-        self._opened_at = time.monotonic()
-        # Of the request whose headers are being read: when it began; None between requests and while a body comes.
-        self._head_began_at: float | None = self._opened_at
+        # Runs while headers are awaited: from the connection on, or from a later request's first byte.
+        self._head_timer: asyncio.TimerHandle | None = None
         self._is_silent = True
         self._in_message = False
         self._message_bytes = 0
         self._body_bytes = 0
         self._head_bytes = 0
         self._refusal: ServiceError | None = None
-        self._refused_at: float | None = None
+        self._is_refused = False
         self._discarded = 0
         self._stalled_at: float | None = None
         self._repeats_head = False
 
     # --- what is read
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_awaiting_head()
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
-        if self._refused_at is not None:
+        if self._is_refused:
             self._discarded += len(data)
             if self._discarded > _DISCARD_BYTES:
                 self.transport.abort()
             return
         self._is_silent = False
-        if not self._in_message and self._head_began_at is None:
-            self._head_began_at = time.monotonic()
+        if not self._in_message:
+            self._await_head()
         self._unset_keepalive_if_required()
         try:
             self._feed(data)
         except httptools.HttpParserError:
             self.send_400_response("")
-        if self._in_message and self._refused_at is None:
+        if self._in_message and not self._is_refused:
             # Names and values that are not complete, trailers and chunks' extensions reach no callback: whatever came
             # and is no body is counted here.
             self._message_bytes += len(data)
@@ -115,8 +121,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_message = True
         self._message_bytes = self._body_bytes = self._head_bytes = 0
-        if self._head_began_at is None:
-            self._head_began_at = time.monotonic()
+        self._await_head()
 
     def on_url(self, url: bytes) -> None:
         if self._repeats_head:
@@ -136,7 +141,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._repeats_head:
             self._repeats_head = False
             return
-        self._head_began_at = None
+        self._stop_awaiting_head()
         if self.parser.get_http_version() not in ("1.1", "1.0"):
             self._raise(MalformedRequest(_NOT_HTTP))
         super().on_headers_complete()
@@ -151,6 +156,23 @@ class HttpProtocol(HttpToolsProtocol):
             return  # its body is still to come, see `_feed`
         self._in_message = False
         super().on_message_complete()
+
+    def _await_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self._limits.header_seconds, self._head_is_late)
+
+    def _stop_awaiting_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self._is_silent:
+            self.transport.close()
+        else:
+            self._refuse(RequestTimeout())
 
     def _count(self, size: int) -> None:
         self._head_bytes += size
@@ -169,8 +191,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer with a problem and read no more; where an answer is on its way already, that one is the last."""
-        self._refused_at = time.monotonic()
-        self._head_began_at = None
+        self._is_refused = True
+        self._stop_awaiting_head()
         self._unset_keepalive_if_required()
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
@@ -198,29 +220,25 @@ class HttpProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
+        self.loop.call_later(_DISCARD_SECONDS, self.transport.close)
         self._limits.on_refusal(error, scope)
 
     def eof_received(self) -> None:
         # After a refusal nothing is left to say; else asyncio closes the connection by itself.
-        if self._refused_at is not None:
+        if self._is_refused:
             self.transport.close()
 
-    # --- what is looked at from time to time
+    # --- what is not read by the client
 
-    def check(self, now: float) -> None:
-        """End what has gone on for too long; `now` is a monotonic time."""
+    def check_stall(self, now: float) -> None:
+        """Cut a connection whose answer has lain unread for too long; `now` is a monotonic time.
+
+        Asked of all connections once a second: a transport tells nobody that it waits to be closed.
+        """
         if self.flow.write_paused or self.transport.is_closing():
             if self._stalled_at is None:
                 self._stalled_at = now
             elif now - self._stalled_at > self._limits.response_seconds:
                 self.transport.abort()
-            return
-        self._stalled_at = None
-        if self._refused_at is not None:
-            if now - self._refused_at > _DISCARD_SECONDS and (self.cycle is None or self.cycle.response_complete):
-                self.transport.close()
-        elif self._head_began_at is not None and now - self._head_began_at > self._limits.header_seconds:
-            if self._is_silent:
-                self.transport.close()
-            else:
-                self._refuse(RequestTimeout())
+        else:
+            self._stalled_at = None

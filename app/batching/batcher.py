@@ -146,6 +146,8 @@ class Batcher(Generic[Item, Result]):
             raise
         finally:
             expiry.cancel()
+            # Its answer holds an error, whose frames hold this one: the item would wait for the garbage collector.
+            del waiting
 
     async def close(self) -> bool:
         """Refuse what comes from now on, fail what still waits, and let running batches end.

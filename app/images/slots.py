@@ -72,6 +72,9 @@ class Slots:
                 return await outcome
         except TimeoutError:
             raise DeadlineExceeded() from None
+        finally:
+            # It holds its error, whose frames hold this one: the image would wait for the garbage collector.
+            del outcome
 
     def give_back(self) -> None:
         """The slot is free: whoever waits longest has it."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from ..errors import ImageTooComplex
+from ..errors import ImageTooComplex, ServiceError
 from ..types import Pixels, Preprocessing
 from .base import Observe, too_slow
 from .decode import DecodeLimits, decode, image_format
@@ -86,9 +86,14 @@ class ThreadDecoder:
         limit = loop.call_later(self._timeout_seconds, self._is_over_time, work)
 
         def call() -> None:
-            pixels, error = None, None
+            pixels: Pixels | None = None
+            error: BaseException | None = None
             try:
                 pixels = decode(data, preprocessing, self._limits)
+            except ServiceError as told:
+                # Without its frames, which hold the image: what it says is all that is wanted of it.
+                error = told
+                told.__traceback__ = told.__cause__ = told.__context__ = None
             except BaseException as raised:
                 error = raised
             with suppress(RuntimeError):  # the loop is closed: nobody asks any more
