@@ -2,7 +2,8 @@
 
 from .batcher import Batcher
 from .latency import LatencyModel
-from .runs import Batched, Events
+from .queue import Batched
+from .runs import Events
 from .shedding import retry_after_seconds
 
 __all__ = ["Batched", "Batcher", "Events", "LatencyModel", "retry_after_seconds"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import math
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
@@ -13,7 +11,8 @@ from typing import Generic, TypeVar
 from ..errors import DeadlineExceeded, DeviceLost, Draining, EngineUnavailable, Overloaded
 from .cap import BatchCap
 from .latency import LatencyModel
-from .runs import Batched, BatchRunner, Events, Waiting
+from .queue import Batched, DeadlineQueue, Waiting
+from .runs import BatchRunner, Events
 from .shedding import retry_after_seconds
 
 Item = TypeVar("Item")
@@ -72,10 +71,7 @@ class Batcher(Generic[Item, Result]):
         self._size_of = size_of
         self._clock = clock
         self._events = events or Events()
-        self._heap: list[Waiting[Item, Result]] = []
-        self._waiting = 0
-        self._waiting_bytes = 0
-        self._arrivals = itertools.count()
+        self._queue: DeadlineQueue[Item, Result] = DeadlineQueue()
         self._running: dict[asyncio.Task[None], float] = {}
         self._batches: dict[asyncio.Task[None], Sequence[Waiting[Item, Result]]] = {}
         self._delay_timer: asyncio.TimerHandle | None = None
@@ -94,7 +90,7 @@ class Batcher(Generic[Item, Result]):
     @property
     def waiting(self) -> int:
         """Items in the queue whose callers still wait."""
-        return self._waiting
+        return len(self._queue)
 
     @property
     def running(self) -> int:
@@ -104,16 +100,15 @@ class Batcher(Generic[Item, Result]):
     def predicted_wait_seconds(self, deadline: float = math.inf) -> float:
         """How long an item with this deadline would wait for its batch to start, if it came now."""
         now = self._clock()
-        if len(self._running) < self.concurrency and not self._waiting:
+        if len(self._running) < self.concurrency and not self._queue:
             return 0.0
         running = sum(max(0.0, expected_end - now) for expected_end in self._running.values())
-        ahead = sum(waiting.queued and waiting.deadline <= deadline for waiting in self._heap)
-        queued = ahead // self.cap.now * self.latency.predict(self.cap.now)
+        queued = self._queue.ahead_of(deadline) // self.cap.now * self.latency.predict(self.cap.now)
         return (running + queued) / self.concurrency
 
     def predicted_run_seconds(self) -> float:
         """How long its batch would take: alone if it could start at once, else filled by what comes meanwhile."""
-        is_free = len(self._running) < self.concurrency and not self._waiting
+        is_free = len(self._running) < self.concurrency and not self._queue
         return self._at_most(1 if is_free else self.cap.now)
 
     async def submit(self, item: Item, *, deadline: float, key: Hashable = None) -> Batched[Result]:
@@ -129,19 +124,17 @@ class Batcher(Generic[Item, Result]):
         size_bytes = self._size_of(item)
         self._check_room(deadline, now, size_bytes)
         loop = asyncio.get_running_loop()
-        waiting: Waiting[Item, Result] = Waiting(deadline, next(self._arrivals), item, key, now, loop.create_future())
-        waiting.size_bytes = size_bytes
-        heapq.heappush(self._heap, waiting)
-        self._waiting += 1
-        self._waiting_bytes += size_bytes
+        waiting = self._queue.put(
+            item, deadline=deadline, key=key, now=now, size_bytes=size_bytes, answer=loop.create_future()
+        )
         expiry = loop.call_later(max(0.0, deadline - now), self._expire, waiting)
         # In the next round of the loop, so that everything that arrives in this one can share a batch.
         loop.call_soon(self._start_batches)
         try:
             return await waiting.answer
         except asyncio.CancelledError:
-            # A caller that leaves makes room at once; its husk in the heap is skipped when a batch forms.
-            if self._leave_queue(waiting):
+            # A caller that leaves makes room at once.
+            if self._queue.forget(waiting):
                 self._events.dropped("client_gone")
             raise
         finally:
@@ -172,10 +165,10 @@ class Batcher(Generic[Item, Result]):
 
     def _check_room(self, deadline: float, now: float, size_bytes: int) -> None:
         too_many_bytes = self._max_waiting_bytes is not None and (
-            self._waiting_bytes + size_bytes > self._max_waiting_bytes
+            self._queue.size_bytes + size_bytes > self._max_waiting_bytes
         )
         wait = self.predicted_wait_seconds(deadline)
-        if self._waiting >= self.max_waiting or too_many_bytes:
+        if len(self._queue) >= self.max_waiting or too_many_bytes:
             self._events.dropped("overloaded")
             raise Overloaded(retry_after_seconds=retry_after_seconds(wait))
         # A free device may as well try: the prediction can be wrong, and nobody else waits for it.
@@ -186,13 +179,13 @@ class Batcher(Generic[Item, Result]):
 
     def _delays_others_by(self, deadline: float, now: float) -> float:
         """By how much an item with this deadline would make one late that was accepted before and is less urgent."""
-        later = sorted(waiting.deadline for waiting in self._heap if waiting.queued and waiting.deadline > deadline)
+        later = self._queue.deadlines_after(deadline)
         if not later:
             return 0.0
         begins = now + sum(max(0.0, end - now) for end in self._running.values()) / self.concurrency
         run = self._at_most(self.cap.now)
         worst = 0.0
-        for place, due in enumerate(later, self._waiting - len(later)):
+        for place, due in enumerate(later, len(self._queue) - len(later)):
             ends_now, ends_then = (
                 begins + (1 + number // self.cap.now / self.concurrency) * run for number in (place, place + 1)
             )
@@ -200,16 +193,9 @@ class Batcher(Generic[Item, Result]):
                 worst = max(worst, ends_then - due)
         return worst
 
-    def _leave_queue(self, waiting: Waiting[Item, Result]) -> bool:
-        """Take an item out of the queue; False where it had left already."""
-        left, waiting.queued = waiting.queued, False
-        self._waiting -= left
-        self._waiting_bytes -= left * waiting.size_bytes
-        return left
-
     def _expire(self, waiting: Waiting[Item, Result]) -> None:
         if not waiting.answer.done():
-            if self._leave_queue(waiting):
+            if self._queue.forget(waiting):
                 self._events.dropped("deadline")
             waiting.answer.set_exception(DeadlineExceeded())
 
@@ -217,7 +203,7 @@ class Batcher(Generic[Item, Result]):
         """Whether an item is still wanted and would be done in time if it ran now; what is not is answered."""
         if waiting.answer.done():
             # Its caller was cancelled and has not run since.
-            if self._leave_queue(waiting):
+            if self._queue.forget(waiting):
                 self._events.dropped("client_gone")
             return False
         now = self._clock()
@@ -231,7 +217,7 @@ class Batcher(Generic[Item, Result]):
         return True
 
     def _start_batches(self) -> None:
-        while self._waiting and len(self._running) < self.concurrency and not self._worth_waiting():
+        while self._queue and len(self._running) < self.concurrency and not self._worth_waiting():
             batch = self._take_batch()
             if batch:
                 task = asyncio.get_running_loop().create_task(self.runner.run(batch))
@@ -241,9 +227,9 @@ class Batcher(Generic[Item, Result]):
 
     def _worth_waiting(self) -> bool:
         """Whether a free slot should wait for more items; if so, a timer ends the wait."""
-        if self.max_delay_seconds <= 0 or self._waiting >= self.cap.now:
+        if self.max_delay_seconds <= 0 or len(self._queue) >= self.cap.now:
             return False
-        oldest = min(waiting.enqueued_at for waiting in self._heap if waiting.queued)
+        oldest = min(waiting.enqueued_at for waiting in self._queue)
         remaining = oldest + self.max_delay_seconds - self._clock()
         if remaining <= 0:
             return False
@@ -256,9 +242,8 @@ class Batcher(Generic[Item, Result]):
         """The earliest deadlines that share one key, out of the queue."""
         batch: list[Waiting[Item, Result]] = []
         others: list[Waiting[Item, Result]] = []
-        while self._heap and len(batch) < self.cap.now:
-            waiting = heapq.heappop(self._heap)
-            if not waiting.queued or not self._can_make_it(waiting):
+        while len(batch) < self.cap.now and (waiting := self._queue.pop()) is not None:
+            if not self._can_make_it(waiting):
                 continue
             if batch and waiting.key != batch[0].key:
                 others.append(waiting)
@@ -266,10 +251,10 @@ class Batcher(Generic[Item, Result]):
             if batch and self._clock() + self._at_most(len(batch) + 1) > batch[0].deadline:
                 others.append(waiting)
                 break
-            self._leave_queue(waiting)
+            self._queue.leave(waiting)
             batch.append(waiting)
         for waiting in others:
-            heapq.heappush(self._heap, waiting)
+            self._queue.put_back(waiting)
         return batch
 
     def _batch_done(self, task: asyncio.Task[None]) -> None:
@@ -294,7 +279,7 @@ class Batcher(Generic[Item, Result]):
     def _fail_queue(self, error: type[Exception]) -> None:
         if self._delay_timer is not None:
             self._delay_timer.cancel()
-        for waiting in self._heap:
-            if self._leave_queue(waiting) and not waiting.answer.done():
+        while (waiting := self._queue.pop()) is not None:
+            self._queue.forget(waiting)
+            if not waiting.answer.done():
                 waiting.answer.set_exception(error())
-        self._heap.clear()

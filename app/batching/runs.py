@@ -4,42 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from ..errors import DeviceLost, EngineUnavailable, Internal, OutOfMemory
 from .cap import BatchCap
 from .latency import LatencyModel
+from .queue import Batched, Waiting
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Batched(Generic[Result]):
-    """One caller's result and how it came about; times in seconds."""
-
-    value: Result
-    batch_size: int
-    queue_seconds: float
-    inference_seconds: float
-
-
-@dataclass(slots=True, order=True)
-class Waiting(Generic[Item, Result]):
-    """An item on its way. Ordered by deadline, then by arrival."""
-
-    deadline: float
-    arrival: int
-    item: Item = field(compare=False)
-    key: Hashable = field(compare=False)
-    enqueued_at: float = field(compare=False)
-    answer: asyncio.Future[Batched[Result]] = field(compare=False)
-    queued: bool = field(default=True, compare=False)
-    size_bytes: int = field(default=0, compare=False)
 
 
 class Events:
