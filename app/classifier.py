@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .batching import retry_after_seconds
+from .engine import EngineState
 from .errors import EngineUnavailable, InvalidParameter, ModelOutputInvalid, NotReady, Overloaded, ServiceError
 from .images import Decoder
 from .loading import LoadedModel
@@ -88,16 +89,16 @@ class Classifier:
         Raises `NotReady`, `EngineUnavailable`, or `Overloaded` with when to come again.
         """
         model = self.model
-        if model is None or not model.engine.state().ready or not self.decoder.usable:
+        engine = model.engine.state() if model is not None else None
+        if model is None or engine is None or not engine.ready or not self.decoder.usable:
             state = self.state()
             kind = EngineUnavailable if state.phase in ("failed", "stuck") else NotReady
             raise kind(state.reason, retry_after_seconds=2.0)
-        self._check_load(model, min(seconds or self._longest_seconds, self._longest_seconds))
+        self._check_load(engine, min(seconds or self._longest_seconds, self._longest_seconds))
         return model
 
-    def _check_load(self, model: LoadedModel, seconds: float) -> None:
+    def _check_load(self, engine: EngineState, seconds: float) -> None:
         """Whether an image with `seconds` left would be answered in time. Raises `Overloaded`."""
-        engine = model.engine.state()
         wait = self.decoder.predicted_wait_seconds + engine.predicted_wait_seconds
         if self.accepted >= self._max_queue + engine.capacity:
             self.metrics.shed.labels("full").inc()
@@ -122,7 +123,7 @@ class Classifier:
         the service's (`Overloaded`, `DeadlineExceeded`) or the model's (`ModelOutputInvalid`).
         """
         began = self._clock()
-        self._check_load(model, deadline - began)
+        self._check_load(model.engine.state(), deadline - began)
         self.accepted += 1
         try:
             return await self._classify(model, data, top_k, deadline, began)

@@ -164,6 +164,8 @@ def create_app(settings: Settings, hooks: Hooks | None = None) -> FastAPI:
     app.openapi = partial(describe_openapi, app)  # type: ignore[method-assign]
     for router in (predict_router, health_router, docs_router, errors_router):
         app.include_router(router)
+    # Now, and not for the first who asks: it takes longer than a request.
+    app.openapi()
     return app
 
 

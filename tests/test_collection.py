@@ -7,8 +7,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
-from tests.photos import make_jpeg
+from tests.photos import encode, make_jpeg
 from tests.process_costs import MEGABYTE, memory_bytes
 from tests.running import service_process
 
@@ -31,15 +32,8 @@ process.spare_requests_from_collection = gc.disable
 main()
 """
 JPEG = make_jpeg(1)
+WHITE = encode(Image.new("RGB", (64, 64), "white"))
 PADDING = bytes(4 * MEGABYTE)
-
-
-def white() -> bytes:
-    from PIL import Image
-
-    from tests.photos import encode
-
-    return encode(Image.new("RGB", (64, 64), "white"))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +42,7 @@ def white() -> bytes:
         ("an answer", JPEG + PADDING, {}, 200),
         ("a corrupt image", JPEG[:500] + PADDING, {}, 422),
         ("no image", b"text" + PADDING, {}, 415),
-        ("a batch that fails", white() + PADDING, {}, 500),
+        ("a batch that fails", WHITE + PADDING, {}, 500),
         ("a form without files", b"--b--" + PADDING, {"Content-Type": "multipart/form-data; boundary=b"}, 400),
         ("JSON that is none", b"{" + PADDING, {"Content-Type": "application/json"}, 400),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -167,12 +166,3 @@ def test_the_document_lists_what_the_page_does(repository: Any) -> None:
     text = (repository / "docs" / "errors.md").read_text(encoding="utf-8")
     for row in error_rows():
         assert f"| {row.status} | `{row.code}` | {row.meaning} | {row.advice} |" in text
-
-
-def test_what_is_not_finite_is_never_an_answer() -> None:
-    """Answers are JSON that every reader takes: the encoder refuses NaN and infinity."""
-    from starlette.responses import JSONResponse
-
-    with pytest.raises(ValueError, match="JSON"):
-        JSONResponse({"probability": float("nan")})
-    assert json.loads(JSONResponse({"probability": 0.5}).body) == {"probability": 0.5}

@@ -60,7 +60,7 @@ class AccessLog:
                 "sent_bytes": sent_bytes,
                 "total_ms": round(seconds * 1e3, 2),
                 **scope.get("stages", {}),
-                "user_agent": Headers(scope=dict(scope)).get("user-agent", "")[:_MAX_TEXT] or None,
+                "user_agent": Headers(raw=scope["headers"]).get("user-agent", "")[:_MAX_TEXT] or None,
             },
         )
 

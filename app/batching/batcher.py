@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from ..errors import DeadlineExceeded, DeviceLost, Draining, EngineUnavailable, Overloaded
 from .cap import BatchCap
+from .forecast import Forecast
 from .latency import LatencyModel
 from .queue import Batched, DeadlineQueue, Waiting
 from .runs import BatchRunner, Events
@@ -24,7 +25,6 @@ RunBatch = Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]
 _CLOSE_SECONDS = 1.0
 # A prediction that only ever drops is never corrected: where no batch has ended for so long, items run all the same.
 _TRIAL_AFTER_SECONDS = 1.0
-_MARGIN = 1.1
 
 
 class Batcher(Generic[Item, Result]):
@@ -63,29 +63,32 @@ class Batcher(Generic[Item, Result]):
         events: Events | None = None,
     ) -> None:
         self.cap = BatchCap(max_batch_size)
-        self.latency = latency or LatencyModel()
         self.max_waiting = max_waiting
-        self.concurrency = concurrency
         self.max_delay_seconds = max_delay_seconds
         self._max_waiting_bytes = max_waiting_bytes
         self._size_of = size_of
         self._clock = clock
         self._events = events or Events()
         self._queue: DeadlineQueue[Item, Result] = DeadlineQueue()
-        self._running: dict[asyncio.Task[None], float] = {}
+        self.forecast: Forecast[Item, Result] = Forecast(self._queue, self.cap, concurrency)
         self._batches: dict[asyncio.Task[None], Sequence[Waiting[Item, Result]]] = {}
         self._delay_timer: asyncio.TimerHandle | None = None
         self._last_end = -math.inf
         self._closed = False
         self.lost: DeviceLost | None = None
         """Why the device is beyond repair; None while it is not."""
-        self.runner: BatchRunner[Item, Result] = BatchRunner(
-            run_batch, self.cap, self.latency, hang_seconds, self._can_make_it, clock, self._events
+        self._runner: BatchRunner[Item, Result] = BatchRunner(
+            run_batch, self.cap, hang_seconds, self._can_make_it, self._observe, clock, self._events
         )
+        self.expect(latency or LatencyModel())
 
     def expect(self, latency: LatencyModel) -> None:
         """What is known of how long batches take; from here on it is refined."""
-        self.latency = self.runner.latency = latency
+        self.forecast.latency = latency
+
+    @property
+    def latency(self) -> LatencyModel:
+        return self.forecast.latency
 
     @property
     def waiting(self) -> int:
@@ -95,21 +98,11 @@ class Batcher(Generic[Item, Result]):
     @property
     def running(self) -> int:
         """Batches that run now."""
-        return len(self._running)
+        return len(self._batches)
 
-    def predicted_wait_seconds(self, deadline: float = math.inf) -> float:
-        """How long an item with this deadline would wait for its batch to start, if it came now."""
-        now = self._clock()
-        if len(self._running) < self.concurrency and not self._queue:
-            return 0.0
-        running = sum(max(0.0, expected_end - now) for expected_end in self._running.values())
-        queued = self._queue.ahead_of(deadline) // self.cap.now * self.latency.predict(self.cap.now)
-        return (running + queued) / self.concurrency
-
-    def predicted_run_seconds(self) -> float:
-        """How long its batch would take: alone if it could start at once, else filled by what comes meanwhile."""
-        is_free = len(self._running) < self.concurrency and not self._queue
-        return self._at_most(1 if is_free else self.cap.now)
+    def predicted_wait_seconds(self) -> float:
+        """How long an item with the usual deadline would wait for its batch to start, if it came now."""
+        return self.forecast.wait_seconds(self._clock())
 
     async def submit(self, item: Item, *, deadline: float, key: Hashable = None) -> Batched[Result]:
         """Wait for this item's own result.
@@ -149,13 +142,12 @@ class Batcher(Generic[Item, Result]):
         """
         self._closed = True
         self._fail_queue(Draining)
-        if self._running and self.lost is None:
-            await asyncio.wait(list(self._running), timeout=_CLOSE_SECONDS)
-        return not self._running
+        if self._batches and self.lost is None:
+            await asyncio.wait(list(self._batches), timeout=_CLOSE_SECONDS)
+        return not self._batches
 
-    def _at_most(self, batch_size: int) -> float:
-        """What to reckon with: half of all batches take longer than the prediction."""
-        return _MARGIN * self.latency.predict(batch_size)
+    def _observe(self, batch_size: int, seconds: float) -> None:
+        self.latency.observe(batch_size, seconds)
 
     def _check_open(self) -> None:
         if self.lost is not None:
@@ -167,31 +159,16 @@ class Batcher(Generic[Item, Result]):
         too_many_bytes = self._max_waiting_bytes is not None and (
             self._queue.size_bytes + size_bytes > self._max_waiting_bytes
         )
-        wait = self.predicted_wait_seconds(deadline)
+        wait = self.forecast.wait_seconds(now, deadline)
         if len(self._queue) >= self.max_waiting or too_many_bytes:
             self._events.dropped("overloaded")
             raise Overloaded(retry_after_seconds=retry_after_seconds(wait))
         # A free device may as well try: the prediction can be wrong, and nobody else waits for it.
-        late_by = max(now + wait + self.predicted_run_seconds() - deadline, self._delays_others_by(deadline, now))
+        own_lateness = now + wait + self.forecast.run_seconds() - deadline
+        late_by = max(own_lateness, self.forecast.delays_others_by(deadline, now))
         if wait > 0 and late_by > 0:
             self._events.dropped("overloaded")
             raise Overloaded(retry_after_seconds=retry_after_seconds(late_by))
-
-    def _delays_others_by(self, deadline: float, now: float) -> float:
-        """By how much an item with this deadline would make one late that was accepted before and is less urgent."""
-        later = self._queue.deadlines_after(deadline)
-        if not later:
-            return 0.0
-        begins = now + sum(max(0.0, end - now) for end in self._running.values()) / self.concurrency
-        run = self._at_most(self.cap.now)
-        worst = 0.0
-        for place, due in enumerate(later, len(self._queue) - len(later)):
-            ends_now, ends_then = (
-                begins + (1 + number // self.cap.now / self.concurrency) * run for number in (place, place + 1)
-            )
-            if ends_now <= due:
-                worst = max(worst, ends_then - due)
-        return worst
 
     def _expire(self, waiting: Waiting[Item, Result]) -> None:
         if not waiting.answer.done():
@@ -211,17 +188,17 @@ class Batcher(Generic[Item, Result]):
             self._expire(waiting)
             return False
         is_known = now - self._last_end < _TRIAL_AFTER_SECONDS
-        if now + self._at_most(1) > waiting.deadline and is_known:
+        if now + self.forecast.at_most(1) > waiting.deadline and is_known:
             self._expire(waiting)
             return False
         return True
 
     def _start_batches(self) -> None:
-        while self._queue and len(self._running) < self.concurrency and not self._worth_waiting():
+        while self._queue and self.forecast.has_free_slot and not self._worth_waiting():
             batch = self._take_batch()
             if batch:
-                task = asyncio.get_running_loop().create_task(self.runner.run(batch))
-                self._running[task] = self._clock() + self.latency.predict(len(batch))
+                task = asyncio.get_running_loop().create_task(self._runner.run(batch))
+                self.forecast.expected_ends[task] = self._clock() + self.latency.predict(len(batch))
                 self._batches[task] = batch
                 task.add_done_callback(self._batch_done)
 
@@ -248,7 +225,7 @@ class Batcher(Generic[Item, Result]):
             if batch and waiting.key != batch[0].key:
                 others.append(waiting)
                 continue
-            if batch and self._clock() + self._at_most(len(batch) + 1) > batch[0].deadline:
+            if batch and self._clock() + self.forecast.at_most(len(batch) + 1) > batch[0].deadline:
                 others.append(waiting)
                 break
             self._queue.leave(waiting)
@@ -259,7 +236,7 @@ class Batcher(Generic[Item, Result]):
 
     def _batch_done(self, task: asyncio.Task[None]) -> None:
         self._last_end = self._clock()
-        del self._running[task]
+        del self.forecast.expected_ends[task]
         del self._batches[task]
         error = None if task.cancelled() else task.exception()
         if isinstance(error, DeviceLost):

@@ -9,7 +9,6 @@ from typing import Generic, TypeVar
 
 from ..errors import DeviceLost, EngineUnavailable, Internal, OutOfMemory
 from .cap import BatchCap
-from .latency import LatencyModel
 from .queue import Batched, Waiting
 
 logger = logging.getLogger(__name__)
@@ -38,16 +37,19 @@ class BatchRunner(Generic[Item, Result]):
         self,
         run_batch: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
         cap: BatchCap,
-        latency: LatencyModel,
         hang_seconds: Callable[[int], float],
         is_wanted: Callable[[Waiting[Item, Result]], bool],
+        observe: Callable[[int, float], None],
         clock: Callable[[], float],
         events: Events,
     ) -> None:
-        """`is_wanted` is asked of each item before a part of a failed batch runs again."""
+        """`is_wanted` is asked of each item before a part of a failed batch runs again.
+
+        `observe` is told the size and the seconds of what ran well.
+        """
         self._run_batch = run_batch
         self._cap = cap
-        self.latency = latency
+        self._observe = observe
         self._hang_seconds = hang_seconds
         self._is_wanted = is_wanted
         self._clock = clock
@@ -89,7 +91,7 @@ class BatchRunner(Generic[Item, Result]):
             self._events.batch_failed("raised", len(part))
             return self._halves(part, error)
         seconds = self._clock() - started_at
-        self.latency.observe(len(part), seconds)
+        self._observe(len(part), seconds)
         self._cap.ran_well(len(part))
         for waiting, result in zip(part, results, strict=True):
             if not waiting.answer.done():

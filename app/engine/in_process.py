@@ -126,7 +126,7 @@ class InProcessEngine:
             reason is None,
             reason,
             batcher.predicted_wait_seconds(),
-            batcher.predicted_run_seconds(),
+            batcher.forecast.run_seconds(),
             self.backend.concurrency * batcher.cap.now,
         )
 
