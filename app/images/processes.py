@@ -13,7 +13,7 @@ from ..errors import EngineUnavailable, ImageCorrupt, ImageTooComplex, Internal,
 from ..types import Pixels, Preprocessing
 from .base import Observe, too_slow
 from .decode import DecodeLimits, image_format
-from .slots import Slots
+from .slots import Slots, SlottedDecoder
 from .worker_process import WorkerDied, WorkerProcess, WorkerProcesses, describe_status
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _START_SECONDS = 120.0
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 
 
-class ProcessDecoder:
+class ProcessDecoder(SlottedDecoder):
     """A `Decoder` of long-lived processes, one for each slot, each held to the memory of one image.
 
     A process is killed when its image is over the time limit or its caller has left, and replaced before its slot is
@@ -47,31 +47,13 @@ class ProcessDecoder:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`memory_bytes` is what one image may take, its file and its pixels together."""
-        self.slots = slots
-        self.lost = 0
-        self._slots = Slots(slots, max_waiting, clock)
+        super().__init__(slots, Slots(slots, max_waiting, clock))
         self._timeout_seconds = timeout_seconds
         self._observe = observe
         self._clock = clock
         self._processes = WorkerProcesses(limits, memory_bytes, timeout_seconds)
         self._idle: list[WorkerProcess] = []
         self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def waiting(self) -> int:
-        return self._slots.waiting
-
-    @property
-    def usable(self) -> int:
-        return self._slots.usable
-
-    @property
-    def predicted_wait_seconds(self) -> float:
-        return self._slots.predicted_wait_seconds
-
-    @property
-    def stuck_seconds(self) -> float:
-        return self._slots.stuck_seconds
 
     @property
     def process_ids(self) -> list[int]:

@@ -136,3 +136,28 @@ class Slots:
             turn = self._turns.popleft()
             if not turn.done():
                 turn.set_exception(EngineUnavailable(reason, retry_after_seconds=5.0))
+
+
+class SlottedDecoder:
+    """What every decoder tells of its slots; `Decoder` says what each means."""
+
+    def __init__(self, count: int, slots: Slots) -> None:
+        self.slots = count
+        self.lost = 0
+        self._slots = slots
+
+    @property
+    def waiting(self) -> int:
+        return self._slots.waiting
+
+    @property
+    def usable(self) -> int:
+        return self._slots.usable
+
+    @property
+    def predicted_wait_seconds(self) -> float:
+        return self._slots.predicted_wait_seconds
+
+    @property
+    def stuck_seconds(self) -> float:
+        return self._slots.stuck_seconds

@@ -14,10 +14,10 @@ from ..errors import ImageTooComplex, ServiceError
 from ..types import Pixels, Preprocessing
 from .base import Observe, too_slow
 from .decode import DecodeLimits, decode, image_format
-from .slots import Slots
+from .slots import Slots, SlottedDecoder
 
 
-class ThreadDecoder:
+class ThreadDecoder(SlottedDecoder):
     """A `Decoder` of threads. Pillow releases the interpreter lock while it decodes and resizes.
 
     A thread cannot be ended from outside. At the time limit its caller is answered and its slot is lost: it holds up to
@@ -38,32 +38,14 @@ class ThreadDecoder:
         observe: Observe = lambda image_format, seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.slots = slots
-        self.lost = 0
+        super().__init__(slots, Slots(slots, max_waiting, clock))
         self._limits = limits
-        self._slots = Slots(slots, max_waiting, clock)
         self._spare = spare
         self._timeout_seconds = timeout_seconds
         self._observe = observe
         self._clock = clock
         self._idle: list[_Thread] = []
         self._closed = False
-
-    @property
-    def waiting(self) -> int:
-        return self._slots.waiting
-
-    @property
-    def usable(self) -> int:
-        return self._slots.usable
-
-    @property
-    def predicted_wait_seconds(self) -> float:
-        return self._slots.predicted_wait_seconds
-
-    @property
-    def stuck_seconds(self) -> float:
-        return self._slots.stuck_seconds
 
     async def start(self) -> None:
         """Nothing: a thread starts in microseconds, when it is needed."""
