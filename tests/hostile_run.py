@@ -2,8 +2,8 @@
 
 Good requests come at a steady rate, first alone and then beside the damaged ones, and are timed from when they were
 due: a service that stalls cannot hide it by stalling its clients. Prints what happened, and exits 1 unless every good
-request was answered right, their p99 stayed within 1.5 times its quiet value, no answer was a 5xx, the process lives, and its
-memory is back where it was. Run it on a machine that does nothing else.
+request was answered right, their p99 stayed within 1.5 times its quiet value, no answer was a 5xx, the process lives,
+and its memory is back where it was. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
