@@ -20,9 +20,10 @@ from tests.running import RunningServer, post_image, running_server, wait_until
 IMAGE = make_jpeg(1)
 BEST = null_classes(IMAGE)[0]
 HEAD = b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n"
-# Deadlines are looked at five times a second; the rest is for a machine that does other things too.
+# Deadlines are looked at five times a second; the rest is for a machine that does other things too. A timer of the event
+# loop, whose clock counts whole milliseconds, may fire a moment early.
 HEADER_SECONDS, BODY_SECONDS, RESPONSE_SECONDS = 0.6, 0.8, 0.5
-LATE_SECONDS = 5.0
+LATE_SECONDS, EARLY_SECONDS = 5.0, 0.05
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_a_silent_connection_is_closed_without_a_word(server: RunningServer) -> 
     with connect(server) as connection:
         answers, seconds = end_of(connection, began)
     assert answers == []
-    assert HEADER_SECONDS <= seconds < HEADER_SECONDS + LATE_SECONDS
+    assert HEADER_SECONDS - EARLY_SECONDS <= seconds < HEADER_SECONDS + LATE_SECONDS
 
 
 @pytest.mark.parametrize("sent", [b"P", HEAD[:30], HEAD], ids=["one byte", "half", "no end"])
@@ -71,7 +72,7 @@ def test_half_a_header_is_a_408(server: RunningServer, sent: bytes) -> None:
         connection.sendall(sent)
         answers, seconds = end_of(connection, began)
     check_timeout(answers)
-    assert HEADER_SECONDS <= seconds < HEADER_SECONDS + LATE_SECONDS
+    assert HEADER_SECONDS - EARLY_SECONDS <= seconds < HEADER_SECONDS + LATE_SECONDS
 
 
 def drip(connection: socket.socket, data: bytes, ended: threading.Event) -> None:
@@ -107,7 +108,7 @@ def test_a_stuck_body_is_a_408(server: RunningServer) -> None:
         connection.sendall(HEAD + b"\r\n" + bytes(500_000))
         answers, seconds = end_of(connection, began)
     check_timeout(answers)
-    assert BODY_SECONDS <= seconds < BODY_SECONDS + LATE_SECONDS
+    assert BODY_SECONDS - EARLY_SECONDS <= seconds < BODY_SECONDS + LATE_SECONDS
 
 
 def test_bytes_buy_a_body_time_up_to_a_limit() -> None:
