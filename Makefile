@@ -55,7 +55,7 @@ $(VENV)/.pip: constraints.txt
 
 $(VENV)/.serve: $(VENV)/.pip pyproject.toml
 	@echo "[2/2] Installing what serving needs. PyTorch is the most of it (some GB on Linux): minutes, once"
-	@$(INSTALL) -e '.[offline-demo,keras]'
+	@$(INSTALL) -e '.[offline-demo,keras,pictures]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve pyproject.toml
