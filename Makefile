@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check parity hostile load format clean
+.PHONY: help serve test check parity hostile load bench soak format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -37,6 +37,12 @@ hostile: $(VENV)/.dev ## Send 10,000 damaged images beside good traffic, and tho
 
 load: $(VENV)/.dev ## Offer a real server up to ten times what it can answer, and show what it does (2 min)
 	@$(BIN)/python -m benchmarks.load
+
+bench: $(VENV)/.dev ## Measure the service, and how close it is to what this machine allows; BENCH='-- --backend null' (10 min)
+	@$(BIN)/resnet-serve bench --output bench.json $(BENCH)
+
+soak: $(VENV)/.dev ## Send 100,000 requests, and see whether memory or open files grow; SOAK='-- --backend null' (10 min or more)
+	@$(BIN)/resnet-serve bench --requests 100000 --output soak.json $(SOAK)
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .

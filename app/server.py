@@ -65,16 +65,21 @@ class Hooks:
         self.on_failure = on_failure
 
 
-def build_classifier(settings: Settings, metrics: Metrics) -> Classifier:
-    """A classifier without a model yet, as the settings size and limit it."""
-    plan = plan_decoding(settings)
-    limits = DecodeLimits(
+def decode_limits(settings: Settings) -> DecodeLimits:
+    """What is refused before it is decoded, as the settings say."""
+    return DecodeLimits(
         max_pixels_jpeg=int(settings.max_megapixels_jpeg * 1e6),
         max_pixels=int(settings.max_megapixels * 1e6),
         max_side=settings.max_side,
         max_jpeg_scans=settings.max_jpeg_scans,
         max_jpeg_megapixel_scans=settings.max_jpeg_megapixel_scans,
     )
+
+
+def build_classifier(settings: Settings, metrics: Metrics) -> Classifier:
+    """A classifier without a model yet, as the settings size and limit it."""
+    plan = plan_decoding(settings)
+    limits = decode_limits(settings)
 
     def observe(image_format: str, seconds: float) -> None:
         metrics.decode_seconds.labels(image_format).observe(seconds)
