@@ -61,6 +61,8 @@ class Child:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
                 env=more if more is not None else environment(),
+                # Ctrl-C is for the run, which ends them in order.
+                start_new_session=True,
                 limit=_MOST_LINE_BYTES,
             )
         return cls(name, process, log)

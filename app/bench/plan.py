@@ -26,6 +26,8 @@ class Plan:
     step_targets: float
     """Shortest length of an open-loop step, in targets. Where a rate is over what the service can do by a part x, the
     queue takes a target / x to grow so long that the target is missed: 20 of them show 5% too much."""
+    most_step_seconds: float
+    """However few requests those are: a slow service would hold the run for ever."""
     rounds: int
     tolerance: float
     most_steps: int
@@ -35,7 +37,9 @@ class Plan:
     wait_seconds: float = 300.0
 
     def requests_at(self, rate: float) -> int:
-        return max(self.step_requests, math.ceil(rate * max(self.seconds, self.step_targets * self.p99_ms / 1e3)))
+        """How many requests a step at this rate has."""
+        wanted = max(self.step_requests, math.ceil(rate * max(self.seconds, self.step_targets * self.p99_ms / 1e3)))
+        return max(1, min(wanted, int(rate * self.most_step_seconds)))
 
     @property
     def give_up_seconds(self) -> float:
@@ -64,6 +68,7 @@ def plan_run(
         seconds=seconds or (1.0 if quick else 5.0),
         step_requests=step_requests or (40 if quick else 500),
         step_targets=4.0 if quick else 20.0,
+        most_step_seconds=4.0 if quick else 90.0,
         rounds=rounds or (1 if quick else 3),
         tolerance=0.2 if quick else 0.05,
         most_steps=4 if quick else 14,

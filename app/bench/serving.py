@@ -84,6 +84,8 @@ async def started(settings: Settings, name: str, folder: Path, wait_seconds: flo
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            # Ctrl-C is for the run, which ends it in order.
+            start_new_session=True,
         )
     target = Target("http", "127.0.0.1", port)
     ready = asyncio.create_task(_ready(target, wait_seconds, is_starting=True))

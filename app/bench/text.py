@@ -128,11 +128,8 @@ def _steps(report: Report) -> Table:
 
 
 def _cells(step: Step) -> list[str]:
-    load = (
-        f"{step.offered_rate:.1f}/s"
-        if step.offered_rate is not None
-        else f"{step.clients} client{'s' * (step.clients != 1)}, closed"
-    )
+    clients = f"{step.clients} client{'' if step.clients == 1 else 's'}, closed"
+    load = clients if step.offered_rate is None else f"{step.offered_rate:.1f}/s"
     latency = [f"{step.latency_ms.p50:.1f}", f"{step.latency_ms.p99:.1f}"] if step.latency_ms else ["", ""]
     names = ("decode", "queue", "inference", "other")
     stages = [f"{step.stages_ms[name]:.1f}" if step.stages_ms else "" for name in names]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import signal
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
@@ -18,6 +20,8 @@ from ..logs import set_up_logging
 from ..settings import Settings
 from .console import stderr, stdout
 from .options import with_settings
+
+T = TypeVar("T")
 
 
 def bench(
@@ -88,7 +92,10 @@ def bench(
         wait_seconds=wait_seconds,
     )
     with _TerminalProgress() as progress:
-        report = asyncio.run(run(plan, settings, target, photos, progress, _command()))
+        try:
+            report = asyncio.run(_until_told(run(plan, settings, target, photos, progress, _command())))
+        except asyncio.CancelledError:
+            raise typer.Exit(128 + signal.SIGTERM) from None
     write_report(report, output)
     written = [str(output)]
     if picture:
@@ -99,6 +106,13 @@ def bench(
     stdout.print(f"Written: {', '.join(written)}", markup=False)
     if report.failures:
         raise typer.Exit(1)
+
+
+async def _until_told(work: Coroutine[Any, Any, T]) -> T:
+    """The work's result. SIGTERM ends it as Ctrl-C does: whatever was started for it is ended first."""
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
 
 
 def _settings(flags: list[str]) -> Settings:
