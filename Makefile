@@ -35,8 +35,9 @@ hostile: $(VENV)/.dev ## Send 10,000 damaged images beside good traffic, and tho
 	@$(BIN)/python -m tests.hostile_run
 	@HOSTILE_EXAMPLES=1000 $(BIN)/pytest -q tests/test_openapi_fuzz.py
 
-load: $(VENV)/.dev ## Offer a real server up to ten times what it can answer, and show what it does (2 min)
+load: $(VENV)/.dev ## Offer a real server up to ten times what it can answer, draw what it does, and stop it under load 50 times (5 min)
 	@$(BIN)/python -m benchmarks.load
+	@SHUTDOWN_ROUNDS=50 $(BIN)/pytest -q tests/test_shutdown.py
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
