@@ -25,6 +25,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from benchmarks.clients import Clients, post
 from benchmarks.load_picture import draw
 from tests.photos import make_jpeg
 from tests.running import ServiceProcess, service_process
@@ -118,50 +119,6 @@ class Report:
     """After the heaviest load's last arrival: until answers were again what they were at half of the peak."""
 
 
-class Clients:
-    """As many connections as are needed, each kept for the next request."""
-
-    def __init__(self, address: str, image: bytes) -> None:
-        self._host, port = address.removeprefix("http://").split(":")
-        self._port = int(port)
-        head = f"POST /predict HTTP/1.1\r\nHost: load\r\nContent-Length: {len(image)}\r\n\r\n"
-        self._request = head.encode() + image
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-
-    async def ask(self) -> int:
-        """The status of one request's answer."""
-        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
-        writer.write(self._request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"content-length: (\d+)", head)
-        assert length
-        await reader.readexactly(int(length[1]))
-        if b"connection: close" in head:
-            writer.close()
-        else:
-            self._idle.append((reader, writer))
-        return int(head[9:12])
-
-    def close(self) -> None:
-        for _, writer in self._idle:
-            writer.close()
-
-
-async def closed_loop(clients: Clients, count: int, seconds: float) -> float:
-    """Answers a second that `count` clients get who ask again as soon as they are answered."""
-    ends_at = time.monotonic() + seconds
-    answers = 0
-
-    async def one() -> None:
-        nonlocal answers
-        while time.monotonic() < ends_at:
-            status = await clients.ask()
-            answers += status == 200
-
-    await asyncio.gather(*[one() for _ in range(count)])
-    return answers / seconds
-
-
 async def offer(clients: Clients, rate: float, seconds: float, tasks: asyncio.TaskGroup) -> Step:
     """Ask `rate` times a second; back after the last has been asked, while `tasks` still wait for answers."""
     step = Step(rate, seconds)
@@ -187,9 +144,9 @@ def refused_ms(service: ServiceProcess, since: int) -> float:
 
 async def run(address: str, service: ServiceProcess, seconds: float) -> Report:
     """Measure the peak, every rate, and the recovery."""
-    clients = Clients(address, make_jpeg(1, (320, 240)))
+    clients = Clients(address, [post("/predict", make_jpeg(1, (320, 240)), "image/jpeg")])
     _say(f"the peak, {seconds:g} s")
-    peak = await closed_loop(clients, 32, seconds)
+    peak = (await clients.closed_loop(32, seconds)).rate
     rows: list[Row] = []
     calm = 0.0
     recovery = float("nan")
