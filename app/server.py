@@ -35,7 +35,7 @@ from .api import (
 )
 from .classifier import Classifier
 from .errors import StartError
-from .images import DecodeLimits, Decoder
+from .images import DecodeLimits, Decoder, decode
 from .images.processes import ProcessDecoder
 from .images.threads import ThreadDecoder
 from .loading import Cancellation, LoadedModel, load_model, plan_decoding
@@ -43,6 +43,7 @@ from .logs import dropped_lines
 from .metrics import Metrics
 from .opening import LoadCancelled, LogReporter, Reporter
 from .settings import Settings
+from .types import Pixels, Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,12 @@ def decode_limits(settings: Settings) -> DecodeLimits:
         max_jpeg_scans=settings.max_jpeg_scans,
         max_jpeg_megapixel_scans=settings.max_jpeg_megapixel_scans,
     )
+
+
+def decode_as_served(settings: Settings) -> Callable[[bytes, Preprocessing], Pixels]:
+    """The decoding that these settings ask for, as a call that blocks: what a decoder does, without one."""
+    limits = decode_limits(settings)
+    return lambda data, preprocessing: decode(data, preprocessing, limits)
 
 
 def build_classifier(settings: Settings, metrics: Metrics) -> Classifier:

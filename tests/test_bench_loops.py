@@ -292,16 +292,16 @@ def samples(sizes: list[int], files: int = 20) -> list[MemorySample]:
 
 def test_growth_is_what_comes_after_the_warm_up() -> None:
     """What the first fifth fills is no growth; what goes on growing is, and of few samples nothing is said."""
-    warm = memory_of(samples([100, 200, 300, *[310] * 17]), is_steady=True)
+    warm = memory_of(samples([100, 200, 300, *[310] * 17]), is_long=True)
     assert warm is not None
     assert (warm.before_bytes, warm.peak_bytes, warm.grew) == (100_000_000, 310_000_000, False)
-    leaks = memory_of(samples(list(range(300, 400, 5))), is_steady=True)
+    leaks = memory_of(samples(list(range(300, 400, 5))), is_long=True)
     assert leaks is not None
     assert leaks.grew is True
-    files = memory_of([MemorySample(n, 1, 10 + n) for n in range(20)], is_steady=True)
+    files = memory_of([MemorySample(n, 1, 10 + n) for n in range(20)], is_long=True)
     assert files is not None
     assert files.grew is True
-    few, changing = memory_of(samples([100, 200]), True), memory_of(samples([100] * 20), is_steady=False)
+    few, changing = memory_of(samples([100, 200]), True), memory_of(samples([100] * 20), is_long=False)
     assert few is not None
     assert changing is not None
     assert few.grew is changing.grew is None

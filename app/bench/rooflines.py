@@ -23,12 +23,11 @@ from ..backends import Backend
 from ..engine import InProcessEngine
 from ..engine.planning import plan_batches
 from ..errors import SettingError
-from ..images import decode
 from ..images.wire import document_of, preprocessing_of
 from ..loading import load_model
 from ..metrics import Metrics
 from ..opening import LogReporter
-from ..server import decode_limits
+from ..server import decode_as_served
 from ..settings import Settings, load_settings
 from ..types import Pixels, Preprocessing, Want
 from .bodies import read_bodies
@@ -99,7 +98,7 @@ class Measurer:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._limits = decode_limits(settings)
+        self._decode = decode_as_served(settings)
         self._bodies: dict[str, list[bytes]] = {}
         self._backend: Backend | None = None
         self._pool: ThreadPoolExecutor | None = None
@@ -111,7 +110,7 @@ class Measurer:
         preprocessing = preprocessing_of(json.dumps(told["preprocessing"]).encode())
 
         def one(number: int) -> None:
-            decode(bodies[number % len(bodies)], preprocessing, self._limits)
+            self._decode(bodies[number % len(bodies)], preprocessing)
 
         one(0)
         return asdict(repeat(one, 1, told["seconds"]))
@@ -169,7 +168,7 @@ class Measurer:
         return np.stack([self._images[number % len(self._images)] for number in range(size)])
 
     def _decoded(self, folder: str, preprocessing: Preprocessing) -> list[Pixels]:
-        return [decode(body, preprocessing, self._limits) for body in self._read(folder)[:64]]
+        return [self._decode(body, preprocessing) for body in self._read(folder)[:64]]
 
     def _read(self, folder: str) -> list[bytes]:
         if folder not in self._bodies:

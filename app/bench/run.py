@@ -9,15 +9,13 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 from ..backends import null_checkpoint
 from ..backends.null import NullBackend
 from ..errors import StartError
-from ..images import decode
 from ..resources import available_cpus
-from ..server import decode_limits
+from ..server import decode_as_served
 from ..settings import Settings
 from ..types import Pixels
 from .bodies import write_bodies
@@ -32,7 +30,7 @@ from .processes import MemorySample, memory_watch
 from .report import Report, ServerFacts, warnings_of
 from .search import Highest
 from .serving import Serving, given, null_settings, reached, started
-from .soak import memory_of
+from .soak import ENOUGH_TO_GROW, memory_of
 from .target import Target
 
 _ELSEWHERE = (
@@ -107,7 +105,7 @@ async def run(
         single=found.single,
         curve=tuple(found.curve),
         highest=found.highest,
-        memory=memory_of(found.memory, is_steady=plan.kind == "soak"),
+        memory=memory_of(found.memory, is_long=plan.soak_requests >= ENOUGH_TO_GROW),
         warnings=warnings_of(steps, found.rounds, cpus, photos.skipped),
     )
 
@@ -173,7 +171,11 @@ def _prepare_photos(folder: Path, settings: Settings, photos_folder: Path | None
     """The photos in `folder`/photos, and images as large that cost nothing to decode in `folder`/smallest."""
     checkpoint = null_checkpoint()
     null = NullBackend(checkpoint)
-    as_served = partial(decode, preprocessing=checkpoint.preprocessing, limits=decode_limits(settings))
+    decode = decode_as_served(settings)
+
+    def as_served(body: bytes) -> Pixels:
+        return decode(body, checkpoint.preprocessing)
+
     photos = find_photos(photos_folder, as_served)
     smallest = [smallest_image(padded_to_bytes=len(body)) for body in photos.bodies]
 

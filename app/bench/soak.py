@@ -10,6 +10,8 @@ from .processes import MemorySample
 
 # Its pools, caches and allocator fill up first; that is no growth.
 _WARM_UP_SHARE = 0.2
+ENOUGH_TO_GROW = 20_000
+"""Requests from which on a soak tells growth from warming up."""
 _ALLOWED_SHARE = 0.02
 _ALLOWED_BYTES = 4_000_000
 _ALLOWED_FILES = 8
@@ -31,13 +33,13 @@ class Memory:
     files_early: float
     files_late: float
     grew: bool | None
-    """Late over early by more than 2% and 4 MB, or by more than 8 files; None in a run whose load changes, or with
-    under ten samples."""
+    """Late over early by more than 2% and 4 MB, or by more than 8 files; None in a run that is no soak, or a short one,
+    which is all warm-up."""
     samples: tuple[MemorySample, ...]
 
 
-def memory_of(samples: Sequence[MemorySample], is_steady: bool) -> Memory | None:
-    """None without samples: a server elsewhere. Growth is judged only of a load that `is_steady`."""
+def memory_of(samples: Sequence[MemorySample], is_long: bool) -> Memory | None:
+    """None without samples: a server elsewhere. Growth is judged only of a soak that `is_long`."""
     if not samples:
         return None
     early, late = _part(samples, _WARM_UP_SHARE, 2 * _WARM_UP_SHARE), _part(samples, 1 - _WARM_UP_SHARE, 1.0)
@@ -55,7 +57,7 @@ def memory_of(samples: Sequence[MemorySample], is_steady: bool) -> Memory | None
         files_late=files_late,
         grew=(
             None
-            if not is_steady or len(samples) < 10
+            if not is_long or len(samples) < 10
             else grown > max(_ALLOWED_SHARE * early_bytes, _ALLOWED_BYTES) or files_late - files_early > _ALLOWED_FILES
         ),
         samples=tuple(samples),
