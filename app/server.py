@@ -35,7 +35,7 @@ from .api import (
 )
 from .classifier import Classifier
 from .errors import StartError
-from .images import DecodeLimits, Decoder
+from .images import DecodeLimits, Decoder, decode
 from .images.processes import ProcessDecoder
 from .images.threads import ThreadDecoder
 from .loading import Cancellation, LoadedModel, load_model, plan_decoding
@@ -43,6 +43,7 @@ from .logs import dropped_lines
 from .metrics import Metrics
 from .opening import LoadCancelled, LogReporter, Reporter
 from .settings import Settings
+from .types import Pixels, Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -65,16 +66,27 @@ class Hooks:
         self.on_failure = on_failure
 
 
-def build_classifier(settings: Settings, metrics: Metrics) -> Classifier:
-    """A classifier without a model yet, as the settings size and limit it."""
-    plan = plan_decoding(settings)
-    limits = DecodeLimits(
+def decode_limits(settings: Settings) -> DecodeLimits:
+    """What is refused before it is decoded, as the settings say."""
+    return DecodeLimits(
         max_pixels_jpeg=int(settings.max_megapixels_jpeg * 1e6),
         max_pixels=int(settings.max_megapixels * 1e6),
         max_side=settings.max_side,
         max_jpeg_scans=settings.max_jpeg_scans,
         max_jpeg_megapixel_scans=settings.max_jpeg_megapixel_scans,
     )
+
+
+def decode_as_served(settings: Settings) -> Callable[[bytes, Preprocessing], Pixels]:
+    """The decoding that these settings ask for, as a call that blocks: what a decoder does, without one."""
+    limits = decode_limits(settings)
+    return lambda data, preprocessing: decode(data, preprocessing, limits)
+
+
+def build_classifier(settings: Settings, metrics: Metrics) -> Classifier:
+    """A classifier without a model yet, as the settings size and limit it."""
+    plan = plan_decoding(settings)
+    limits = decode_limits(settings)
 
     def observe(image_format: str, seconds: float) -> None:
         metrics.decode_seconds.labels(image_format).observe(seconds)

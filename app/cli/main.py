@@ -9,6 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import StartError
+from .bench import bench
 from .classify import classify
 from .console import say_error
 from .download import download
@@ -47,6 +48,7 @@ app.command()(with_settings(download, "Model", "Log"))
 app.command()(with_settings(inspect, "Model", "Limits", "Log"))
 app.command()(with_settings(convert, "Model", "Log"))
 app.command()(probe)
+app.command()(bench)
 
 
 def main() -> None:
