@@ -51,7 +51,7 @@ def trace(network: torch.nn.Module, checkpoint: Checkpoint) -> bytes:
             torch.onnx.export(
                 whole,
                 (example,),
-                target,
+                target,  # type: ignore[arg-type]  # a file is taken too, as its documentation says
                 # Not the exporter by torch.export, which needs onnxscript and folds no batch normalisation.
                 dynamo=False,
                 opset_version=OPSET,
@@ -71,6 +71,9 @@ def with_preprocessing(network: torch.nn.Module, preprocessing: Preprocessing) -
     import torch
 
     class FromPixels(torch.nn.Module):
+        scale: torch.Tensor
+        shift: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.network = network
