@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from .backends import Backend, BackendOptions, create_backend, null_checkpoint
 from .engine import Engine, InProcessEngine
 from .errors import SettingError
+from .exports import open_served
 from .metrics import Metrics
-from .opening import LoadCancelled, Reporter, open_checkpoint
+from .opening import LoadCancelled, Reporter
 from .resources import available_cpus, available_memory_bytes
 from .settings import Settings
 from .types import ModelIdentity, Preprocessing
@@ -49,7 +50,10 @@ def load_model(
 
     Raises a `StartError` that says what is wrong and what to do.
     """
-    checkpoint = null_checkpoint() if settings.backend == "null" else open_checkpoint(settings, reporter, is_cancelled)
+    if settings.backend == "null":
+        checkpoint, backend_name = null_checkpoint(), "null"
+    else:
+        checkpoint, backend_name = open_served(settings, reporter, is_cancelled)
     if is_cancelled():
         raise LoadCancelled("Stopped while loading.")
     for warning in checkpoint.warnings:
@@ -57,7 +61,7 @@ def load_model(
     reporter.step(f"Building {checkpoint.architecture}")
     cpus = available_cpus()
     backend: Backend = create_backend(
-        settings.backend,
+        backend_name if settings.backend == "auto" else settings.backend,
         checkpoint,
         BackendOptions(settings.device, settings.precision, _count(settings.compute_threads, cpus)),
     )
