@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .backends import Backend, BackendOptions, create_backend, null_checkpoint
 from .engine import Engine, InProcessEngine
 from .errors import SettingError
-from .exports import open_served
+from .exports import open_served, timings_of
 from .metrics import Metrics
 from .opening import LoadCancelled, Reporter
 from .resources import available_cpus, available_memory_bytes
@@ -59,11 +59,11 @@ def load_model(
     for warning in checkpoint.warnings:
         reporter.warn(warning)
     reporter.step(f"Building {checkpoint.architecture}")
-    cpus = available_cpus()
+    threads = _count(settings.compute_threads, available_cpus())
     backend: Backend = create_backend(
         backend_name if settings.backend == "auto" else settings.backend,
         checkpoint,
-        BackendOptions(settings.device, settings.precision, _count(settings.compute_threads, cpus)),
+        BackendOptions(settings.device, settings.precision, threads),
     )
     if settings.max_batch_size != "auto" and settings.max_batch_size > backend.max_batch_size:
         raise SettingError(
@@ -79,6 +79,7 @@ def load_model(
         hang_seconds=settings.model_timeout_seconds,
         slo_seconds=None if settings.slo_p99_ms is None else settings.slo_p99_ms / 1e3,
         metrics=metrics,
+        timings=timings_of(checkpoint.graph, threads, settings.max_batch_size),
     )
     # A fallback goes by its own name, never by the one that was meant for another model.
     name = checkpoint.architecture if checkpoint.is_fallback else settings.model_name or checkpoint.architecture

@@ -56,25 +56,38 @@ class OnnxBackend:
         self._scale = (1 / (255 * std)).astype(np.float32)
         self._shift = (-mean / std).astype(np.float32)
         self._session: Any = open_session(graph, options.threads)
+        self._largest_warmed = 0
         self.max_batch_size = graph.batch_size or _MAX_BATCH_SIZE
         threads = f"{options.threads} threads, " if options.threads else ""
         padded = f", batches of {graph.batch_size}" if graph.batch_size else ""
         self.device = f"cpu ({threads}{graph.computes_in or graph.dtype}{padded})"
 
     def infer(self, batch: Pixels, want: Want) -> Outputs:
+        return self._infer(batch)
+
+    def _infer(self, batch: Pixels, options: Any = None) -> Outputs:
         images = self._prepared(batch)
         size = self._graph.batch_size
         if size is not None and len(images) < size:
             # The last image again: zeros could meet operators that no photo meets.
             images = np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
-        (scores,) = self._session.run([self._graph.output_name], {self._graph.input_name: images})
+        (scores,) = self._session.run([self._graph.output_name], {self._graph.input_name: images}, options)
         rows = np.asarray(scores, np.float32).reshape(len(images), self._graph.class_count)
         return Outputs(np.ascontiguousarray(rows[: len(batch)]), self._kind)
 
     def warm_up(self, batch_size: int) -> None:
         # Grey noise and not zeros: denormals and dead paths would time differently.
         noise = np.random.default_rng(0).integers(0, 256, (batch_size, *self._crop, 3), dtype=np.uint8)
-        self.infer(noise, Want.SCORES)
+        self._infer(noise, self._giving_back() if batch_size < self._largest_warmed else None)
+        self._largest_warmed = max(self._largest_warmed, batch_size)
+
+    def _giving_back(self) -> Any:
+        """Options of a run that ends with the arena's unused memory given back."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return options
 
     def close(self) -> None:
         self._session = None
@@ -119,5 +132,7 @@ def session_options(threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
+    # A thread that waits for work by spinning takes a core from decoding: measured in docs/backends.md.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # what fails is raised
     return options

@@ -2,5 +2,6 @@
 
 from .choice import open_served
 from .store import EXPORTS_FOLDER
+from .timings import timings_of
 
-__all__ = ["EXPORTS_FOLDER", "open_served"]
+__all__ = ["EXPORTS_FOLDER", "open_served", "timings_of"]
