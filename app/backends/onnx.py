@@ -112,8 +112,8 @@ def open_session(graph: Graph, threads: int | None) -> Any:
     import onnxruntime
 
     options = session_options(threads)
-    if graph.path is not None and graph.takes_pixels:
-        # It was optimised for this CPU before it was kept: what was checked then is what runs.
+    if graph.is_optimised:
+        # What was checked when it was made is what runs.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(

@@ -68,6 +68,8 @@ class Graph:
     """Of a graph that normalises its input itself: whether that is from 0 to 1, or from 0 to 255."""
     takes_pixels: bool = False
     """Whether it takes RGB levels as they are decoded, in uint8: channel order and normalisation are in it."""
+    is_optimised: bool = False
+    """Whether ONNX Runtime's optimisations for this CPU are done already."""
     computes_in: str = ""
     """Its numbers, for a person; empty where they are its input's."""
     path: Path | None = None

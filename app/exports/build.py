@@ -34,7 +34,7 @@ def export_into(checkpoint: Checkpoint, folder: Path, threads: int) -> Graph:
         return replace(checkpoint.graph, model=b"", path=folder / MODEL)
     network = build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches)
     optimise(trace(network, checkpoint), folder, threads)
-    graph = replace(_graph_of(checkpoint), path=folder / MODEL)
+    graph = replace(_graph_of(checkpoint), path=folder / MODEL, is_optimised=True)
     images = trial_images(checkpoint.preprocessing.crop)
     with torch.inference_mode():
         expected = with_preprocessing(network, checkpoint.preprocessing)(torch.from_numpy(images)).numpy()

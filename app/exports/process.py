@@ -16,8 +16,9 @@ from .. import errors
 from ..errors import StartError
 from ..opening import LoadCancelled, Reporter
 from ..settings import Settings
-from .worker import MARK
 
+# In front of the worker's own lines; in libraries' it does not occur.
+MARK = "\x1e"
 _LOOK_SECONDS = 0.1
 _EXIT_SECONDS = 10.0
 _LAST_LINES = 5

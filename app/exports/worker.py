@@ -19,9 +19,9 @@ from ..opening import find_weights, read_found
 from ..resources import available_cpus
 from ..settings import Settings
 from .key import key_of, key_parts
+from .process import MARK
 from .store import Entry, Store
 
-MARK = "\x1e"
 # How long what is being done may take to be left.
 _LEAVE_SECONDS = 5.0
 
