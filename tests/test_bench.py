@@ -35,7 +35,7 @@ from app.bench.target import Target, parse_target
 from app.errors import SettingError
 from app.settings import Settings, load_settings
 from tests.photos import LIMITS, make_jpeg, null_classes
-from tests.running import RunningServer, clean_environment, wait_until
+from tests.running import CACHE_DIR, RunningServer, clean_environment, wait_until
 
 IMAGES = [make_jpeg(seed) for seed in range(3)]
 CLASSES = [null_classes(image) for image in IMAGES]
@@ -206,7 +206,7 @@ def test_the_command_measures_each_part_and_the_whole(
     assert report.costs.bottleneck in report.costs.shares
     assert report.costs.possible_rate > 0
     assert report.server.planned_batch == 4
-    assert report.server.settings == {"backend": "null", "max_batch_size": "4"}
+    assert report.server.settings == {"backend": "null", "max_batch_size": "4", "cache_dir": os.environ[CACHE_DIR]}
     assert (report.server.backend, report.server.model) == ("null", "null")
     assert report.server.ready_seconds is not None
     assert report.photos.count == 3
@@ -291,7 +291,7 @@ def test_a_soak_counts_its_requests_and_watches_memory(folder: Path) -> None:
     (folder / "soak.json").unlink()
     (folder / "soak.png").unlink()
     assert (report.kind, report.closed.requests, report.closed.good) == ("soak", 400, 400)
-    assert report.server.settings == {"backend": "null"}
+    assert report.server.settings == {"backend": "null", "cache_dir": os.environ[CACHE_DIR]}
     assert report.memory is not None
     assert len(report.memory.samples) >= 2
     assert "Server's memory (RSS)" in done.stdout
@@ -455,6 +455,7 @@ def test_settings_reach_other_processes_as_they_are(monkeypatch: pytest.MonkeyPa
         "RESNET_CORS_ORIGINS": "http://a.test,http://b.test",
         "RESNET_WEIGHTS": "x.pth",
         "RESNET_MAX_BATCH_SIZE": "4",
+        CACHE_DIR: os.environ[CACHE_DIR],
     }
     null = null_settings(settings)
     assert isinstance(null, Settings)
