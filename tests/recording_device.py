@@ -40,6 +40,8 @@ class RecordingDevice(CpuDevice):
         self.captures: list[Capture] = []
         self.freed = 0
         self.well = True
+        self.drained_before: int | None = None
+        """How many steps had been put onto streams when the device was first waited for."""
         self.on_buffer: Callable[[tuple[int, ...]], None] = lambda shape: None
         self.on_work: Callable[[int], None] = lambda bucket: None
         """Called with the rows of each computation, replayed or not, before it."""
@@ -97,8 +99,10 @@ class RecordingDevice(CpuDevice):
         self.steps.append(Step(stream, "wait"))
         self.on_wait()
 
-    def is_well(self) -> bool:
-        return self.well
+    def drain(self) -> None:
+        self.drained_before = self.drained_before if self.drained_before is not None else len(self.steps)
+        if not self.well:
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure")
 
     def free_memory(self) -> None:
         self.freed += 1

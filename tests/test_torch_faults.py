@@ -23,6 +23,11 @@ def with_code(code: int, message: str = "CUDA error: something") -> torch.Accele
     return error
 
 
+def fails() -> None:
+    """A device that does not answer any more."""
+    raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+
 LOST = [
     ("an illegal memory access was encountered", "cudaErrorIllegalAddress", 700),
     ("device-side assert triggered", "cudaErrorAssert", 710),
@@ -60,7 +65,7 @@ def test_errors_that_stay_mean_a_lost_device(words: str, name: str, code: int) -
 )
 def test_no_memory_is_told_in_many_ways(error: RuntimeError) -> None:
     """The allocator's, the runtime's, the libraries' and the host's own words mean that less may fit."""
-    assert fault_of(error, lambda: False) is Fault.OUT_OF_MEMORY
+    assert fault_of(error, fails) is Fault.OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize(
@@ -79,17 +84,14 @@ def test_no_memory_is_told_in_many_ways(error: RuntimeError) -> None:
 )
 def test_what_one_call_did_wrong_is_its_batch_s_failure(error: RuntimeError) -> None:
     """The batch fails where the device still answers; where it does not, the device is lost."""
-    assert fault_of(error, lambda: True) is Fault.BATCH
-    assert fault_of(error, lambda: False) is Fault.LOST
+    assert fault_of(error, lambda: None) is Fault.BATCH
+    assert fault_of(error, fails) is Fault.LOST
 
 
 def test_mistakes_of_the_program_are_no_fault_of_the_device() -> None:
     """A ValueError asks the device nothing."""
 
-    def fail() -> bool:
-        raise AssertionError("asked")
-
-    assert fault_of(ValueError("poison"), fail) is Fault.BATCH
+    assert fault_of(ValueError("poison"), fails) is Fault.BATCH
 
 
 def while_handling(first: BaseException, then: BaseException) -> BaseException:

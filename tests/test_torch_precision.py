@@ -55,6 +55,7 @@ def test_intermediate_code_runs_on_later_cards() -> None:
     assert not has_kernels_for((8, 0), ["sm_75", "compute_90"])
     assert has_kernels_for((9, 0), ["sm_90a"])
     assert has_kernels_for((5, 0), [])
+    assert has_kernels_for((9, 0), ["gfx90a", "gfx942"])
 
 
 class Card:

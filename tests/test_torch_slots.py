@@ -232,6 +232,13 @@ def test_a_slot_that_nobody_prepared_answers_all_the_same() -> None:
     assert device.captures == []
 
 
+def test_the_weights_are_there_before_a_slot_reads_them() -> None:
+    """They come on a stream that the slots' do not wait for: the device is waited for before any slot works."""
+    device = RecordingDevice()
+    backend_on(device)
+    assert device.drained_before == 0
+
+
 def test_what_a_bucket_takes_is_measured_by_one_slot() -> None:
     """The second slot believes the first, and its plans are the same."""
     device = RecordingDevice()
@@ -319,7 +326,7 @@ def test_a_bucket_that_does_not_fit_is_left_out(where: str, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         slot.prepare(16)
     assert slot.buckets == [1, 2, 4]
-    assert device.freed == 2
+    assert device.freed == 3  # after each bucket that did not fit, and what preparing held, at the end
     assert "does not hold a batch of 16" in caplog.records[0].getMessage()
     device.steps.clear()
     batch = images(16)

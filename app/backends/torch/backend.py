@@ -147,6 +147,8 @@ class TorchBackend:
             return [EagerRunner(forward, most) for _ in range(plan.slots)], forward.dtype
         with torch.inference_mode():
             classes = forward(torch.zeros((1, *self._crop, 3), dtype=torch.uint8, device=plan.device)).shape[1]
+        # The weights came on another stream than the slots', which do not wait for it.
+        self._device.drain()
         seconds: dict[int, float] = {}
         runners: list[Runner] = []
         for _ in range(plan.slots):
@@ -158,7 +160,7 @@ class TorchBackend:
         return runners, forward.dtype
 
     def _fault_of(self, error: BaseException) -> Fault:
-        return fault_of(error, self._device.is_well)
+        return fault_of(error, self._device.drain)
 
     def _free_memory_after(self, error: BaseException) -> None:
         # Its frames hold what had been computed when the memory ran out.

@@ -11,7 +11,8 @@ from .devices import Program
 if TYPE_CHECKING:
     import torch
 
-# One capture at a time in a process: torch waits for the whole device before each, which another's capture forbids.
+# One capture at a time in a process, and while it lasts nobody waits for the whole device or gives memory back: CUDA
+# and torch's allocator forbid both.
 _capturing = threading.Lock()
 
 
@@ -71,16 +72,14 @@ class CudaDevice:
         event.record(stream)
         event.synchronize()
 
-    def is_well(self) -> bool:
+    def drain(self) -> None:
         import torch
 
-        try:
+        with _capturing:
             torch.cuda.synchronize(self._device)
-        except RuntimeError:
-            return False
-        return True
 
     def free_memory(self) -> None:
         import torch
 
-        torch.cuda.empty_cache()
+        with _capturing:
+            torch.cuda.empty_cache()

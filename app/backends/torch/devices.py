@@ -14,7 +14,7 @@ Program = Callable[[], None]
 
 
 class Device(Protocol):
-    """Streams, buffers, copies and captures. Every call of a slot but `free_memory` is made within `on(its stream)`."""
+    """Streams, buffers, copies and captures. What a slot computes and copies is within `on(its stream)`."""
 
     warm_runs: int
     """How often a program runs before it is captured: what chooses its algorithms must have chosen."""
@@ -53,8 +53,8 @@ class Device(Protocol):
         """Until everything on `stream` is done. The waiting thread leaves the CPU to others."""
         ...
 
-    def is_well(self) -> bool:
-        """Whether the device still answers after an error."""
+    def drain(self) -> None:
+        """Until everything on every stream is done. Raises `RuntimeError` where the device is beyond repair."""
         ...
 
     def free_memory(self) -> None:
@@ -94,8 +94,8 @@ class CpuDevice:
     def wait(self, stream: Any) -> None:
         pass
 
-    def is_well(self) -> bool:
-        return True
+    def drain(self) -> None:
+        pass
 
     def free_memory(self) -> None:
         pass

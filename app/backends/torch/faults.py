@@ -84,10 +84,10 @@ _NO_MEMORY_WORDS = re.compile(
 )
 
 
-def fault_of(error: BaseException, is_well: Callable[[], bool] = lambda: True) -> Fault:
+def fault_of(error: BaseException, drain: Callable[[], None] = lambda: None) -> Fault:
     """What `error`, or what it was raised from or while handling, means.
 
-    `is_well` asks the device itself, by a call that fails where it is beyond repair; it is asked where the error does
+    `drain` waits for the device, and raises a RuntimeError where it is beyond repair; it is asked where the error does
     not say. A CUDA error that is not known counts as beyond repair: one restart too many costs seconds, one too few
     would answer every request with an error.
     """
@@ -95,7 +95,12 @@ def fault_of(error: BaseException, is_well: Callable[[], bool] = lambda: True) -
     for certain in (Fault.LOST, Fault.OUT_OF_MEMORY):
         if certain in faults:
             return certain
-    return Fault.BATCH if not isinstance(error, RuntimeError) or is_well() else Fault.LOST
+    if isinstance(error, RuntimeError):
+        try:
+            drain()
+        except RuntimeError:
+            return Fault.LOST
+    return Fault.BATCH
 
 
 def _fault_of_one(error: BaseException) -> Fault:

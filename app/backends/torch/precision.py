@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -94,15 +95,12 @@ def has_kernels_for(capability: tuple[int, int], built_for: Sequence[str]) -> bo
     Machine code runs on its own major version from its minor version on, intermediate code on everything later
     ("Application Compatibility" in NVIDIA's compatibility guides). A build that does not say is believed.
     """
-    major, minor = capability
-    for name in built_for:
-        kind, _, digits = name.partition("_")
-        number = int("".join(filter(str.isdigit, digits)) or 0)
-        if kind == "compute" and 10 * major + minor >= number:
-            return True
-        if kind == "sm" and number // 10 == major and number % 10 <= minor:
-            return True
-    return not built_for
+    number = 10 * capability[0] + capability[1]
+    names = [re.fullmatch(r"(sm|compute)_(\d+)[a-z]?", name) for name in built_for]
+    known = [(name[1], int(name[2])) for name in names if name]
+    return not known or any(
+        number >= built and (kind == "compute" or number // 10 == built // 10) for kind, built in known
+    )
 
 
 def place_network(network: torch.nn.Module, preprocessing: Preprocessing, plan: DevicePlan) -> Forward:

@@ -96,6 +96,8 @@ class Slot:
         if missing:
             own = {bucket: seconds for bucket, seconds in self._seconds.items() if bucket in self._programs}
             self._plans = plan_runs(self.capacity, own)
+            # What the programs needed before they were captured: they have memory of their own now.
+            self._device.free_memory()
 
     def run(self, batch: Pixels) -> Scores:
         """Scores `(N, classes)` for `(N, H, W, 3)` uint8, N up to `capacity`. Blocks until they are there."""
@@ -139,7 +141,7 @@ class Slot:
                 self._seconds[bucket] = self._measured(bucket)
         except (RuntimeError, MemoryError) as error:
             self._programs.pop(bucket, None)
-            if fault_of(error, self._device.is_well) is not Fault.OUT_OF_MEMORY:
+            if fault_of(error, self._device.drain) is not Fault.OUT_OF_MEMORY:
                 raise
             logger.warning("The device's memory does not hold a batch of %d: %s", bucket, first_line(error))
             return False
@@ -216,7 +218,7 @@ class Slot:
                         device.host_buffer(scores, torch.float32),
                     )
             except (RuntimeError, MemoryError) as error:
-                if capacity == 1 or fault_of(error, device.is_well) is not Fault.OUT_OF_MEMORY:
+                if capacity == 1 or fault_of(error, device.drain) is not Fault.OUT_OF_MEMORY:
                     raise
             device.free_memory()
             capacity //= 2
