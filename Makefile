@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check parity hostile load format clean
+.PHONY: help serve test check parity hostile load gpu format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -37,6 +37,11 @@ hostile: $(VENV)/.dev ## Send 10,000 damaged images beside good traffic, and tho
 
 load: $(VENV)/.dev ## Offer a real server up to ten times what it can answer, and show what it does (2 min)
 	@$(BIN)/python -m benchmarks.load
+
+gpu: $(VENV)/.dev ## On a machine with an NVIDIA GPU: run the tests that need one, then measure it (5 min)
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("PyTorch finds no CUDA device here (nvidia-smi shows what the driver sees).")'
+	@$(BIN)/pytest -m gpu
+	@$(BIN)/python -m benchmarks.gpu
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
