@@ -5,9 +5,11 @@ The device writes down what it is asked and computes on the CPU, so that every a
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
@@ -19,6 +21,7 @@ from app.backends.torch import DevicePlan, TorchBackend
 from app.backends.torch.forward import Forward
 from app.backends.torch.slots import Slot
 from app.checkpoints import published_resnet50_preprocessing
+from app.engine import InProcessEngine
 from app.errors import DeviceLost, OutOfMemory, SettingError
 from app.types import Outputs, Pixels, Preprocessing, Scores, Want
 from tests.recording_device import RecordingDevice, Step
@@ -447,6 +450,30 @@ def test_memory_is_freed_when_nothing_holds_it(when: str) -> None:
             backend.infer(images(1), Want.SCORES)
     assert is_gone
     assert all(is_gone)
+
+
+@pytest.mark.anyio
+async def test_the_engine_splits_what_does_not_fit() -> None:
+    """Warm-up, batcher and slots together: memory that others take meanwhile costs size, and no image its answer."""
+    device = RecordingDevice()
+    backend = backend_on(device)
+    engine = InProcessEngine(backend, max_batch_size=16, max_queue=100)
+    await engine.start()
+    ran_out: list[int] = []
+
+    def check(size: int) -> None:
+        if size > 2 and len(ran_out) < 4:
+            ran_out.append(size)
+            raise torch.OutOfMemoryError(NO_MEMORY)
+
+    device.on_work = check
+    batch = images(48)
+    deadline = time.monotonic() + 60
+    scored = await asyncio.gather(*[engine.run(image, deadline) for image in batch])
+    assert_answers(np.stack([each.scores for each in scored]), batch)
+    assert ran_out
+    assert max(each.batch_size for each in scored) < 16
+    await engine.close()
 
 
 # --- errors on the way
