@@ -138,6 +138,23 @@ def test_without_bfloat16_it_runs_in_float32() -> None:
     assert placed(60_000.0, torch.float16, torch.float32) == torch.float32
 
 
+def test_float32_after_all_has_the_weights_that_came() -> None:
+    """Trying half formats rounds copies of the weights, not the weights."""
+
+    class Offset(Loud):
+        def __init__(self) -> None:
+            super().__init__(60_000.0)
+            self.offset = torch.nn.Parameter(torch.tensor([0.1, 0.2, 0.3]), requires_grad=False)
+
+        def forward(self, planes: torch.Tensor) -> torch.Tensor:
+            return super().forward(planes) + self.offset
+
+    plan = DevicePlan(CPU, torch.float16, 1, staged=True, fallbacks=(torch.float32,))
+    plain = DevicePlan(CPU, torch.float32, 1, staged=True)
+    grey = torch.full((1, 8, 8, 3), 128, dtype=torch.uint8)
+    assert torch.equal(place_network(Offset(), small(), plan)(grey), place_network(Offset(), small(), plain)(grey))
+
+
 def test_a_network_that_rounding_moves_far_runs_in_float32(caplog: pytest.LogCaptureFixture) -> None:
     """Small differences of large numbers are lost in both half formats, and the warning says how far they moved."""
 
