@@ -32,7 +32,7 @@ from app.backends.torch import DevicePlan, TorchBackend, plan_device
 from app.backends.torch.buckets import buckets_up_to
 from app.backends.torch.cuda import CudaDevice
 from app.backends.torch.devices import CpuDevice, Device
-from app.backends.torch.forward import Forward
+from app.backends.torch.precision import place_network
 from app.checkpoints import published_resnet50_preprocessing
 from app.errors import SettingError
 from app.types import Pixels, Want
@@ -161,7 +161,7 @@ def in_flight(backend: TorchBackend, batch: Pixels, seconds: float) -> float:
 
 def stages(report: Report, device: Device, plan: DevicePlan, sizes: list[int], seconds: float) -> None:
     """What each step takes alone, many times without a pause: the most that any order of them can reach."""
-    forward = Forward(network(), PREPROCESSING, plan.device, plan.dtype)
+    forward = place_network(network(), PREPROCESSING, plan)
     device.drain()
     stream, pool = device.stream(), device.pool()
     with torch.inference_mode(), device.on(stream):
@@ -219,6 +219,8 @@ def measure(options: argparse.Namespace, console: Console) -> Report:
     with console.status("Building and warming up") as status:
         for name, graphs in {"graphs": True, "eager": False}.items():
             backends[name] = start(report, replace(plan, graphs=graphs), name, options.max_batch)
+        if options.compare_folding:
+            backends["graphs, not folded"] = start(report, replace(plan, folded=False), "not folded", options.max_batch)
         report.machine["serving"] = backends["graphs"].device
         status.update("One image")
         one = pixels(1)
@@ -274,6 +276,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
     parser.add_argument("--max-batch", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each figure")
+    parser.add_argument("--compare-folding", action="store_true", help="run the network as it is, too")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     try:

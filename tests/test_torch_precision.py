@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from app.backends.torch import DevicePlan, TorchBackend, plan_device
+from app.backends.torch.forward import Forward
 from app.backends.torch.precision import formats_for, has_kernels_for, place_network
 from app.checkpoints import published_resnet50_preprocessing
 from app.errors import SettingError
 from app.types import Preprocessing, Want
+from tests.checkpoints_made import cpu_plan, make_network, photos, pixels_of, resnet50_v1
 
 CPU = torch.device("cpu")
 # What PyTorch 2.14 for CUDA 13.0 is built for.
@@ -78,7 +81,7 @@ def test_a_new_card_gets_two_slots_and_float16(monkeypatch: pytest.MonkeyPatch) 
     Card(monkeypatch, (8, 9))
     plan = plan_device("auto", "auto")
     assert plan == DevicePlan(
-        torch.device("cuda", 0), torch.float16, 2, True, (torch.bfloat16, torch.float32), graphs=True
+        torch.device("cuda", 0), torch.float16, 2, True, (torch.bfloat16, torch.float32), graphs=True, folded=True
     )
     assert plan_device("cuda:1", "auto").device == torch.device("cuda", 1)
 
@@ -88,7 +91,7 @@ def test_a_format_that_was_asked_for_has_no_way_back(precision: str, monkeypatch
     """RESNET_PRECISION is taken at its word."""
     Card(monkeypatch, (8, 0))
     plan = plan_device("cuda", precision)
-    assert (plan.dtype, plan.fallbacks) == (getattr(torch, precision), ())
+    assert (plan.dtype, plan.fallbacks, plan.folded) == (getattr(torch, precision), (), True)
 
 
 def test_a_card_that_the_build_has_no_kernels_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,3 +183,68 @@ def test_the_answers_are_those_of_the_format_that_was_chosen() -> None:
     assert np.isfinite(scores).all()
     mean, std = np.array(small().mean), np.array(small().std)
     assert np.abs(scores - (1 - mean) / std).max() < 0.02
+
+
+# --- normalisations folded into convolutions
+
+
+def batch_norms(network: torch.nn.Module) -> int:
+    return sum(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+
+
+@pytest.mark.parametrize("fallbacks", [(), (torch.float16, torch.float32)], ids=["asked for", "auto"])
+def test_folding_leaves_the_answers(fallbacks: tuple[torch.dtype, ...]) -> None:
+    """A folded ResNet has no normalisation left and answers as before; the network that came is not changed."""
+    network = make_network("resnet18", classes=20)
+    pixels = pixels_of(photos())
+    batch = torch.from_numpy(pixels)
+    with torch.inference_mode():
+        expected = Forward(copy.deepcopy(network), resnet50_v1(), CPU, torch.float32)(batch)
+        plan = DevicePlan(CPU, torch.float32, 2, staged=True, fallbacks=fallbacks, folded=True)
+        placed = place_network(network, resnet50_v1(), plan)
+        assert batch_norms(placed.network) == 0
+        assert (placed(batch) - expected).abs().max() < 1e-4
+    assert batch_norms(network) == 20
+
+
+def test_half_precision_is_folded_before_it_is_rounded() -> None:
+    """The folded weights are computed in float32 and rounded once."""
+    plan = DevicePlan(CPU, torch.float16, 2, staged=True, fallbacks=(torch.float32,), folded=True)
+    backend = TorchBackend(make_network("resnet18", classes=20), resnet50_v1(), plan)
+    plain = TorchBackend(make_network("resnet18", classes=20), resnet50_v1(), cpu_plan())
+    pixels = pixels_of(photos())
+    assert "float16" in backend.device
+    difference = backend.infer(pixels, Want.SCORES).scores - plain.infer(pixels, Want.SCORES).scores
+    assert np.abs(difference).max() < 0.02
+
+
+def test_what_cannot_be_traced_is_run_as_it_is() -> None:
+    """A network that looks at its values keeps its normalisations, and its answers."""
+
+    class Looking(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.BatchNorm2d(3)
+
+        def forward(self, planes: torch.Tensor) -> torch.Tensor:
+            means: torch.Tensor = self.norm(planes).mean((2, 3))
+            return means * 2 if planes.sum() > 0 else means
+
+    plan = DevicePlan(CPU, torch.float32, 1, staged=True, folded=True)
+    placed = place_network(Looking(), small(), plan)
+    assert batch_norms(placed.network) == 1
+    white = torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)
+    expected = Forward(Looking(), small(), CPU, torch.float32)(white)
+    assert torch.equal(placed(white), expected)
+
+
+def test_folding_that_changes_the_answers_is_undone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fold that answers otherwise is seen on made images, told, and not used."""
+    monkeypatch.setattr("app.backends.torch.precision.fold_batch_norms", lambda network: Loud(0.0))
+    plan = DevicePlan(CPU, torch.float32, 1, staged=True, folded=True)
+    network = Loud(100.0)
+    with caplog.at_level(logging.WARNING):
+        assert place_network(network, small(), plan).network is network
+    assert "left as they are" in caplog.text

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,8 +62,7 @@ def reference(network: torch.nn.Module, batch: Pixels) -> Scores:
 
 def on_the_card(network: torch.nn.Module, precision: str = "auto", graphs: bool = True) -> TorchBackend:
     plan = plan_device("cuda", precision)
-    changed = DevicePlan(plan.device, plan.dtype, plan.slots, plan.staged, plan.fallbacks, graphs)
-    return TorchBackend(network, resnet50_v1(), changed)
+    return TorchBackend(network, resnet50_v1(), replace(plan, graphs=graphs))
 
 
 def slots_of(backend: TorchBackend) -> list[Slot]:

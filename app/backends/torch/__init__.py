@@ -2,6 +2,7 @@
 
 backend.py    the backend contract: leases a runner for each batch, and says what an error means
 precision.py  where the network runs and in which number format
+folding.py    normalisations folded into convolutions, on CUDA
 forward.py    pixels -> logits: normalisation and the network
 runners.py    what runs a batch: as it comes (CPU), or in a slot
 slots.py      a stream, its buffers and its programs, one for each bucket

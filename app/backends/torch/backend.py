@@ -141,6 +141,8 @@ class TorchBackend:
     ) -> tuple[list[Runner], torch.dtype]:
         import torch
 
+        if plan.is_cuda:
+            _make_float32_exact()
         forward = place_network(network, preprocessing, plan)
         most = _MAX_BATCH_SIZE[plan.device.type]
         if not plan.staged:
@@ -156,7 +158,7 @@ class TorchBackend:
             runners.append(slot)
             most = slot.capacity
         if plan.is_cuda:
-            _set_up_kernels(forward.dtype)
+            _choose_algorithms_by_trial()
         return runners, forward.dtype
 
     def _fault_of(self, error: BaseException) -> Fault:
@@ -187,18 +189,23 @@ def _device(plan: DevicePlan) -> Device:
     return CudaDevice(plan.device)
 
 
-def _set_up_kernels(dtype: torch.dtype) -> None:
-    """Of the process: cuDNN tries its algorithms once for each shape, of which buckets leave few; float32 is float32.
+def _make_float32_exact() -> None:
+    """In this process float32 is float32, for the network and for what half formats are held to.
 
     By default PyTorch lets convolutions in float32 round their inputs to TF32's 10 bits of mantissa. Whoever wants
     that accuracy has float16, at twice the speed.
     """
     import torch
 
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+def _choose_algorithms_by_trial() -> None:
+    """In this process cuDNN tries its algorithms once for each shape, of which buckets leave few."""
+    import torch
+
     torch.backends.cudnn.benchmark = True
-    if dtype == torch.float32:
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 def _device_name(plan: DevicePlan, dtype: torch.dtype) -> str:

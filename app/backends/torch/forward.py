@@ -22,7 +22,7 @@ class Forward:
         self.dtype = dtype
         self._is_bgr = preprocessing.is_bgr
         network = network.eval().to(device=device, dtype=dtype)
-        self._network = network.to(memory_format=torch.channels_last)
+        self.network: torch.nn.Module = network.to(memory_format=torch.channels_last)
         # (pixel / 255 - mean) / std as one multiplication and one addition, computed in float32 on the device.
         mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
         std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
@@ -37,5 +37,5 @@ class Forward:
         if self._is_bgr:
             planes = planes.flip(1)
         inputs = (planes.to(torch.float32) * self._scale).add_(self._shift)
-        logits: torch.Tensor = self._network(inputs.to(self.dtype, memory_format=torch.channels_last))
+        logits: torch.Tensor = self.network(inputs.to(self.dtype, memory_format=torch.channels_last))
         return logits.to(torch.float32)

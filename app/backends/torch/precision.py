@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import SettingError
 from ...types import Preprocessing
+from .folding import fold_batch_norms
 from .forward import Forward
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ _FLOAT16_SINCE = (7, 0)
 _BFLOAT16_SINCE = (8, 0)
 # What rounding may move a probability by before a format is passed over: three times what bfloat16 moved on photos.
 _LARGEST_DISTANCE = 0.05
+# Folding only reorders float32's arithmetic.
+_LARGEST_FOLDED = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class DevicePlan:
     """Formats to try, in order, where `dtype` turns out not to hold this network. None where the user chose it."""
     graphs: bool = True
     """Whether slots capture their programs."""
+    folded: bool = False
+    """Whether normalisations are folded into convolutions: not on CPU, where the network as it is is the reference."""
 
     @property
     def is_cuda(self) -> bool:
@@ -75,7 +80,7 @@ def plan_device(device: str, precision: str) -> DevicePlan:
         )
     formats = (precision,) if precision != "auto" else formats_for(capability)
     dtype, *fallbacks = (getattr(torch, name) for name in formats)
-    return DevicePlan(chosen, dtype, _CUDA_SLOTS, staged=True, fallbacks=tuple(fallbacks))
+    return DevicePlan(chosen, dtype, _CUDA_SLOTS, staged=True, fallbacks=tuple(fallbacks), folded=True)
 
 
 def formats_for(capability: tuple[int, int]) -> tuple[str, ...]:
@@ -106,22 +111,35 @@ def has_kernels_for(capability: tuple[int, int], built_for: Sequence[str]) -> bo
 def place_network(network: torch.nn.Module, preprocessing: Preprocessing, plan: DevicePlan) -> Forward:
     """The network on its device, in the first format of the plan that holds it.
 
-    With fallbacks, made images are run in float32 and in each format in turn; one whose probabilities overflow or are
-    far off is passed over, with a warning that says by how much.
+    It is held to the network as it came, in float32 on the same device, by made images: folded normalisations that
+    answer otherwise are left as they were. With fallbacks, a format whose probabilities overflow or are far off is
+    passed over, with a warning that says by how much.
     """
     import torch
 
-    if not plan.fallbacks:
+    if not plan.fallbacks and not plan.folded:
         return Forward(network, preprocessing, plan.device, plan.dtype)
     full = Forward(network, preprocessing, plan.device, torch.float32)
     images = _trial_images(preprocessing.crop).to(plan.device)
     with torch.inference_mode():
         expected = full(images).softmax(1)
+
+        def distance_of(forward: Forward) -> float:
+            return float((forward(images).softmax(1) - expected).abs().max())
+
+        if plan.folded:
+            folded = Forward(fold_batch_norms(network), preprocessing, plan.device, torch.float32)
+            if distance_of(folded) <= _LARGEST_FOLDED:
+                full, network = folded, folded.network
+            else:
+                logger.warning(
+                    "Folded into its convolutions, the normalisations answer otherwise: they are left as they are."
+                )
         for dtype in (plan.dtype, *plan.fallbacks):
             if dtype == torch.float32:
                 break
             half = Forward(copy.deepcopy(network), preprocessing, plan.device, dtype)
-            distance = float((half(images).softmax(1) - expected).abs().max())
+            distance = distance_of(half) if plan.fallbacks else 0.0
             if distance <= _LARGEST_DISTANCE:  # never, where it is not a number
                 return half
             logger.warning(
