@@ -98,7 +98,10 @@ class Settings(BaseSettings):
     )
     precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto",
-        description="Number format of the network. auto: float16 on a CUDA card with tensor cores, else float32.",
+        description=(
+            "Number format of the network. auto: on a CUDA card with tensor cores float16, or the next that holds the "
+            "network; else float32."
+        ),
     )
     compute_threads: AutoOrCount = Field(
         "auto", description="Threads of the network on CPU. auto: the CPUs it may use."
