@@ -55,10 +55,10 @@ class OnnxBackend:
         self.max_batch_size = graph.batch_size or _MAX_BATCH_SIZE
         threads = f"{options.threads} threads, " if options.threads else ""
         padded = f", batches of {graph.batch_size}" if graph.batch_size else ""
-        self.device = f"cpu ({threads}{graph.dtype}{padded})"
+        self.device = f"cpu ({threads}{graph.computes_in or graph.dtype}{padded})"
 
     def infer(self, batch: Pixels, want: Want) -> Outputs:
-        images = self._prepared(batch)
+        images = self.prepared(batch)
         size = self._graph.batch_size
         if size is not None and len(images) < size:
             # The last image again: zeros could meet operators that no photo meets.
@@ -75,8 +75,10 @@ class OnnxBackend:
     def close(self) -> None:
         self._session = None
 
-    def _prepared(self, batch: Pixels) -> NDArray[Any]:
+    def prepared(self, batch: Pixels) -> NDArray[Any]:
         """The batch in the graph's own layout, numbers and channel order."""
+        if self._graph.takes_pixels:
+            return np.ascontiguousarray(batch)
         images: NDArray[Any] = batch[..., ::-1] if self._is_bgr else batch
         if self._graph.layout == "nchw":
             images = images.transpose(0, 3, 1, 2)
