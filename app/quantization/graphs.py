@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def prepare(graph: Graph, size: tuple[int, int]) -> Prepared:
     if not layers:
         raise QuantizationError("The network has no convolution or matrix product with constant weights to quantize.")
     names = [node.name for node in model.graph.node]
-    return Prepared(model, graph, layers, tuple(names[: names.index(layers[0])]))
+    before = names[: names.index(layers[0])]
+    _widen(model, frozenset(before))
+    return Prepared(model, graph, layers, tuple(before))
 
 
 def backend_of(graph: Graph, checkpoint: Checkpoint, threads: int) -> OnnxBackend:
@@ -110,6 +113,30 @@ def _set_input(model: Any, graph: Graph, size: tuple[int, int], count: int | Non
             first = 2 if graph.layout == "nchw" else 1
             for side, length in zip(sides[first : first + 2], size, strict=True):
                 side.dim_value = length
+
+
+def _widen(model: Any, before: frozenset[str]) -> None:
+    """Write the constants of normalisation out over the whole image.
+
+    Three numbers that are repeated for every pixel are the slow way there: of a ResNet-50 in 8 bits, 3% of the time.
+    """
+    import numpy as np
+    import onnx
+
+    shapes = {
+        value.name: [side.dim_value for side in value.type.tensor_type.shape.dim] for value in model.graph.value_info
+    }
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        shape = shapes.get(node.output[0], [])
+        if node.name not in before or node.op_type not in ("Add", "Div", "Mul", "Sub") or len(shape) != 4:
+            continue
+        for at, name in enumerate(node.input):
+            if name in constants and prod(constants[name].dims) == 3 and all(shape[1:]):
+                values = onnx.numpy_helper.to_array(constants[name])
+                wide = np.ascontiguousarray(np.broadcast_to(values, (1, *shape[1:])))
+                node.input[at] = f"{name}:wide:{node.name}"
+                model.graph.initializer.append(onnx.numpy_helper.from_array(wide, node.input[at]))
 
 
 def _layers(model: Any) -> tuple[str, ...]:

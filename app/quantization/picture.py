@@ -72,7 +72,9 @@ def _draw_layers(axes: Any, report: Report) -> None:
     kept = set(report.record.kept_float)
     names = worst_first(report.damages)[:_SHOWN_LAYERS][::-1]
     colours = [_FLOAT32 if name in kept else _INT8 for name in names]
-    axes.barh([_short(name) for name in names], [report.damages[name] for name in names], color=colours)
+    places = range(len(names))
+    axes.barh(places, [report.damages[name] for name in names], color=colours)
+    axes.set_yticks(places, [_short(name) for name in names])
     axes.set(
         title=f"worst layers alone; {len(kept)} kept in float32 (blue)",
         xlabel="error of the scores, of their deviation",
@@ -82,6 +84,6 @@ def _draw_layers(axes: Any, report: Report) -> None:
 
 
 def _short(name: str) -> str:
-    """The end of a node's name, which tells the layer: "12:/network/layer1/layer1.0/conv1/Conv" → "layer1.0/conv1"."""
-    parts = name.split("/")
-    return "/".join(parts[-3:-1]) if len(parts) > 3 else name[-32:]
+    """The end of a node's path, without its number and operator: "12:/net/layer1/layer1.0/conv1/Conv"."""
+    path = name.partition(":")[2].strip("/")
+    return path.rpartition("/")[0][-32:] or path[-32:]
