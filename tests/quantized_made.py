@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from app.checkpoints import Checkpoint
 from app.images import DecodeLimits
@@ -95,17 +95,18 @@ def write_network(folder: Path, outlier: bool = False) -> Checkpoint:
     return examine(Settings(), path).checkpoint
 
 
-def write_photos(folder: Path, count: int, size: int = 160) -> Path:
-    """`count` windows of scikit-image's photos, as JPEGs in two folders."""
-    names = ("chelsea", "coffee", "astronaut", "rocket")
+def write_photos(folder: Path, count: int) -> Path:
+    """`count` windows of a cat, a cup and a rocket, darker or brighter, as JPEGs in two folders."""
+    names = ("chelsea", "coffee", "rocket")
     random = np.random.default_rng(1)
     for number in range(count):
         whole = photo(names[number % len(names)])
-        left, top = random.integers(0, whole.width - size), random.integers(0, whole.height - size)
-        window = whole.crop((int(left), int(top), int(left) + size, int(top) + size))
+        width, height = (int(side * random.uniform(0.75, 1)) for side in whole.size)
+        left, top = random.integers(0, whole.width - width + 1), random.integers(0, whole.height - height + 1)
+        window = whole.crop((int(left), int(top), int(left) + width, int(top) + height))
         target = folder / ("even" if number % 2 == 0 else "odd") / f"photo{number:03}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(encode(window, quality=92))
+        target.write_bytes(encode(ImageEnhance.Brightness(window).enhance(random.uniform(0.7, 1.3)), quality=92))
     return folder
 
 

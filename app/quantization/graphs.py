@@ -137,6 +137,9 @@ def _widen(model: Any, before: frozenset[str]) -> None:
                 wide = np.ascontiguousarray(np.broadcast_to(values, (1, *shape[1:])))
                 node.input[at] = f"{name}:wide:{node.name}"
                 model.graph.initializer.append(onnx.numpy_helper.from_array(wide, node.input[at]))
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
+        model.graph.initializer.remove(tensor)
 
 
 def _layers(model: Any) -> tuple[str, ...]:
