@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -26,6 +27,19 @@ def available_memory_bytes(cgroup: Path = _CGROUP) -> int:
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         limits += _numbers(cgroup / name)
     return min(limits)
+
+
+def cuda_device_count(library: str = "libcuda.so.1") -> int:
+    """CUDA devices that this process may use, asked of the driver itself: importing torch for it would take seconds."""
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL(library)
+        # CUDA driver API: CUDA_SUCCESS is 0. CUDA_VISIBLE_DEVICES is heeded here.
+        if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+            return 0
+    except (OSError, AttributeError):  # no driver, or none that is one
+        return 0
+    return count.value
 
 
 # Instruction sets that ONNX Runtime's kernels for 8 bits choose by (onnxruntime/core/mlas/lib/platform.cpp), as

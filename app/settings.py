@@ -85,7 +85,7 @@ class Settings(BaseSettings):
         description="Of a quantized model: the least share of photos on which its first class is float32's.",
     )
     max_checkpoint_bytes: int = Field(1_073_741_824, ge=1, description="Largest checkpoint file that is read.")
-    cache_dir: Path = Field(default_factory=_default_cache_dir, description="Where downloads are kept.")
+    cache_dir: Path = Field(default_factory=_default_cache_dir, description="Where downloads and exports are kept.")
     download_mirror: str | None = Field(
         None,
         pattern=r"^https?://",
@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     backend: Literal["auto", "torch", "onnx", "null"] = Field(
         "auto",
         description=(
-            "What runs the network. auto: onnx for an ONNX file, else torch. "
+            "What runs the network. auto: onnx on the CPU and for an ONNX file, torch on CUDA. "
             "null needs no weights and answers at once, to measure the service alone."
         ),
     )

@@ -105,7 +105,7 @@ def test_every_layer_runs_in_8_bits(quantized_demo: dict[str, Any], folder: Path
 def test_it_is_served_as_its_source(quantized_demo: dict[str, Any], folder: Path) -> None:
     """Over HTTP the file answers as float32 does, under the source's name and labels, and says that it is int8."""
     path = folder / quantized_demo["output"]
-    settings = {"port": 0, "log_level": "warning", "max_batch_size": 8}
+    settings = {"port": 0, "log_level": "warning", "max_batch_size": 8, "cache_dir": folder / "cache"}
     images = [encode(photo(name), quality=92) for name in ("chelsea", "coffee", "rocket")]
     answers = {}
     for weights in ("offline-demo", str(path)):
@@ -196,6 +196,7 @@ def changed(source: Path, target: Path, change: Callable[[dict[str, Any]], objec
 
 
 def load(path: Path, **settings: Any) -> LoadedModel:
+    settings.setdefault("cache_dir", path.parent / "cache")
     return load_model(Settings(weights=str(path), **settings), Metrics(), LogReporter())
 
 
@@ -209,6 +210,15 @@ def test_recorded_agreement_decides(small: Path, tmp_path: Path) -> None:
     assert "is 95.0%" in text
     assert "\n" not in text
     assert load(path, min_agreement=0.9).identity.name == "onnx"
+
+
+def test_the_record_holds_at_later_starts(small: Path, tmp_path: Path) -> None:
+    """What a start keeps in the cache keeps the record: a later one refuses and checks by it as the first did."""
+    path = changed(small, tmp_path / "low.onnx", lambda record: record["agreement"].update(top1=0.9))
+    for _ in range(2):
+        assert "int8" in load(path, cache_dir=tmp_path / "cache", min_agreement=0.9).device
+        with pytest.raises(QuantizationError, match="agreement of 90"):
+            load(path, cache_dir=tmp_path / "cache")
 
 
 class Counting:
