@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .backends import Backend, BackendOptions, create_backend, null_checkpoint
+from .backends.quantized import check_again, check_record
 from .engine import Engine, InProcessEngine
 from .errors import SettingError
 from .exports import open_served, timings_of
@@ -58,6 +59,7 @@ def load_model(
         raise LoadCancelled("Stopped while loading.")
     for warning in checkpoint.warnings:
         reporter.warn(warning)
+    check_record(checkpoint, settings.min_agreement)
     reporter.step(f"Building {checkpoint.architecture}")
     threads = _count(settings.compute_threads, available_cpus())
     backend: Backend = create_backend(
@@ -65,6 +67,7 @@ def load_model(
         checkpoint,
         BackendOptions(settings.device, settings.precision, threads),
     )
+    check_again(checkpoint, backend, settings.min_agreement, reporter.step)
     if settings.max_batch_size != "auto" and settings.max_batch_size > backend.max_batch_size:
         raise SettingError(
             f"RESNET_MAX_BATCH_SIZE (--max-batch-size) cannot be {settings.max_batch_size}: the {backend.name} backend "

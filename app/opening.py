@@ -177,7 +177,7 @@ class Examined:
             sha256=self.contents.sha256,
             source=str(self.path),
             warnings=self.warnings,
-            switches=self.decisions.switches if architecture == "resnet50" else None,
+            switches=self.decisions.switches if architecture == "resnet50" and not self.contents.graph else None,
             graph=self.contents.graph,
             output=self.decisions.output.value if self.contents.graph else "logits",
         )

@@ -78,6 +78,12 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="The name answers give the model. Unset: the architecture.",
     )
+    min_agreement: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="Of a quantized model: the least share of photos on which its first class is float32's.",
+    )
     max_checkpoint_bytes: int = Field(1_073_741_824, ge=1, description="Largest checkpoint file that is read.")
     cache_dir: Path = Field(default_factory=_default_cache_dir, description="Where downloads and exports are kept.")
     download_mirror: str | None = Field(

@@ -66,7 +66,7 @@ class OnnxBackend:
         return self._infer(batch)
 
     def _infer(self, batch: Pixels, options: Any = None) -> Outputs:
-        images = self._prepared(batch)
+        images = self.prepared(batch)
         size = self._graph.batch_size
         if size is not None and len(images) < size:
             # The last image again: zeros could meet operators that no photo meets.
@@ -92,7 +92,7 @@ class OnnxBackend:
     def close(self) -> None:
         self._session = None
 
-    def _prepared(self, batch: Pixels) -> NDArray[Any]:
+    def prepared(self, batch: Pixels) -> NDArray[Any]:
         """The batch in the graph's own layout, numbers and channel order."""
         if self._graph.takes_pixels:
             return np.ascontiguousarray(batch)

@@ -15,12 +15,15 @@ from .published import (
     find_by_sha256,
     published_resnet50_preprocessing,
 )
+from .quantized import CheckImages, Cpu, QuantizedRecord, Speeds
 from .readers import read_checkpoint
 
 __all__ = [
+    "CheckImages",
     "Checkpoint",
     "CheckpointFile",
     "Contents",
+    "Cpu",
     "Decision",
     "Decisions",
     "Graph",
@@ -28,7 +31,9 @@ __all__ = [
     "Progress",
     "PublishedName",
     "PublishedWeights",
+    "QuantizedRecord",
     "Source",
+    "Speeds",
     "Stored",
     "Told",
     "Weights",

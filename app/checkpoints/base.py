@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 from numpy.typing import NDArray
 
 from ..types import Preprocessing, ResNetSwitches, ScoreKind
+from .quantized import QuantizedRecord
 
 Weights = Mapping[str, NDArray[Any]]
 """Parameter and buffer names, as torchvision spells them, → float32 arrays."""
@@ -74,6 +75,8 @@ class Graph:
     """Its numbers, for a person; empty where they are its input's."""
     path: Path | None = None
     """A file that has the model, its weights perhaps in another beside it; then `model` is empty."""
+    quantized: QuantizedRecord | None = None
+    """Of a graph that `quantize` wrote: what it promised, and how to see whether that holds here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from .download import download
 from .inspect import convert, inspect
 from .options import with_settings
 from .probe import probe
+from .quantize import quantize
 from .serve import serve
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ app.command()(with_settings(classify, "Model", "Backend", "Batching", "Limits", 
 app.command()(with_settings(download, "Model", "Log"))
 app.command()(with_settings(inspect, "Model", "Limits", "Log"))
 app.command()(with_settings(convert, "Model", "Log"))
+app.command()(with_settings(quantize, "Model", "Backend", "Limits", "Log"))
 app.command()(probe)
 app.command()(bench)
 
