@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check parity hostile load format clean
+.PHONY: help serve test check parity hostile load compare format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -35,8 +35,12 @@ hostile: $(VENV)/.dev ## Send 10,000 damaged images beside good traffic, and tho
 	@$(BIN)/python -m tests.hostile_run
 	@HOSTILE_EXAMPLES=1000 $(BIN)/pytest -q tests/test_openapi_fuzz.py
 
-load: $(VENV)/.dev ## Offer a real server up to ten times what it can answer, and show what it does (2 min)
+load: $(VENV)/.dev ## Offer a server up to ten times what it can answer, draw what it does, and stop it under load 50 times (5 min)
 	@$(BIN)/python -m benchmarks.load
+	@SHUTDOWN_ROUNDS=50 $(BIN)/pytest -q tests/test_shutdown.py
+
+compare: $(VENV)/.dev ## Measure this service and others (LitServe, Mosec, plain FastAPI) on the same work, in turn (5 min)
+	@$(BIN)/python -m benchmarks.compare
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .

@@ -18,7 +18,7 @@ import uvicorn
 from .api import ConnectionLimits, HttpProtocol
 from .classifier import Classifier
 from .interpreter import leave, spare_requests_from_collection
-from .listening import BACKLOG, address_of, listen
+from .listening import BACKLOG, address_of, admit_no_more, listen
 from .loading import LoadedModel, ModelFacts
 from .opening import Reporter
 from .server import Hooks, Parts, create_app
@@ -27,8 +27,9 @@ from .settings import Settings
 logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 30
-# How long a connection that was accepted last may take to send its request.
-_ARRIVAL_SECONDS = 0.25
+# How long a handshake that has begun may take to end, and a connection that was accepted last to send its request.
+_HANDSHAKE_SECONDS, _ARRIVAL_SECONDS = 0.25, 1.0
+_LOOK_SECONDS = 0.01
 _CLOSE = (b"connection", b"close")
 # uvicorn ticks ten times a second.
 _TICKS_PER_CHECK = 10
@@ -151,6 +152,9 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # First only the door: uvicorn closes connections that have sent no request yet in the same breath, and with
         # them those whose request is on its way. The kernel resets what it still holds for a listener that closes.
+        for listener in sockets or []:
+            admit_no_more(listener)
+        await asyncio.sleep(_HANDSHAKE_SECONDS)
         knocking = [connection for listener in sockets or [] for connection in _accept_all(listener)]
         for server in self.servers:
             server.close()
@@ -159,8 +163,15 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for connection in knocking:
             await loop.connect_accepted_socket(self._new_protocol, connection)
-        await asyncio.sleep(_ARRIVAL_SECONDS)
+        give_up_at = time.monotonic() + _ARRIVAL_SECONDS
+        # Connections have no event that says all of them have asked.
+        while self._awaits_requests() and time.monotonic() < give_up_at:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS)
         await super().shutdown(sockets)
+
+    def _awaits_requests(self) -> bool:
+        connections = list(self.server_state.connections)
+        return any(isinstance(each, HttpProtocol) and each.awaits_head for each in connections)
 
     def _new_protocol(self) -> asyncio.Protocol:
         protocol: asyncio.Protocol = self.config.http_protocol_class(

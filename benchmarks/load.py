@@ -1,9 +1,12 @@
 """Open-loop load on a real server whose device takes a known time: `python -m benchmarks.load`.
 
 Arrivals do not wait for answers, as people do not: requests come at a fixed rate, each timed from when it was due. The
-peak is what closed-loop clients get; then the rate is a half, one, two, five and ten times that. The device is the null
-backend made to take 100 ms and 5 ms an image, eight at a time, so that a small machine can be overloaded ten times
-without its clients being what is measured.
+peak is what closed-loop clients get; then the rate is a half, one, two, five and ten times that, and from the moment on
+in which the last and heaviest load ends a half again, which shows how long it is felt. The device is the null backend
+made to take 100 ms and 5 ms an image, eight at a time, so that a small machine can be overloaded ten times without its
+clients being what is measured.
+
+Prints a table, and writes it as JSON and as a picture.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from benchmarks.clients import Clients, post
+from benchmarks.load_picture import draw
 from tests.photos import make_jpeg
 from tests.running import ServiceProcess, service_process
 
@@ -41,6 +46,10 @@ main()
 """
 _DEADLINE_MS = 2000
 _FLAGS = ("--backend", "null", "--max-batch-size", "8", "--request-timeout-ms", str(_DEADLINE_MS))
+_TIMES = (0.5, 1, 2, 5, 10)
+# An answer is as before the load where it takes at most this much longer than the slowest hundredth did then.
+_AS_BEFORE = 1.5
+_WINDOW_SECONDS = 0.5
 
 
 @dataclass
@@ -53,74 +62,76 @@ class Step:
     in_time: int = 0
     """Answers before their deadline and before the last arrival: what drains afterwards is no throughput."""
     statuses: Counter[int] = field(default_factory=Counter)
+    answers: list[tuple[float, float, int]] = field(default_factory=list)
+    """Of each request: when it was due after the step's beginning, its latency, its status."""
 
     @property
     def goodput(self) -> float:
         """Answers in time, a second."""
         return self.in_time / self.seconds
 
+    def percentile(self, percent: int) -> float:
+        """Of the latencies of what was accepted."""
+        return statistics.quantiles(self.accepted, n=100)[percent - 1] if len(self.accepted) > 1 else float("nan")
 
-class Clients:
-    """As many connections as are needed, each kept for the next request."""
+    def add(self, due: float, latency: float, status: int) -> None:
+        self.answers.append((due, latency, status))
+        self.statuses[status] += 1
+        if status == 200:
+            self.accepted.append(latency)
+            self.in_time += latency <= _DEADLINE_MS / 1e3 and due + latency <= self.seconds
 
-    def __init__(self, address: str, image: bytes) -> None:
-        self._host, port = address.removeprefix("http://").split(":")
-        self._port = int(port)
-        head = f"POST /predict HTTP/1.1\r\nHost: load\r\nContent-Length: {len(image)}\r\n\r\n"
-        self._request = head.encode() + image
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-
-    async def ask(self) -> int:
-        """The status of one request's answer."""
-        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
-        writer.write(self._request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"content-length: (\d+)", head)
-        assert length
-        await reader.readexactly(int(length[1]))
-        if b"connection: close" in head:
-            writer.close()
-        else:
-            self._idle.append((reader, writer))
-        return int(head[9:12])
-
-    def close(self) -> None:
-        for _, writer in self._idle:
-            writer.close()
+    def settled_after(self, longest: float) -> float:
+        """Seconds until all was well for good: until the end of the last half second in which over a twentieth of the
+        requests were refused or took over `longest`.
+        """
+        windows: dict[int, list[bool]] = {}
+        for due, latency, status in self.answers:
+            windows.setdefault(int(due / _WINDOW_SECONDS), []).append(status == 200 and latency <= longest)
+        unwell = [window for window, well in windows.items() if well.count(False) > 0.05 * len(well)]
+        return (max(unwell) + 1) * _WINDOW_SECONDS if unwell else 0.0
 
 
-async def closed_loop(clients: Clients, count: int, seconds: float) -> float:
-    """Answers a second that `count` clients get who ask again as soon as they are answered."""
-    ends_at = time.monotonic() + seconds
-    answers = 0
+@dataclass(frozen=True)
+class Row:
+    """One line of the report; latencies and times in milliseconds, rates a second."""
 
-    async def one() -> None:
-        nonlocal answers
-        while time.monotonic() < ends_at:
-            status = await clients.ask()
-            answers += status == 200
+    times_peak: float
+    offered: float
+    goodput: float
+    share_of_peak: float
+    p50_ms: float
+    p99_ms: float
+    refused: int
+    refused_in_ms: float
+    """The median time of a 503, by the service's own clock."""
+    others: dict[int, int]
 
-    await asyncio.gather(*[one() for _ in range(count)])
-    return answers / seconds
+
+@dataclass(frozen=True)
+class Report:
+    machine: str
+    device: str
+    deadline_ms: int
+    peak: float
+    rows: list[Row]
+    recovery_seconds: float
+    """After the heaviest load's last arrival: until answers were again what they were at half of the peak."""
 
 
-async def open_loop(clients: Clients, rate: float, seconds: float) -> Step:
+async def offer(clients: Clients, rate: float, seconds: float, tasks: asyncio.TaskGroup) -> Step:
+    """Ask `rate` times a second; back after the last has been asked, while `tasks` still wait for answers."""
     step = Step(rate, seconds)
     began = time.monotonic()
 
     async def one(due: float) -> None:
         status = await clients.ask()
-        step.statuses[status] += 1
-        if status == 200:
-            now = time.monotonic()
-            step.accepted.append(now - due)
-            step.in_time += now - due <= _DEADLINE_MS / 1e3 and now - began <= seconds
+        step.add(due - began, time.monotonic() - due, status)
 
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(int(rate * seconds)):
-            due = began + number / rate
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            tasks.create_task(one(due))
+    for number in range(int(rate * seconds)):
+        due = began + number / rate
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        tasks.create_task(one(due))
     return step
 
 
@@ -131,30 +142,73 @@ def refused_ms(service: ServiceProcess, since: int) -> float:
     return statistics.median(times) if times else 0.0
 
 
-async def run(address: str, service: ServiceProcess, seconds: float) -> list[str]:
-    clients = Clients(address, make_jpeg(1, (320, 240)))
-    peak = await closed_loop(clients, 32, seconds)
-    rows = [f"peak, 32 closed-loop clients: {peak:.1f} answers/s", ""]
-    rows.append("| offered | goodput/s | of the peak | p50 ms | p99 ms | refused | refused in, server side, ms |")
-    rows.append("| --- | --- | --- | --- | --- | --- | --- |")
-    for times in (0.5, 1, 2, 5, 10, 1):
+async def run(address: str, service: ServiceProcess, seconds: float) -> Report:
+    """Measure the peak, every rate, and the recovery."""
+    clients = Clients(address, [post("/predict", make_jpeg(1, (320, 240)), "image/jpeg")])
+    _say(f"the peak, {seconds:g} s")
+    peak = (await clients.closed_loop(32, seconds)).rate
+    rows: list[Row] = []
+    calm = 0.0
+    recovery = float("nan")
+    for times in _TIMES:
+        _say(f"{times:g}x the peak of {peak:.1f}/s, {seconds:g} s")
         since = len(service.lines)
-        step = await open_loop(clients, times * peak, seconds)
-        cuts = statistics.quantiles(step.accepted, n=100)
+        after = None
+        async with asyncio.TaskGroup() as tasks:
+            step = await offer(clients, times * peak, seconds, tasks)
+            if times == max(_TIMES):
+                after = await offer(clients, min(_TIMES) * peak, seconds, tasks)
+        if times == min(_TIMES):
+            calm = step.percentile(99)
+        if after is not None:
+            recovery = after.settled_after(_AS_BEFORE * calm)
         rows.append(
-            f"| {times:g}× | {step.goodput:.1f} | {step.goodput / peak:.0%} | {cuts[49] * 1e3:.0f} | "
-            f"{cuts[98] * 1e3:.0f} | {step.statuses[503]:,} | {refused_ms(service, since):.2f} |"
+            Row(
+                times,
+                step.offered,
+                step.goodput,
+                step.goodput / peak,
+                step.percentile(50) * 1e3,
+                step.percentile(99) * 1e3,
+                step.statuses[503],
+                refused_ms(service, since),
+                {status: count for status, count in step.statuses.items() if status not in (200, 503)},
+            )
         )
-        if others := {status: count for status, count in step.statuses.items() if status not in (200, 503)}:
-            rows.append(f"others at {times:g}×: {others}")
-        print(rows[-1], file=sys.stderr, flush=True)
     clients.close()
-    return rows
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+    device = "null backend, 100 ms + 5 ms an image, batches of up to 8"
+    return Report(machine, device, _DEADLINE_MS, peak, rows, recovery)
+
+
+def _say(what: str) -> None:
+    print(f"measuring {what} …", file=sys.stderr, flush=True)
+
+
+def table(report: Report) -> str:
+    """The report for a terminal, as a Markdown table."""
+    lines = [
+        report.machine,
+        f"{report.device}; deadline {report.deadline_ms} ms",
+        f"peak, 32 closed-loop clients: {report.peak:.1f} answers/s",
+        "",
+        "| offered | goodput/s | of the peak | p50 ms | p99 ms | refused | refused in, server side, ms | others |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in report.rows:
+        others = ", ".join(f"{count} x {status}" for status, count in sorted(row.others.items())) or "none"
+        lines.append(
+            f"| {row.times_peak:g}x | {row.goodput:.1f} | {row.share_of_peak:.0%} | {row.p50_ms:.0f} | "
+            f"{row.p99_ms:.0f} | {row.refused:,} | {row.refused_in_ms:.2f} | {others} |"
+        )
+    lines += ["", f"as before the load again {report.recovery_seconds:.1f} s after its last arrival"]
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, help="for each rate")
+    parser.add_argument("--output", type=Path, default=Path("build"), help="the folder for load.json and load.png")
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -162,11 +216,12 @@ def main() -> None:
     ):
         found = re.search(r"http://[0-9.]+:\d+", service.wait_for("Ready:"))
         assert found
-        rows = asyncio.run(run(found[0], service, options.seconds))
-    print(
-        f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}; deadline {_DEADLINE_MS} ms"
-    )
-    print("\n".join(rows))
+        report = asyncio.run(run(found[0], service, options.seconds))
+    print(table(report))
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "load.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    draw(report.peak, report.rows, report.deadline_ms, options.output / "load.png")
+    print(f"\nThe curve: {options.output / 'load.png'}; the figures: {options.output / 'load.json'}")
 
 
 if __name__ == "__main__":

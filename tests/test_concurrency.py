@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import statistics
+import struct
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -19,6 +22,7 @@ from app.loading import LoadedModel
 from app.settings import Settings
 from app.types import Outputs, Pixels, Want
 from tests.photos import make_jpeg, null_classes
+from tests.raw_http import answers_in, receive_all
 from tests.running import RunningServer, post_image, running_server, wait_until
 
 CLIENTS = 16
@@ -139,6 +143,45 @@ def test_a_client_that_leaves_takes_its_request_along(null_server: RunningServer
     assert 'resnet_requests_total{code="client_gone",route="/predict",status="499"} 1.0' in metrics
 
 
+def test_of_a_thousand_clients_half_leave_and_cost_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the device is held, 500 of 1,000 clients leave: only the others' images reach it, each with its answer."""
+    settings = Settings(backend="null", port=0, log_level="error", max_queue=1000, max_batch_size=8)
+    images = [make_jpeg(seed, (48, 48)) for seed in range(20)]
+    best = [null_classes(image)[0] for image in images]
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    requests = [head % len(image) + image for image in images]
+    with running_server(settings) as server, ExitStack() as sockets:
+        gate = Gate(monkeypatch)
+        host, port = server.address.removeprefix("http://").split(":")
+        clients = []
+        for number in range(1000):
+            client = sockets.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            # Every fourth of those who will leave does so before its last byte.
+            sent = requests[number % 20]
+            client.sendall(sent[: len(sent) - 1] if number % 8 == 1 else sent)
+            clients.append(client)
+        assert gate.entered.wait(30)
+        in_flight = gate.images
+        wait_until(lambda: queue_depth(server) == 875 - in_flight)
+        for number, client in enumerate(clients[1::2]):
+            if number % 2:  # a reset; the others end as a closed browser does
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+        wait_until(lambda: queue_depth(server) <= 500)
+        gate.opened.set()
+        answers = [answers_in(receive_all(client)) for client in clients[::2]]
+        wait_until(lambda: server.app.state.classifier.accepted == 0)
+        metrics = httpx.get(server.address + "/metrics", timeout=30).text
+    assert [answer.status for (answer,) in answers] == [200] * 500
+    expected = [best[number % 20] for number in range(0, 1000, 2)]
+    assert [answer.json()["predictions"][0]["class_id"] for (answer,) in answers] == expected
+    assert 500 <= gate.images <= 500 + in_flight
+    # Who never sent its last byte was never taken, so is not dropped either.
+    left = re.search(r'resnet_dropped_total\{reason="client_gone"\} ([0-9.]+)', metrics)
+    assert left is not None
+    assert 375 - in_flight <= float(left[1]) <= 375
+
+
 def test_a_full_queue_refuses_with_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past the queue's bound a request is refused at once, retryable, with a time to come back."""
     with running_server(Settings(backend="null", port=0, log_level="error", max_queue=2, max_batch_size=1)) as server:
@@ -152,6 +195,8 @@ def test_a_full_queue_refuses_with_retry_after(monkeypatch: pytest.MonkeyPatch) 
             whole_batch = client.post(
                 "/predict/batch", files=[("image", (f"{number}.jpg", make_jpeg(number))) for number in range(2)]
             )
+            # A full queue is no reason to be sent no traffic: it is told with each refusal, and passes by itself.
+            assert client.get("/readyz").status_code == 200
             gate.opened.set()
             assert [first.result().status_code, *[each.result().status_code for each in waiting]] == [200] * 3
     assert (refused.status_code, refused.json()["code"], refused.json()["retryable"]) == (503, "overloaded", True)

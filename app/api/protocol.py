@@ -71,6 +71,11 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._await_head()
 
+    @property
+    def awaits_head(self) -> bool:
+        """Whether a request is to come: the connection's first, or a later one whose first bytes are here."""
+        return self._head_timer is not None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_awaiting_head()
         super().connection_lost(exc)
