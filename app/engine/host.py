@@ -96,7 +96,7 @@ class _FrontEnd(asyncio.Protocol):
 
     def __init__(self, host: EngineHost, segment: Segment) -> None:
         self._host = host
-        self._segment = segment
+        self._segment: Segment | None = segment
         self._tasks: dict[int, asyncio.Task[Scored]] = {}
         self._slots: set[int] = set()
         self._received = b""
@@ -115,6 +115,7 @@ class _FrontEnd(asyncio.Protocol):
         self._transport = None
         for task in self._tasks.values():
             task.cancel()
+        self._let_go()
         self._host.left(self)
 
     def data_received(self, data: bytes) -> None:
@@ -143,9 +144,11 @@ class _FrontEnd(asyncio.Protocol):
             self._transport.close()
 
     def _is_new(self, request_id: int, slot: int) -> bool:
-        return request_id not in self._tasks and slot not in self._slots and slot < self._segment.layout.count
+        count = self._segment.layout.count if self._segment else 0
+        return request_id not in self._tasks and slot not in self._slots and slot < count
 
     def _begin(self, request_id: int, slot: int, deadline: float) -> None:
+        assert self._segment is not None
         run = self._host.engine.run(self._segment.pixels(slot), deadline)
         task: asyncio.Task[Scored] = asyncio.get_running_loop().create_task(run)
         self._tasks[request_id] = task
@@ -156,8 +159,9 @@ class _FrontEnd(asyncio.Protocol):
     def _has_settled(self, request_id: int, slot: int, task: asyncio.Task[Scored]) -> None:
         del self._tasks[request_id]
         self._slots.discard(slot)
+        self._let_go()
         error = None if task.cancelled() else task.exception()
-        if self._transport is None:
+        if self._transport is None or self._segment is None:
             return
         if task.cancelled():
             record = wire.ANSWER.pack(wire.RELEASED, 0, 0, request_id, 0.0, 0.0)
@@ -178,6 +182,11 @@ class _FrontEnd(asyncio.Protocol):
                 scored.inference_seconds,
             )
         self._send(record)
+
+    def _let_go(self) -> None:
+        """Of the memory, once the front-end has gone and nothing of it runs: now, not with the garbage collector."""
+        if self._transport is None and not self._tasks:
+            self._segment = None
 
     def _send(self, record: bytes) -> None:
         """With all else that this round of the event loop has to say."""

@@ -32,7 +32,7 @@ class RemoteEngine:
 
     def __init__(self, connection: socket.socket, segment: Segment, board: Board) -> None:
         self._connection = connection
-        self._segment = segment
+        self._segment: Segment | None = segment
         self._board = board
         # Last in, first out: few slots are ever touched where few are in use at once.
         self._free = list(range(segment.layout.count))
@@ -58,7 +58,8 @@ class RemoteEngine:
 
     async def run(self, item: Pixels, deadline: float) -> Scored:
         """As `Engine` says. The image's slot is free again once the engine has said that it is done with it."""
-        if not self._is_ready or self._transport is None:
+        segment = self._segment
+        if not self._is_ready or self._transport is None or segment is None:
             raise EngineUnavailable(retry_after_seconds=retry_after_seconds(_BACK_SECONDS))
         if not self._free:
             wait = self.state().predicted_wait_seconds
@@ -67,7 +68,7 @@ class RemoteEngine:
         if deadline <= now:
             raise DeadlineExceeded()
         slot = self._free.pop()
-        np.copyto(self._segment.pixels(slot), item, casting="no")
+        np.copyto(segment.pixels(slot), item, casting="no")
         loop = asyncio.get_running_loop()
         self._last_id += 1
         request_id = self._last_id
@@ -126,7 +127,7 @@ class RemoteEngine:
                 continue
             asked = self._asked.pop(request_id)
             if not asked.answer.done():
-                if kind == wire.SCORED:
+                if kind == wire.SCORED and self._segment is not None:
                     scores = self._segment.scores(asked.slot).copy()
                     score_kind = wire.SCORE_KINDS[detail]
                     asked.answer.set_result(Scored(scores, score_kind, batch_size, seconds, inference_seconds))
@@ -147,6 +148,8 @@ class RemoteEngine:
             if not asked.answer.done():
                 asked.answer.set_exception(EngineUnavailable(retry_after_seconds=retry_after_seconds(_BACK_SECONDS)))
         self._asked.clear()
+        # Now, and not with the garbage collector.
+        self._segment = None
         if not self._ended.done():
             self._ended.set_result(DeviceLost("The engine's process has ended"))
 

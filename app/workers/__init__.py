@@ -35,6 +35,6 @@ def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[ModelFacts
         from ..process import serve as serve_alone
 
         return serve_alone(settings, reporter, on_ready)
-    from .supervisor import serve_together
+    from .together import serve_together
 
     return serve_together(settings, workers, reporter, on_ready)

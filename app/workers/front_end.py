@@ -15,7 +15,7 @@ from ..engine.board import Board
 from ..engine.remote import RemoteEngine
 from ..engine.segment import Segment, SlotLayout
 from ..errors import EngineUnavailable
-from ..interpreter import spare_requests_from_collection
+from ..interpreter import leave, spare_requests_from_collection
 from ..loading import LoadedModel
 from ..metrics import Metrics
 from ..opening import LogReporter
@@ -38,11 +38,10 @@ def serve_front_end(
     `settings` are this front-end's own, `number` is its place on the board.
     """
     shared = Board(board)
-    failures: list[Exception] = []
 
     def on_failure(error: Exception) -> None:
-        failures.append(error)
-        server.should_exit = True
+        # At once: a stop in good order closes the door, which is everybody's.
+        leave(1)
 
     front_end = _FrontEnd(control, shared, metrics, lambda sent: server.handle_exit(sent, None))
     hooks = Hooks(LogReporter(), lambda model: None, on_failure)
@@ -50,7 +49,7 @@ def serve_front_end(
     _take_signals_from_the_supervisor(server)
     spare_requests_from_collection()
     server.run(sockets=[socket.socket(fileno=listener)])
-    return 1 if failures else 0
+    return 0
 
 
 def _take_signals_from_the_supervisor(server: Server) -> None:

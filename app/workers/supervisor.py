@@ -5,20 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import socket
-import sys
-import tempfile
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from ..engine.board import Board, create_board
 from ..engine.segment import SlotLayout, create_segment
-from ..errors import DeviceLost, SettingError, StartError
-from ..listening import address_of, listen
+from ..errors import DeviceLost, StartError
 from ..loading import ModelFacts
 from ..logs import share_output
 from ..metrics import SharedFiles
@@ -26,7 +22,6 @@ from ..opening import Reporter
 from ..settings import Settings
 from .child import Child
 from .control import Message, take_from_memory
-from .division import divide
 from .facts import facts_from_json
 from .restarts import Restarts
 
@@ -43,42 +38,7 @@ _MOST_FALSE_STARTS = 3
 _EXTRA_SECONDS = 5.0
 
 
-def serve_together(settings: Settings, workers: int, reporter: Reporter, on_ready: OnReady) -> Exception | None:
-    """As `workers.serve`, with `workers` front-ends and an engine of its own."""
-    if settings.log_format == "auto":
-        settings = settings.model_copy(update={"log_format": "text" if os.isatty(sys.stderr.fileno()) else "json"})
-    divided = divide(settings, workers)
-    with closing(listen(settings)) as listener:
-        address = address_of(settings, listener)
-        folder = _metrics_folder(workers)
-        try:
-            logger.info(
-                "Listening on %s with %d front-end processes; /healthz answers, /readyz will once the model is loaded.",
-                address,
-                workers,
-            )
-            supervisor = Supervisor(
-                settings, divided, listener, folder, reporter, lambda facts: on_ready(facts, address)
-            )
-            return asyncio.run(supervisor.run())
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _metrics_folder(workers: int) -> Path:
-    try:
-        folder = Path(tempfile.mkdtemp(prefix="resnet-serve-"))
-        for name in (ENGINE, *(_front_end_name(number) for number in range(workers))):
-            SharedFiles(folder, name).create()
-    except OSError as error:
-        raise SettingError(
-            f"Several processes share their metrics in files, and none can be written to {tempfile.gettempdir()}: "
-            f"{error.strerror}. Set TMPDIR to a folder with some megabytes of room, or RESNET_HTTP_WORKERS to 1."
-        ) from None
-    return folder
-
-
-def _front_end_name(number: int) -> str:
+def front_end_name(number: int) -> str:
     return f"front-end-{number}"
 
 
@@ -180,7 +140,7 @@ class Supervisor:
     async def _keep_front_end(self, number: int) -> None:
         deaths = Restarts(None, 60.0, 0.1)
         false_starts = Restarts(_MOST_FALSE_STARTS, _ENGINE_WINDOW_SECONDS, 0.5)
-        files = SharedFiles(self._metrics_folder, _front_end_name(number))
+        files = SharedFiles(self._metrics_folder, front_end_name(number))
         while not self._is_stopping:
             child = await Child.start(
                 "front-end",
