@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 
 from ..batching import retry_after_seconds
-from ..errors import DeadlineExceeded, DeviceLost, EngineUnavailable, Overloaded
+from ..errors import DeadlineExceeded, DeviceLost, EngineUnavailable, Overloaded, ServiceError
 from ..types import Pixels
 from . import wire
 from .base import EngineState, Scored
@@ -103,7 +103,8 @@ class RemoteEngine:
 
     async def close(self) -> None:
         """Leave the engine: what was asked is failed, and cancelled there."""
-        self._is_closed = True
+        # One that has ended before is none that was left.
+        self._is_closed = not self._ended.done()
         if self._transport is not None:
             self._transport.close()
         else:
@@ -132,7 +133,7 @@ class RemoteEngine:
                     score_kind = wire.SCORE_KINDS[detail]
                     asked.answer.set_result(Scored(scores, score_kind, batch_size, seconds, inference_seconds))
                 elif kind == wire.FAILED:
-                    asked.answer.set_exception(wire.unpack_error(detail, seconds))
+                    asked.answer.set_exception(_retryable(wire.unpack_error(detail, seconds)))
                 else:  # cancelled there, and not from here
                     asked.answer.set_exception(EngineUnavailable())
             self._free.append(asked.slot)
@@ -162,6 +163,13 @@ class RemoteEngine:
     def _cancel(self, request_id: int) -> None:
         if request_id in self._asked and self._transport is not None:
             self._transport.write(wire.REQUEST.pack(wire.CANCEL, 0, request_id, 0.0))
+
+
+def _retryable(error: ServiceError) -> ServiceError:
+    """An engine that gives up is followed by another one, about then."""
+    if isinstance(error, EngineUnavailable) and error.retry_after_seconds is None:
+        error.retry_after_seconds = retry_after_seconds(_BACK_SECONDS)
+    return error
 
 
 class _Asked:
