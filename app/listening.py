@@ -41,6 +41,24 @@ def listen(settings: Settings) -> socket.socket:
         ) from None
 
 
+def listen_together(settings: Settings, count: int) -> list[socket.socket]:
+    """`count` listening sockets on one address, among which the kernel divides new connections evenly, by chance.
+
+    One socket for several processes would not do: whoever is awake takes all that wait there, sixteen of sixteen as
+    measured. Raises `SettingError` as `listen`.
+    """
+    # Alone first: sockets that share a port would also share it with a service that is there already.
+    with listen(settings) as alone:
+        family, port = alone.family, alone.getsockname()[1]
+    try:
+        return [
+            socket.create_server((settings.host, port), family=family, backlog=BACKLOG, reuse_port=True)
+            for _ in range(count)
+        ]
+    except OSError as error:
+        raise SettingError(f"Cannot listen on {settings.host}:{port} in several processes: {error}.") from None
+
+
 def address_of(settings: Settings, listener: socket.socket) -> str:
     """An address that a person on this machine can paste."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)

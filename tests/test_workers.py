@@ -68,7 +68,7 @@ def test_many_clients_get_their_own_answers(service: Several) -> None:
 
 
 def test_both_front_ends_take_connections(service: Several) -> None:
-    """Of connections that come, neither gets all: they go to whoever is awake first."""
+    """Of connections that come in a row, each front-end is given some."""
     host, port = service.address.removeprefix("http://").split(":")
     front_ends = service.pids("front-end")
     before = [len(os.listdir(f"/proc/{pid}/fd")) for pid in front_ends]
@@ -199,6 +199,15 @@ def test_a_start_that_fails_says_why_and_ends(tmp_path: Path, flags: tuple[str, 
         said = service.wait_for("Error:")
     assert all(part in said for part in expected), said
     assert not any("Traceback" in line for line in service.lines)
+
+
+def test_a_taken_port_is_told_at_once(service: Several, tmp_path: Path) -> None:
+    """A second service on the port of one that has several sockets there is told so, and takes none of its clients."""
+    port = service.address.rpartition(":")[2]
+    flags = ("--backend", "null", "--http-workers", "2", "--port", port)
+    with service_process(*flags, folder=tmp_path) as second:
+        assert second.ended() == 1
+        assert "--port" in second.wait_for("Cannot listen")
 
 
 def test_front_ends_that_never_start_end_the_service(tmp_path: Path) -> None:

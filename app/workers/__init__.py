@@ -1,6 +1,6 @@
 """One service as several processes: front-ends that take requests and decode, and one that runs the model.
 
-    supervisor      the command itself: holds the listening socket, starts the others and starts them again, takes the
+    supervisor      the command itself: holds the listening sockets, starts the others and starts them again, takes the
                     signals, gives the exit status
     front-ends      RESNET_HTTP_WORKERS of them, each the whole HTTP service without a model: `front_end`
     engine          the only one with the weights: `engine_process`

@@ -40,7 +40,7 @@ def serve_front_end(
     shared = Board(board)
 
     def on_failure(error: Exception) -> None:
-        # At once: a stop in good order closes the door, which is everybody's.
+        # At once: a stop in good order closes the door, behind which the next one's clients wait.
         leave(1)
 
     front_end = _FrontEnd(control, shared, metrics, lambda sent: server.handle_exit(sent, None))

@@ -49,15 +49,17 @@ class Supervisor:
         self,
         settings: Settings,
         divided: list[Settings],
-        listener: socket.socket,
+        listeners: list[socket.socket],
         metrics_folder: Path,
         reporter: Reporter,
         on_ready: Callable[[ModelFacts], None],
     ) -> None:
-        """`divided` has each front-end's own settings."""
+        """`divided` and `listeners` have one of each front-end's own. What waits at a listener whose front-end died
+        is its successor's.
+        """
         self._settings = settings
         self._divided = divided
-        self._listener = listener
+        self._listeners = listeners
         self._metrics_folder = metrics_folder
         self._reporter = reporter
         self._on_ready = on_ready
@@ -101,9 +103,10 @@ class Supervisor:
             child.send("signal", number=number)
 
     def _begin_stop(self) -> None:
-        """No front-end is started any more: the last that closes the door closes it for all."""
+        """No front-end is started any more: each closes its own door, which is the last to hold it."""
         self._is_stopping = True
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         self._stop.set()
 
     def _fail(self, error: Exception) -> None:
@@ -146,7 +149,7 @@ class Supervisor:
                 "front-end",
                 files.process,
                 partial(self._from_front_end, number),
-                [self._listener.fileno(), self._board_descriptor, self._log_lock],
+                [self._listeners[number].fileno(), self._board_descriptor, self._log_lock],
                 {"PROMETHEUS_MULTIPROC_DIR": str(self._metrics_folder)},
                 settings=self._divided[number].model_dump_json(),
                 number=number,

@@ -8,11 +8,11 @@ import os
 import shutil
 import sys
 import tempfile
-from contextlib import closing
+from contextlib import ExitStack
 from pathlib import Path
 
 from ..errors import SettingError
-from ..listening import address_of, listen
+from ..listening import address_of, listen_together
 from ..metrics import SharedFiles
 from ..opening import Reporter
 from ..settings import Settings
@@ -27,8 +27,9 @@ def serve_together(settings: Settings, workers: int, reporter: Reporter, on_read
     if settings.log_format == "auto":
         settings = settings.model_copy(update={"log_format": "text" if os.isatty(sys.stderr.fileno()) else "json"})
     divided = divide(settings, workers)
-    with closing(listen(settings)) as listener:
-        address = address_of(settings, listener)
+    with ExitStack() as held:
+        listeners = [held.enter_context(listener) for listener in listen_together(settings, workers)]
+        address = address_of(settings, listeners[0])
         folder = _metrics_folder(workers)
         try:
             logger.info(
@@ -37,7 +38,7 @@ def serve_together(settings: Settings, workers: int, reporter: Reporter, on_read
                 workers,
             )
             supervisor = Supervisor(
-                settings, divided, listener, folder, reporter, lambda facts: on_ready(facts, address)
+                settings, divided, listeners, folder, reporter, lambda facts: on_ready(facts, address)
             )
             return asyncio.run(supervisor.run())
         finally:
