@@ -9,8 +9,11 @@ from pathlib import Path
 
 import httpx
 
+from app.backends.null import NullBackend
+from app.images import decode
+from tests.photos import LIMITS, make_jpeg
 from tests.running import wait_until
-from tests.several_processes import Several, ask_all, several_processes, statuses
+from tests.several_processes import Several, ask_all, other_checkpoint, several_processes, statuses
 from tests.test_workers import ANSWERED
 
 
@@ -107,6 +110,26 @@ def test_a_model_call_that_hangs_is_cured_by_a_restart(tmp_path: Path) -> None:
         assert several.pids("engine") != [engine]
         assert statuses(ask_all(several, pool, range(4))) == [200] * 4
         assert several.service.stop() == 0
+
+
+def test_a_new_checkpoint_is_served_whole_once_the_engine_has_it(tmp_path: Path) -> None:
+    """Where the weights were exchanged, an engine that is started again brings its version, labels and input along."""
+    with several_processes(tmp_path) as several, several.client() as client:
+        image = make_jpeg(1)
+        assert client.post("/predict", content=image).json()["model"]["version"] == "00000000"
+        (tmp_path / "version").write_text("12345678" * 8)
+        (engine,) = several.pids("engine")
+        os.kill(engine, signal.SIGKILL)
+        wait_until(lambda: several.pids("engine") not in ([], [engine]))
+        several.wait_until_ready()
+        checkpoint = other_checkpoint("12345678" * 8)
+        pixels = decode(image, checkpoint.preprocessing, LIMITS)
+        expected = NullBackend(checkpoint).classes_of(pixels)
+        for _ in range(6):
+            answer = client.post("/predict", content=image).json()
+            assert answer["model"]["version"] == "12345678"
+            assert tuple(each["class_id"] for each in answer["predictions"][:2]) == expected
+            assert answer["predictions"][0]["label"] == f"kind {expected[0]}"
 
 
 def test_no_process_outlives_its_supervisor(tmp_path: Path) -> None:

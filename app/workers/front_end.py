@@ -130,6 +130,7 @@ class _FrontEnd:
         self._metrics.look()
         self._control.tell("ready")
         await engine.until_lost()
+        self._metrics.look()
         await engine.close()
 
     def _model(self, message: Message) -> LoadedModel:
