@@ -18,12 +18,13 @@ from .types import Classification, StageTimings
 
 DEFAULT_TOP_K = 5
 
-Phase = Literal["loading", "warming", "ready", "stuck", "draining", "failed"]
+Phase = Literal["loading", "warming", "ready", "stuck", "restarting", "draining", "failed"]
 
 # How long all decoders may be held by images that do not end before only a restart is the cure: what is slow, and does
 # not hang, has ended by then.
 _STUCK_SECONDS = 60.0
 _LOST = "The device is beyond repair; this server ends, to be started again."
+_RESTARTING = "The model's process has ended and is being started again."
 _STUCK = "Every decoder is held by an image that takes longer than this server allows."
 
 
@@ -34,6 +35,23 @@ class ServiceState:
     phase: Phase
     ready: bool
     reason: str | None
+
+
+class Places:
+    """Images that have a place: from their last byte to their answer."""
+
+    def __init__(self) -> None:
+        self._own = 0
+
+    @property
+    def taken(self) -> int:
+        return self._own
+
+    def take(self) -> None:
+        self._own += 1
+
+    def give_back(self) -> None:
+        self._own -= 1
 
 
 class Classifier:
@@ -51,14 +69,15 @@ class Classifier:
         max_queue: int = 256,
         longest_seconds: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
+        places: Places | None = None,
     ) -> None:
+        """`places` counts those of other processes too, where the service has several."""
         self.metrics = metrics
         self.model: LoadedModel | None = None
         self.draining = False
         self.failure: str | None = None
         self.decoder = decoder
-        self.accepted = 0
-        """Images with a place: from their last byte to their answer."""
+        self.places = places or Places()
         self._max_queue = max_queue
         self._longest_seconds = longest_seconds
         self._clock = clock
@@ -76,6 +95,8 @@ class Classifier:
         engine = self.model.engine.state()
         if engine.reason == "lost":
             return ServiceState("failed", False, _LOST)
+        if engine.reason == "restarting":
+            return ServiceState("restarting", False, _RESTARTING)
         if not engine.ready:
             return ServiceState("warming", False, "The model is loaded and warms up.")
         if not self.decoder.usable:
@@ -92,7 +113,7 @@ class Classifier:
         engine = model.engine.state() if model is not None else None
         if model is None or engine is None or not engine.ready or not self.decoder.usable:
             state = self.state()
-            kind = EngineUnavailable if state.phase in ("failed", "stuck") else NotReady
+            kind = EngineUnavailable if state.phase in ("failed", "stuck", "restarting") else NotReady
             raise kind(state.reason, retry_after_seconds=2.0)
         self._check_load(engine, min(seconds or self._longest_seconds, self._longest_seconds))
         return model
@@ -100,7 +121,7 @@ class Classifier:
     def _check_load(self, engine: EngineState, seconds: float) -> None:
         """Whether an image with `seconds` left would be answered in time. Raises `Overloaded`."""
         wait = self.decoder.predicted_wait_seconds + engine.predicted_wait_seconds
-        if self.accepted >= self._max_queue + engine.capacity:
+        if self.places.taken >= self._max_queue + engine.capacity:
             self.metrics.shed.labels("full").inc()
             raise Overloaded(retry_after_seconds=retry_after_seconds(wait))
         late_by = wait + engine.predicted_run_seconds - seconds
@@ -124,11 +145,11 @@ class Classifier:
         """
         began = self._clock()
         self._check_load(model.engine.state(), deadline - began)
-        self.accepted += 1
+        self.places.take()
         try:
             return await self._classify(model, data, top_k, deadline, began)
         finally:
-            self.accepted -= 1
+            self.places.give_back()
 
     async def _classify(
         self, model: LoadedModel, data: bytes, top_k: int, deadline: float, began: float

@@ -1,13 +1,18 @@
-"""Closing a listening socket so that no connection is lost in the moment between the last accept and the close."""
+"""The listening socket: opened before all else, and closed so that no connection is lost in the closing."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import socket
 import struct
 import sys
 from contextlib import suppress
 
+from .errors import SettingError
+from .settings import Settings
+
+BACKLOG = 2048
 # Linux, include/uapi/asm-generic/socket.h; Python does not name it.
 _SO_ATTACH_FILTER = 26
 # A classic BPF program of (operation, jump if true, jump if false, operand), from include/uapi/linux/bpf_common.h. What
@@ -20,6 +25,45 @@ _NO_NEW_CONNECTION = (
     (0x06, 0, 0, 0),  # drop
     (0x06, 0, 0, 0xFFFFFFFF),  # let through
 )
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket, bound before anything is loaded: a taken port is told at once."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        # create_server adds the address to the message; a failed look-up of the host has a code of its own.
+        reason = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error
+        raise SettingError(
+            f"Cannot listen on {settings.host}:{settings.port}: {reason}. Choose another address with --host and "
+            f"--port (RESNET_HOST, RESNET_PORT), or stop what uses this one."
+        ) from None
+
+
+def listen_together(settings: Settings, count: int) -> list[socket.socket]:
+    """`count` listening sockets on one address, among which the kernel divides new connections evenly, by chance.
+
+    One socket for several processes would not do: whoever is awake takes all that wait there, sixteen of sixteen as
+    measured. Raises `SettingError` as `listen`.
+    """
+    # Alone first: sockets that share a port would also share it with a service that is there already.
+    with listen(settings) as alone:
+        family, port = alone.family, alone.getsockname()[1]
+    try:
+        return [
+            socket.create_server((settings.host, port), family=family, backlog=BACKLOG, reuse_port=True)
+            for _ in range(count)
+        ]
+    except OSError as error:
+        raise SettingError(f"Cannot listen on {settings.host}:{port} in several processes: {error}.") from None
+
+
+def address_of(settings: Settings, listener: socket.socket) -> str:
+    """An address that a person on this machine can paste."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"http://{host}:{listener.getsockname()[1]}"
 
 
 def admit_no_more(listener: socket.socket) -> None:

@@ -24,13 +24,12 @@ _BYTES_A_PIXEL = 24
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """What a request takes once, at admission, and keeps to its answer; a later swap is one assignment."""
+class ModelFacts:
+    """All that is to be known of a model but its engine: what one process can tell another."""
 
     identity: ModelIdentity
     preprocessing: Preprocessing
     labels: tuple[str, ...]
-    engine: Engine
     backend: str
     device: str
     source: str
@@ -39,6 +38,13 @@ class LoadedModel:
     @property
     def class_count(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel(ModelFacts):
+    """What a request takes once, at admission, and keeps to its answer; a later swap is one assignment."""
+
+    engine: Engine
 
 
 def load_model(

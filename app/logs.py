@@ -9,6 +9,7 @@ one is written as an escape.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import queue
 import sys
@@ -36,6 +37,18 @@ def set_up_logging(level: str, log_format: LogFormat = "text", *, in_background:
     # Each request of the download's HTTP client is no news, and uvicorn says twice what `serve` says once.
     for name in ("httpx", "httpcore", "uvicorn.error"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def share_output(lock: int) -> None:
+    """From now on, write each line while holding `lock`: other processes write to the same place.
+
+    `lock` is the descriptor of a file that they all have. The kernel keeps lines of up to 4 KB apart by itself, and
+    those only in pipes.
+    """
+    for handler in logging.getLogger().handlers:
+        stream = handler.target if isinstance(handler, BackgroundHandler) else handler
+        if isinstance(stream, _Stream):
+            stream.lock_descriptor = lock
 
 
 def dropped_lines() -> int:
@@ -78,6 +91,17 @@ class _Stream(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self.failed = 0
+        self.lock_descriptor: int | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.lock_descriptor is None:
+            super().emit(record)
+            return
+        fcntl.lockf(self.lock_descriptor, fcntl.LOCK_EX)
+        try:
+            super().emit(record)
+        finally:
+            fcntl.lockf(self.lock_descriptor, fcntl.LOCK_UN)
 
     def handleError(self, record: logging.LogRecord) -> None:
         self.failed += 1
@@ -88,7 +112,7 @@ class BackgroundHandler(logging.Handler):
 
     def __init__(self, target: logging.Handler, most_waiting: int = _MOST_WAITING) -> None:
         super().__init__()
-        self._target = target
+        self.target = target
         self._full = 0
         self._records: queue.Queue[logging.LogRecord | None] = queue.Queue(most_waiting)
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
@@ -96,7 +120,7 @@ class BackgroundHandler(logging.Handler):
 
     @property
     def dropped(self) -> int:
-        return self._full + getattr(self._target, "failed", 0)
+        return self._full + getattr(self.target, "failed", 0)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -116,4 +140,4 @@ class BackgroundHandler(logging.Handler):
 
     def _write(self) -> None:
         while (record := self._records.get()) is not None:
-            self._target.handle(record)
+            self.target.handle(record)

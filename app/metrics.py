@@ -1,22 +1,87 @@
-"""What the service counts and times, as one object for each service (no module globals)."""
+"""What the service counts and times, as one object for each process (no module globals).
+
+Where several processes are one service, each keeps its values in files that all can read (prometheus_client's
+multiprocess mode), and whichever is asked answers for all of them. The files of a process that died count on in the one
+that takes its place, so that no counter falls.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
+from prometheus_client import Gauge as _Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector
+
+# How late the event loop is, and what gauges say that several processes share, is looked at as often as this.
+_LOOK_SECONDS = 0.5
 
 _STAGE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+# As prometheus_client names them: what is kept, and of gauges how those of several processes become one.
+_FILE_KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemin", "gauge_livemax")
+_FILE_BYTES = 256 * 1024
 _SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
+@dataclass(frozen=True, slots=True)
+class SharedFiles:
+    """Where several processes keep their metrics, and which of them this one is.
+
+    The environment's `PROMETHEUS_MULTIPROC_DIR` has to name the same folder. A process takes the name of the one that
+    it replaces.
+    """
+
+    folder: Path
+    process: str
+
+    def create(self) -> None:
+        """Make the process's files, empty and with their space taken: a page that finds none would kill its writer."""
+        for kind in _FILE_KINDS:
+            with self._file(kind).open("xb") as file:
+                os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
+
+    def forget_gauges(self) -> None:
+        """The process has died: what it counted stays, what it measured is no more."""
+        for kind in _FILE_KINDS:
+            if kind.startswith("gauge"):
+                with self._file(kind).open("r+b") as file:
+                    file.write(bytes(8))  # how much of it is used
+
+    def _file(self, kind: str) -> Path:
+        return self.folder / f"{kind}_{self.process}.db"
+
+
 class Metrics:
-    """Prometheus metrics of one service, in a registry of its own."""
+    """Prometheus metrics of one process, in a registry of its own."""
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self) -> None:
+    def __init__(self, shared: SharedFiles | None = None) -> None:
+        """With `shared`, `render` answers for all processes whose files lie there."""
         self.registry = CollectorRegistry()
+        self._rendered = self.registry
+        self._looked_at: list[tuple[_Gauge, Callable[[], float]]] = []
+        looked_at = self._looked_at
+        if shared is not None:
+            values.ValueClass = values.MultiProcessValue(lambda: shared.process)  # type: ignore[no-untyped-call]
+            self._rendered = CollectorRegistry()
+            MultiProcessCollector(self._rendered, str(shared.folder))  # type: ignore[no-untyped-call]
+
+        class Gauge(_Gauge):
+            """Of a shared gauge the value is written; a function is asked for it now and then."""
+
+            def set_function(self, f: Callable[[], float]) -> None:
+                if shared is None:
+                    super().set_function(f)
+                else:
+                    looked_at.append((self, f))
+
         self.requests = Counter(
             "resnet_requests",
             "Answers sent, by route, status and error code.",
@@ -41,6 +106,7 @@ class Metrics:
             "resnet_decode_slots_lost",
             "Decodes that are over their time limit and have not ended yet.",
             registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self.batch_size = Histogram(
             "resnet_batch_size",
@@ -70,18 +136,23 @@ class Metrics:
             registry=self.registry,
         )
         self.predicted_wait = Gauge(
-            "resnet_predicted_wait_seconds", "How long an image that came now would wait.", registry=self.registry
+            "resnet_predicted_wait_seconds",
+            "How long an image that came now would wait.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
         )
         self.batch_cap = Gauge(
             "resnet_batch_cap",
             "Largest batch formed at present; less than planned after the device ran out of memory.",
             registry=self.registry,
+            multiprocess_mode="livemax",
         )
         self.latency_model = Gauge(
             "resnet_latency_model_seconds",
             "What a batch is expected to take: alpha, and beta for each image.",
             ["term"],
             registry=self.registry,
+            multiprocess_mode="livemax",
         )
         self.event_loop_lag = Histogram(
             "resnet_event_loop_lag_seconds",
@@ -89,29 +160,58 @@ class Metrics:
             buckets=_LAG_BUCKETS,
             registry=self.registry,
         )
-        self.queue_depth = Gauge("resnet_queue_depth", "Images waiting for a stage.", ["stage"], registry=self.registry)
-        self.ready = Gauge("resnet_ready", "1 while requests are served, else 0.", registry=self.registry)
+        self.queue_depth = Gauge(
+            "resnet_queue_depth",
+            "Images waiting for a stage.",
+            ["stage"],
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+        self.ready = Gauge(
+            "resnet_ready", "1 while requests are served, else 0.", registry=self.registry, multiprocess_mode="livemin"
+        )
         self.model = Gauge(
             "resnet_model",
             "Always 1; its labels say what is served.",
             ["name", "version", "backend", "device"],
             registry=self.registry,
+            multiprocess_mode="livemax",
         )
 
         self.open_uploads = Gauge(
-            "resnet_open_uploads", "Requests whose bodies are on their way.", registry=self.registry
+            "resnet_open_uploads",
+            "Requests whose bodies are on their way.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self.received_bytes = Gauge(
             "resnet_received_bytes",
             "Bytes of bodies held for requests that are not answered yet.",
             registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self.log_lines_dropped = Gauge(
             "resnet_log_lines_dropped",
             "Log lines that could not be written: a full disk, or a reader that has stopped.",
             registry=self.registry,
+            multiprocess_mode="livesum",
         )
 
     def render(self) -> bytes:
-        """The metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        """The metrics in Prometheus' text format. Reads files where several processes share them."""
+        self.look()
+        return generate_latest(self._rendered)
+
+    def look(self) -> None:
+        """Write what shared gauges say now."""
+        for gauge, function in self._looked_at:
+            gauge.set(function())
+
+    async def look_often(self) -> None:
+        """Measure how late the event loop is, what holds it holds every request, and `look`; for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _LOOK_SECONDS
+            await asyncio.sleep(_LOOK_SECONDS)
+            self.event_loop_lag.observe(max(0.0, loop.time() - due))
+            self.look()

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
-from typing import NoReturn
 
 import uvicorn
 
 from .api import ConnectionLimits, HttpProtocol
 from .classifier import Classifier
-from .errors import SettingError
-from .listening import admit_no_more
-from .loading import LoadedModel
+from .interpreter import leave, spare_requests_from_collection
+from .listening import BACKLOG, address_of, admit_no_more, listen
+from .loading import LoadedModel, ModelFacts
 from .opening import Reporter
-from .server import Hooks, create_app
+from .server import Hooks, Parts, create_app
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 30
 # How long a handshake that has begun may take to end, and a connection that was accepted last to send its request.
 _HANDSHAKE_SECONDS, _ARRIVAL_SECONDS = 0.25, 1.0
@@ -38,15 +33,12 @@ _LOOK_SECONDS = 0.01
 _CLOSE = (b"connection", b"close")
 # uvicorn ticks ten times a second.
 _TICKS_PER_CHECK = 10
-_FLUSH_SECONDS = 3.0
-# New objects before the youngest are gone through, and how many such rounds before the middle and the oldest are.
-_COLLECTION_THRESHOLDS = (50_000, 20, 100)
 # How long a process whose device is lost may take to end.
 _LAST_SECONDS = 15.0
 
 
-def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[LoadedModel, str], None]) -> Exception | None:
-    """Serve until told to stop; returns the error that ended it, or None after SIGTERM or Ctrl-C.
+def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[ModelFacts, str], None]) -> Exception | None:
+    """Serve in this process alone, until told to stop; returns the error that ended it, or None after a signal.
 
     `on_ready` is given the model and the service's address. Raises `SettingError` where the address cannot be had.
     """
@@ -72,22 +64,9 @@ def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[LoadedMode
     return failures[0] if failures else None
 
 
-def spare_requests_from_collection() -> None:
-    """Keep Python's cyclic garbage collector from holding the event loop.
-
-    It stops everything while it goes through what lives: some 30 ms for what the start has made, or for 500 requests
-    that wait for their bodies, as often as once a second; the slowest of the good requests beside those took twice as
-    long. So what the start has made is left out, and what has lived for long is gone through rarely. Nothing large may
-    wait for it: whoever holds a body or pixels drops them, also where an exception's frames hold them too.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_COLLECTION_THRESHOLDS)
-
-
-def build_server(settings: Settings, hooks: Hooks) -> Server:
+def build_server(settings: Settings, hooks: Hooks, parts: Parts | None = None) -> Server:
     """A server of the app, not started yet."""
-    app = create_app(settings, hooks)
+    app = create_app(settings, hooks, parts)
     limits = ConnectionLimits(
         header_seconds=settings.header_timeout_seconds,
         header_bytes=settings.max_header_bytes,
@@ -109,7 +88,7 @@ def build_server(settings: Settings, hooks: Hooks) -> Server:
         forwarded_allow_ips=settings.forwarded_allow_ips,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_seconds)),
-        backlog=_BACKLOG,
+        backlog=BACKLOG,
     )
 
     def on_stop() -> bool:
@@ -120,23 +99,6 @@ def build_server(settings: Settings, hooks: Hooks) -> Server:
         return was_ready
 
     return Server(config, settings.shutdown_linger_seconds, on_stop)
-
-
-def leave(status: int) -> NoReturn:
-    """End the process with `status` without joining threads: one that is stuck, or still loads, must not hold it."""
-    # Nor must a reader of the log that has stopped.
-    last_words = threading.Thread(target=_flush, name="flush", daemon=True)
-    last_words.start()
-    last_words.join(_FLUSH_SECONDS)
-    os._exit(status)
-
-
-def _flush() -> None:
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        # Closed from the start it is None; on a full disk it cannot be flushed.
-        with suppress(OSError, ValueError, AttributeError):
-            stream.flush()
 
 
 class Server(uvicorn.Server):
@@ -229,24 +191,3 @@ def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
             return
         connection.setblocking(False)
         yield connection
-
-
-def listen(settings: Settings) -> socket.socket:
-    """The listening socket, bound before anything is loaded: a taken port is told at once."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        # create_server adds the address to the message; a failed look-up of the host has a code of its own.
-        reason = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error
-        raise SettingError(
-            f"Cannot listen on {settings.host}:{settings.port}: {reason}. Choose another address with --host and "
-            f"--port (RESNET_HOST, RESNET_PORT), or stop what uses this one."
-        ) from None
-
-
-def address_of(settings: Settings, listener: socket.socket) -> str:
-    """An address that a person on this machine can paste."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
-    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return f"http://{host}:{listener.getsockname()[1]}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -33,7 +34,7 @@ from .api import (
     predict_router,
     problem_handlers,
 )
-from .classifier import Classifier
+from .classifier import Classifier, Places
 from .errors import StartError
 from .images import DecodeLimits, Decoder, decode
 from .images.processes import ProcessDecoder
@@ -49,8 +50,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LAG_SECONDS = 0.5
-
 
 class Hooks:
     """What the process that runs the app wants to know. Without them, a failed load is logged and shown by /healthz."""
@@ -64,6 +63,17 @@ class Hooks:
         self.reporter = reporter
         self.on_ready = on_ready
         self.on_failure = on_failure
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the app has from the process that it runs in, where that is one of several."""
+
+    metrics: Metrics
+    places: Places
+    keep_loaded: Callable[[Classifier, Hooks], Coroutine[Any, Any, None]]
+    """Gives the classifier its model, and every later one; runs until the app ends, or until the hooks are told why
+    it cannot go on."""
 
 
 def decode_limits(settings: Settings) -> DecodeLimits:
@@ -83,7 +93,7 @@ def decode_as_served(settings: Settings) -> Callable[[bytes, Preprocessing], Pix
     return lambda data, preprocessing: decode(data, preprocessing, limits)
 
 
-def build_classifier(settings: Settings, metrics: Metrics) -> Classifier:
+def build_classifier(settings: Settings, metrics: Metrics, places: Places | None = None) -> Classifier:
     """A classifier without a model yet, as the settings size and limit it."""
     plan = plan_decoding(settings)
     limits = decode_limits(settings)
@@ -110,23 +120,30 @@ def build_classifier(settings: Settings, metrics: Metrics) -> Classifier:
             timeout_seconds=settings.decode_timeout_seconds,
             observe=observe,
         )
-    return Classifier(decoder, metrics, settings.max_queue, settings.longest_request_seconds)
+    return Classifier(decoder, metrics, settings.max_queue, settings.longest_request_seconds, places=places)
 
 
-def create_app(settings: Settings, hooks: Hooks | None = None) -> FastAPI:
-    """The service as an ASGI app. It answers from its first moment; the model loads in the background."""
+def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | None = None) -> FastAPI:
+    """The service as an ASGI app. It answers from its first moment; the model loads in the background.
+
+    Without `parts` the model is loaded into this process.
+    """
     hooks = hooks or Hooks(LogReporter())
-    metrics = Metrics()
+    metrics = parts.metrics if parts else Metrics()
     metrics.log_lines_dropped.set_function(dropped_lines)
     access_log = AccessLog(metrics)
     # Before the event loop runs: how much may be decoded at once is read from files.
-    classifier = build_classifier(settings, metrics)
+    classifier = build_classifier(settings, metrics, parts.places if parts else None)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         cancellation = Cancellation()
-        loading = asyncio.create_task(_load_and_watch(classifier, settings, metrics, hooks, cancellation))
-        watching = asyncio.create_task(_watch_lag(metrics))
+        loading = asyncio.create_task(
+            parts.keep_loaded(classifier, hooks)
+            if parts
+            else _load_and_watch(classifier, settings, metrics, hooks, cancellation)
+        )
+        watching = asyncio.create_task(metrics.look_often())
         try:
             yield {"service": Service(classifier, settings, metrics)}
         finally:
@@ -221,14 +238,6 @@ async def _load_and_watch(
         return
     hooks.on_ready(model)
     hooks.on_failure(await model.engine.until_lost())
-
-
-async def _watch_lag(metrics: Metrics) -> None:
-    """How late the event loop is: what holds it holds every request."""
-    while True:
-        due = asyncio.get_running_loop().time() + _LAG_SECONDS
-        await asyncio.sleep(_LAG_SECONDS)
-        metrics.event_loop_lag.observe(max(0.0, asyncio.get_running_loop().time() - due))
 
 
 async def _in_a_daemon_thread(call: Callable[[], T]) -> T:

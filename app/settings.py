@@ -191,6 +191,13 @@ class Settings(BaseSettings):
         256_000_000, ge=1, description="Most bytes of bodies held at once, over all requests that are not answered yet."
     )
 
+    http_workers: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
+        "auto",
+        description=(
+            "Processes that take requests and decode images. 1: the whole service is one process; else the model has "
+            "one more, of its own. auto: one for every four CPUs, with a GPU for every two, up to 8."
+        ),
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins that browsers may call from, separated by commas. Unset: none."
     )

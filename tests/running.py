@@ -131,13 +131,16 @@ def service_process(
 ) -> Iterator[ServiceProcess]:
     """Start the command in `folder` on a free port; it is killed when the block ends, if it still runs.
 
-    `program` stands in for `python -m app`, where a test needs a fake at the model's border.
+    `program` stands in for `python -m app`, where a test needs a fake at the model's border. It is one process, unless
+    the flags say otherwise, for what `program` puts in place is there in no other.
     """
     start = ["-m", "app"] if program is None else ["-c", program]
     process = subprocess.Popen(
         [sys.executable, *start, "serve", "--port", "0", *flags],
         cwd=folder,
-        env=clean_environment() | {"PYTHONPATH": str(Path(__file__).parent.parent)} | (environment or {}),
+        env=clean_environment()
+        | {"PYTHONPATH": str(Path(__file__).parent.parent), "RESNET_HTTP_WORKERS": "1"}
+        | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +15,44 @@ import httpx
 import numpy as np
 import pytest
 
-from app.backends import null_checkpoint
-from app.backends.null import NullBackend
-from app.engine import InProcessEngine
+from app.engine import Engine
 from app.errors import DeviceLost, EngineUnavailable, Internal, OutOfMemory
-from app.metrics import Metrics
 from app.settings import Settings
-from app.types import Outputs, Pixels, Want
+from app.types import Pixels
 from tests.photos import make_jpeg
 from tests.running import post_image, running_server, service_process
+from tests.scripted import (
+    KINDS,
+    Kind,
+    ScriptedBackend,
+    a_row_too_many,
+    answer,
+    lost,
+    no_rows,
+    out_of_memory_above,
+    poisoned,
+    scripted_engine,
+)
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    return found
 
 
 def image(number: int) -> Pixels:
     return np.full((224, 224, 3), number, np.uint8)
 
 
-class ScriptedBackend(NullBackend):
-    """Answers with the image's own level as the best class, unless `script` does something else with a batch."""
-
-    max_batch_size = 32
-
-    def __init__(self) -> None:
-        super().__init__(null_checkpoint())
-        self.script: Callable[[Sequence[int]], Any] = lambda levels: None
-        self.batches: list[list[int]] = []
-
-    def infer(self, batch: Pixels, want: Want) -> Outputs:
-        levels = [int(each[0, 0, 0]) for each in batch]
-        self.batches.append(levels)
-        if (scripted := self.script(levels)) is not None:
-            return Outputs(np.asarray(scripted, np.float32), "logits")
-        scores = np.zeros((len(batch), 1000), np.float32)
-        scores[np.arange(len(batch)), levels] = 9.0
-        return Outputs(scores, "logits")
-
-    def warm_up(self, batch_size: int) -> None:
-        pass
-
-
-async def ask(engine: InProcessEngine, numbers: Sequence[int]) -> list[Any]:
+async def ask(engine: Engine, numbers: Sequence[int], seconds: float = 30) -> list[Any]:
     """What each image is answered with: its best class, or its error."""
-    import asyncio
 
     async def one(number: int) -> Any:
         try:
-            scored = await engine.run(image(number), time.monotonic() + 30)
+            scored = await engine.run(image(number), time.monotonic() + seconds)
         except Exception as error:
             return error
         return int(scored.scores.argmax())
@@ -67,133 +60,96 @@ async def ask(engine: InProcessEngine, numbers: Sequence[int]) -> list[Any]:
     return await asyncio.gather(*[one(number) for number in numbers])
 
 
-async def started(backend: ScriptedBackend, metrics: Metrics | None = None, **options: Any) -> InProcessEngine:
-    engine = InProcessEngine(backend, **({"max_batch_size": 32, "max_queue": 256} | options), metrics=metrics)
-    await engine.start()
-    backend.batches.clear()
-    return engine
-
-
-async def test_a_poison_fails_alone() -> None:
+async def test_a_poison_fails_alone(kind: Kind) -> None:
     """Of 32 images the one that the backend cannot take is an internal error, and all others are answered."""
-    backend = ScriptedBackend()
-    metrics = Metrics()
-    engine = await started(backend, metrics)
-
-    def poisoned(levels: Sequence[int]) -> None:
-        if 17 in levels:
-            raise ValueError("poison")
-
-    backend.script = poisoned
-    answers = await ask(engine, range(32))
-    assert [answer for number, answer in enumerate(answers) if number != 17] == [n for n in range(32) if n != 17]
-    assert isinstance(answers[17], Internal)
-    assert len(backend.batches) <= 1 + 2 * 5
-    assert b'resnet_batch_failures_total{kind="raised"}' in metrics.render()
-    await engine.close()
+    async with scripted_engine(kind) as (engine, device):
+        device.follow(partial(poisoned, 17))
+        answers = await ask(engine, range(32))
+        assert [answer for number, answer in enumerate(answers) if number != 17] == [n for n in range(32) if n != 17]
+        assert isinstance(answers[17], Internal)
+        assert sum(17 in batch for batch in device.batches()) <= 1 + 5
+        assert 'resnet_batch_failures_total{kind="raised"}' in device.metrics()
 
 
-async def test_a_wrong_number_of_rows_answers_nobody() -> None:
+async def test_a_wrong_number_of_rows_answers_nobody(kind: Kind) -> None:
     """Rows that cannot be told apart are nobody's; single images are answered, since one row is theirs."""
-    backend = ScriptedBackend()
-    engine = await started(backend)
-    backend.script = lambda levels: np.zeros((len(levels) + 1, 1000)) if len(levels) > 1 else None
-    assert await ask(engine, range(4)) == [0, 1, 2, 3]
-    backend.script = lambda levels: np.zeros((0, 1000))
-    assert all(isinstance(answer, Internal) for answer in await ask(engine, range(4)))
-    await engine.close()
+    async with scripted_engine(kind) as (engine, device):
+        device.follow(a_row_too_many)
+        assert await ask(engine, range(4)) == [0, 1, 2, 3]
+        device.follow(no_rows)
+        assert all(isinstance(answer, Internal) for answer in await ask(engine, range(4)))
 
 
-async def test_out_of_memory_splits_lowers_the_cap_and_grows_back() -> None:
+async def test_out_of_memory_splits_lowers_the_cap_and_grows_back(kind: Kind) -> None:
     """What does not fit is run in halves; batches are smaller from then on, and larger again after fifty that fit."""
-    backend = ScriptedBackend()
-    engine = await started(backend)
-    most = 8
-
-    def small_memory(levels: Sequence[int]) -> None:
-        if len(levels) > most:
-            raise OutOfMemory()
-
-    backend.script = small_memory
-    assert await ask(engine, range(32)) == list(range(32))
-    assert engine.state().capacity == 8
-    backend.batches.clear()
-    assert await ask(engine, range(32)) == list(range(32))
-    assert max(len(batch) for batch in backend.batches) == 8
-    most = 32
-    for _ in range(40):
-        assert await ask(engine, range(32)) == list(range(32))
-    assert engine.state().capacity == 32
-    await engine.close()
+    async with scripted_engine(kind) as (engine, device):
+        device.follow(partial(out_of_memory_above, 8))
+        await ask_until(engine, lambda: engine.state().capacity == 8)
+        first = len(device.batches())
+        assert await ask(engine, range(64)) == list(range(64))
+        assert max(len(batch) for batch in device.batches()[first:]) == 8
+        device.follow(answer)
+        await ask_until(engine, lambda: engine.state().capacity == 32)
 
 
-async def test_out_of_memory_for_one_image_is_retryable() -> None:
+async def ask_until(engine: Engine, condition: Callable[[], bool]) -> None:
+    """Sixty-four images again and again: how many of them share a batch is chance."""
+    for _ in range(1000):
+        assert await ask(engine, range(64)) == list(range(64))
+        if condition():
+            return
+    raise AssertionError("the condition did not come true")
+
+
+async def test_out_of_memory_for_one_image_is_retryable(kind: Kind) -> None:
     """Where not even one image fits it is told to come again; nothing else breaks."""
-    backend = ScriptedBackend()
-    engine = await started(backend)
-
-    def no_memory(levels: Sequence[int]) -> None:
-        raise OutOfMemory()
-
-    backend.script = no_memory
-    (answer,) = await ask(engine, [3])
-    assert isinstance(answer, OutOfMemory)
-    assert answer.status == 503
-    assert answer.retryable
-    backend.script = lambda levels: None
-    assert await ask(engine, [3]) == [3]
-    await engine.close()
+    async with scripted_engine(kind) as (engine, device):
+        device.follow(partial(out_of_memory_above, 0))
+        (refused,) = await ask(engine, [3])
+        assert isinstance(refused, OutOfMemory)
+        assert refused.status == 503
+        assert refused.retryable
+        device.follow(answer)
+        assert await ask(engine, [3]) == [3]
 
 
-async def test_a_lost_device_ends_the_engine() -> None:
+async def test_a_lost_device_ends_the_engine(kind: Kind) -> None:
     """An error that no later call survives: everybody is told, and so is whoever waits for it."""
-    backend = ScriptedBackend()
-    engine = await started(backend)
-
-    def lost(levels: Sequence[int]) -> None:
-        raise DeviceLost("cuda:0 failed")
-
-    backend.script = lost
-    answers = await ask(engine, range(8))
-    assert all(isinstance(answer, EngineUnavailable) for answer in answers)
-    assert len(backend.batches) == 1
-    assert (engine.state().ready, engine.state().reason) == (False, "lost")
-    assert "cuda:0 failed" in str(await engine.until_lost())
-    await engine.close()
+    async with scripted_engine(kind) as (engine, device):
+        device.follow(partial(lost, "cuda:0 failed"))
+        answers = await ask(engine, range(8))
+        assert all(isinstance(answer, EngineUnavailable) for answer in answers)
+        assert isinstance(await engine.until_lost(), DeviceLost)
+        assert "cuda:0 failed" in await device.why_lost()
+        # In a process of its own the engine is started again; here only a restart of this one helps.
+        state = engine.state()
+        assert (state.ready, state.reason) == (False, "lost" if kind == "in process" else "restarting")
+        assert isinstance((await ask(engine, [1]))[0], EngineUnavailable)
 
 
-async def test_a_hung_call_is_noticed() -> None:
+async def test_a_hung_call_is_noticed(kind: Kind) -> None:
     """A batch that takes longer than it may ends the engine while the call still hangs, and closing does not wait."""
-    backend = ScriptedBackend()
-    engine = await started(backend, hang_seconds=0.2)
-    let_go = threading.Event()
-    backend.script = lambda levels: let_go.wait(60) and None
-    try:
+    async with scripted_engine(kind, model_timeout_seconds=0.2) as (engine, device):
+        device.hold()
         began = time.monotonic()
         answers = await ask(engine, range(8))
         assert all(isinstance(answer, EngineUnavailable) for answer in answers)
-        assert "has not come back" in str(await engine.until_lost())
+        assert "has not come back" in await device.why_lost()
         await engine.close()
         assert time.monotonic() - began < 10
-    finally:
-        let_go.set()
 
 
 def test_a_lost_device_fails_health(monkeypatch: pytest.MonkeyPatch) -> None:
     """/healthz and /readyz are 503 from that moment, and the process is told to end."""
     backend = ScriptedBackend()
-
-    def lost(levels: Sequence[int]) -> None:
-        raise DeviceLost("cuda:0 failed: an illegal memory access was encountered")
-
     monkeypatch.setattr("app.loading.create_backend", lambda *arguments: backend)
     settings = Settings(backend="null", port=0, log_level="error", max_batch_size=4)
     with running_server(settings) as server, httpx.Client(base_url=server.address, timeout=30) as client:
         assert post_image(client, make_jpeg(1)).status_code == 200
-        backend.script = lost
-        answer = post_image(client, make_jpeg(1))
-        assert (answer.status_code, answer.json()["code"]) == (503, "engine_unavailable")
-        assert "illegal" not in answer.text
+        backend.script = partial(lost, "cuda:0 failed: an illegal memory access was encountered")
+        failed = post_image(client, make_jpeg(1))
+        assert (failed.status_code, failed.json()["code"]) == (503, "engine_unavailable")
+        assert "illegal" not in failed.text
         for path in ("/healthz", "/readyz"):
             assert (client.get(path).status_code, client.get(path).json()["state"]) == (503, "failed")
         refused = post_image(client, make_jpeg(1))

@@ -78,7 +78,10 @@ class Health(BaseModel):
         description="ok: a restart would not help. Where it would, the answer is a problem.", examples=["ok"]
     )
     state: str = Field(
-        description="loading, warming, ready, stuck (no decoder is free) or draining.",
+        description=(
+            "loading, warming, ready, stuck (no decoder is free), restarting (the model's process has ended) or "
+            "draining."
+        ),
         examples=["ready"],
     )
     ready: bool

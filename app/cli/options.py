@@ -20,7 +20,7 @@ _PANELS = {
     "max_batch_size": "Batching",
     "max_body_bytes": "Limits",
     "header_timeout_seconds": "Clients",
-    "cors_origins": "Deployment",
+    "http_workers": "Deployment",
     "log_format": "Log",
 }
 

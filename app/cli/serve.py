@@ -12,7 +12,7 @@ from ..settings import Settings, unknown_variables
 from .console import say_error, stderr
 
 if TYPE_CHECKING:
-    from ..loading import LoadedModel
+    from ..loading import ModelFacts
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +21,8 @@ _EXAMPLE = Path("app/data/example.jpg")
 
 def serve(settings: Settings) -> None:
     """Serve the classifier over HTTP until Ctrl-C or SIGTERM."""
-    from ..process import leave
-    from ..process import serve as run
+    from ..interpreter import leave
+    from ..workers import serve as run
     from .progress import TerminalReporter
 
     log_format = settings.log_format
@@ -48,7 +48,7 @@ def serve(settings: Settings) -> None:
     leave(0)
 
 
-def _announce(model: LoadedModel, address: str) -> None:
+def _announce(model: ModelFacts, address: str) -> None:
     """The last lines of the start: what serves, where, and a command that works when pasted."""
     _say(f"Ready: {model.identity.name} ({model.identity.version}) on {model.device}, {address}/docs", "bold green")
     _say(f"Try:   {example_command(address)}")

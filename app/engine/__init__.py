@@ -1,4 +1,4 @@
-"""The engine: what the classifier hands pixels to. In this process now; one in a process of its own has a place."""
+"""The engine: what the classifier hands pixels to. In this process, or in one of its own (`remote`, `host`)."""
 
 from .base import Engine, EngineState, Scored
 from .in_process import InProcessEngine

@@ -15,7 +15,7 @@ class EngineState:
 
     ready: bool
     reason: str | None
-    """None where it is ready; "warming", "closed" or "lost", which only a restart cures."""
+    """None where it is ready; "warming", "restarting", "closed" or "lost", which only a restart cures."""
     predicted_wait_seconds: float
     """Until its batch would start …"""
     predicted_run_seconds: float

@@ -1,0 +1,40 @@
+"""One service as several processes: front-ends that take requests and decode, and one that runs the model.
+
+    supervisor      the command itself: holds the listening sockets, starts the others and starts them again, takes the
+                    signals, gives the exit status
+    front-ends      RESNET_HTTP_WORKERS of them, each the whole HTTP service without a model: `front_end`
+    engine          the only one with the weights: `engine_process`
+
+Each child has a socket to the supervisor (`control`), and each front-end one to the engine (`engine.wire`), made by
+the supervisor and passed by descriptor. Nothing of it has a name in any file system.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from ..loading import ModelFacts
+from ..opening import Reporter
+from ..settings import Settings
+from .division import count_workers
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["serve"]
+
+
+def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[ModelFacts, str], None]) -> Exception | None:
+    """Serve in as many processes as the settings say until told to stop; returns the error that ended it, or None.
+
+    `on_ready` is given the model and the service's address. Raises `SettingError` where the address cannot be had, or
+    the settings cannot be divided.
+    """
+    workers = count_workers(settings)
+    if workers == 1:
+        from ..process import serve as serve_alone
+
+        return serve_alone(settings, reporter, on_ready)
+    from .together import serve_together
+
+    return serve_together(settings, workers, reporter, on_ready)

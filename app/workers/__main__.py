@@ -1,0 +1,44 @@
+"""A child of the supervisor: `python -m app.workers ROLE DESCRIPTOR`, started and ended by `Child`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from ..interpreter import leave
+from ..logs import set_up_logging, share_output
+from ..metrics import Metrics, SharedFiles
+from ..settings import Settings
+from .control import Control
+
+
+def main(role: str, descriptor: str) -> None:
+    # Some service managers signal every process of a service: only the supervisor decides what it means.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    os.set_inheritable(int(descriptor), False)
+    control = Control(socket.socket(fileno=int(descriptor)))
+    start = control.receive()
+    if start is None:
+        return
+    settings = Settings.model_validate_json(start.fields["settings"])
+    *descriptors, log_lock = start.descriptors
+    set_up_logging(settings.log_level, "text" if settings.log_format == "text" else "json", in_background=True)
+    share_output(log_lock)
+    folder = os.environ["PROMETHEUS_MULTIPROC_DIR"]
+    metrics = Metrics(SharedFiles(Path(folder), start.fields["name"]))
+    if role == "engine":
+        from .engine_process import serve_engine
+
+        serve_engine(settings, control, metrics, *descriptors)
+    else:
+        from .front_end import serve_front_end
+
+        leave(serve_front_end(settings, control, metrics, start.fields["number"], *descriptors))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,82 @@
+"""A child of the supervisor, seen from there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .control import Control, Message
+
+_PACKAGE_ROOT = Path(__file__).parents[2]
+
+
+class Child:
+    """A process of this package's: `python -m app.workers ROLE DESCRIPTOR`."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, control: Control) -> None:
+        self.name = name
+        self.process = process
+        self.control = control
+        self.is_up = False
+        self.is_ready = False
+        self.failure: str | None = None
+        """As it says of itself."""
+
+    @classmethod
+    async def start(
+        cls,
+        role: str,
+        name: str,
+        on_message: Callable[[Child, Message], None],
+        descriptors: Sequence[int],
+        environment: dict[str, str],
+        **fields: Any,
+    ) -> Child:
+        """Start one, and send it a `start` message with `fields` and `descriptors`."""
+        control, theirs = Control.pair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", __package__, role, str(theirs.fileno())),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env=_environment() | environment,
+                # Ctrl-C on a terminal is for the supervisor, which tells the others.
+                process_group=0,
+            )
+        child = cls(name, process, control)
+        with suppress(OSError):  # it has died already, as its exit status will say
+            control.send("start", descriptors, name=name, **fields)
+        control.listen(lambda message: on_message(child, message))
+        return child
+
+    async def ended(self) -> str:
+        """Wait for its end; how it ended, for a person."""
+        status = await self.process.wait()
+        self.control.close()  # reads what it said last
+        if status < 0:
+            with suppress(ValueError):
+                return f"killed by {signal.Signals(-status).name}"
+        return f"exit status {status}"
+
+    def send(self, kind: str, descriptors: Sequence[int] = (), **fields: Any) -> None:
+        """A message. One that does not read its messages is killed: it has hung, or ended."""
+        try:
+            self.control.send(kind, descriptors, **fields)
+        except OSError:
+            self.kill()
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            self.process.kill()
+
+
+def _environment() -> dict[str, str]:
+    """This process's own, with this package where it lies: -P keeps a folder `app` of the current one out."""
+    others = os.environ.get("PYTHONPATH")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), *([others] if others else [])])}

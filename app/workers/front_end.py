@@ -1,0 +1,144 @@
+"""A front-end process: the whole HTTP service, with an engine that is elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from ..classifier import Classifier, Places
+from ..engine.board import Board
+from ..engine.remote import RemoteEngine
+from ..engine.segment import Segment, SlotLayout
+from ..errors import EngineUnavailable
+from ..interpreter import leave, spare_requests_from_collection
+from ..loading import LoadedModel
+from ..metrics import Metrics
+from ..opening import LogReporter
+from ..process import Server, build_server
+from ..server import Hooks, Parts
+from ..settings import Settings
+from .control import Control, Message, take_from_memory
+from .facts import facts_from_json, with_engine
+
+logger = logging.getLogger(__name__)
+
+_FAILED = "The model's process ends again and again; this server ends, to be started again."
+
+
+def serve_front_end(
+    settings: Settings, control: Control, metrics: Metrics, number: int, listener: int, board: int
+) -> int:
+    """Serve on the socket `listener` until the supervisor says otherwise, or is gone; the exit status.
+
+    `settings` are this front-end's own, `number` is its place on the board.
+    """
+    shared = Board(board)
+
+    def on_failure(error: Exception) -> None:
+        # At once: a stop in good order closes the door, behind which the next one's clients wait.
+        leave(1)
+
+    front_end = _FrontEnd(control, shared, metrics, lambda sent: server.handle_exit(sent, None))
+    hooks = Hooks(LogReporter(), lambda model: None, on_failure)
+    server = build_server(settings, hooks, Parts(metrics, _SharedPlaces(shared, number), front_end.keep_loaded))
+    _take_signals_from_the_supervisor(server)
+    spare_requests_from_collection()
+    server.run(sockets=[socket.socket(fileno=listener)])
+    return 0
+
+
+def _take_signals_from_the_supervisor(server: Server) -> None:
+    def no_handlers() -> AbstractContextManager[None]:
+        return nullcontext()
+
+    server.capture_signals = no_handlers  # type: ignore[method-assign,assignment]
+
+
+class _SharedPlaces(Places):
+    """Counted over all front-ends."""
+
+    def __init__(self, board: Board, number: int) -> None:
+        super().__init__()
+        self._board = board
+        self._number = number
+        board.hold(number, 0)
+
+    @property
+    def taken(self) -> int:
+        return self._board.held()
+
+    def take(self) -> None:
+        super().take()
+        self._board.hold(self._number, self._own)
+
+    def give_back(self) -> None:
+        super().give_back()
+        self._board.hold(self._number, self._own)
+
+
+class _FrontEnd:
+    """What the supervisor says, and the models that follow from it."""
+
+    def __init__(self, control: Control, board: Board, metrics: Metrics, on_signal: Callable[[int], None]) -> None:
+        self._control = control
+        self._board = board
+        self._metrics = metrics
+        self._on_signal = on_signal
+        self._engines: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def keep_loaded(self, classifier: Classifier, hooks: Hooks) -> None:
+        """A model for each life of the engine: for ever."""
+
+        def on_message(message: Message) -> None:
+            if message.kind == "engine":
+                self._engines.put_nowait(message)
+            elif message.kind == "signal":
+                self._on_signal(message.fields["number"])
+            elif message.kind == "failed":
+                classifier.failure = _FAILED
+
+        # Without a supervisor nobody would stop this process: what was accepted is answered, and that is all.
+        self._control.listen(on_message, lambda: self._on_signal(signal.SIGINT))
+        self._control.tell("up")
+        try:
+            await classifier.decoder.start()
+            while True:
+                await self._serve_one(classifier, await self._engines.get())
+        except Exception as error:
+            logger.exception("The front-end cannot go on.")
+            hooks.on_failure(error)
+
+    async def _serve_one(self, classifier: Classifier, message: Message) -> None:
+        """Use one engine until its process ends."""
+        model = self._model(message)
+        engine = model.engine
+        if classifier.model is None:
+            # From here on it says "warming"; one that was replaced says "restarting" until the new one is warm.
+            classifier.model = model
+        try:
+            await engine.start()
+        except EngineUnavailable:
+            await engine.close()
+            return
+        classifier.model = model
+        spare_requests_from_collection()
+        self._metrics.look()
+        self._control.tell("ready")
+        await engine.until_lost()
+        self._metrics.look()
+        await engine.close()
+
+    def _model(self, message: Message) -> LoadedModel:
+        connection, memory, facts = message.descriptors
+        try:
+            layout = SlotLayout(**message.fields["layout"])
+            engine = RemoteEngine(socket.socket(fileno=connection), Segment(memory, layout), self._board)
+            return with_engine(facts_from_json(take_from_memory(facts)), engine)
+        finally:
+            os.close(memory)
+            os.close(facts)

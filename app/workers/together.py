@@ -1,0 +1,58 @@
+"""What a supervisor needs, made before its first child starts and taken away after its last has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from ..errors import SettingError
+from ..listening import address_of, listen_together
+from ..metrics import SharedFiles
+from ..opening import Reporter
+from ..settings import Settings
+from .division import divide
+from .supervisor import ENGINE, OnReady, Supervisor, front_end_name
+
+logger = logging.getLogger(__name__)
+
+
+def serve_together(settings: Settings, workers: int, reporter: Reporter, on_ready: OnReady) -> Exception | None:
+    """As `workers.serve`, with `workers` front-ends and an engine of its own."""
+    if settings.log_format == "auto":
+        settings = settings.model_copy(update={"log_format": "text" if os.isatty(sys.stderr.fileno()) else "json"})
+    divided = divide(settings, workers)
+    with ExitStack() as held:
+        listeners = [held.enter_context(listener) for listener in listen_together(settings, workers)]
+        address = address_of(settings, listeners[0])
+        folder = _metrics_folder(workers)
+        try:
+            logger.info(
+                "Listening on %s with %d front-end processes; /healthz answers, /readyz will once the model is loaded.",
+                address,
+                workers,
+            )
+            supervisor = Supervisor(
+                settings, divided, listeners, folder, reporter, lambda facts: on_ready(facts, address)
+            )
+            return asyncio.run(supervisor.run())
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _metrics_folder(workers: int) -> Path:
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="resnet-serve-"))
+        for name in (ENGINE, *(front_end_name(number) for number in range(workers))):
+            SharedFiles(folder, name).create()
+    except OSError as error:
+        raise SettingError(
+            f"Several processes share their metrics in files, and none can be written to {tempfile.gettempdir()}: "
+            f"{error.strerror}. Set TMPDIR to a folder with some megabytes of room, or RESNET_HTTP_WORKERS to 1."
+        ) from None
+    return folder

@@ -1,0 +1,164 @@
+"""The service as several processes, with a device that the test holds: its batches begin and do not end."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import re
+import socket
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+import httpx
+
+from app.backends.null import NULL_CHECKPOINT
+from app.checkpoints import Checkpoint
+from tests.photos import make_jpeg, null_classes
+from tests.running import ServiceProcess, service_process, wait_until
+
+REPOSITORY = Path(__file__).parent.parent
+# Python runs a file of this name at its start. Only the engine's process has the device.
+DEVICE = """
+import sys
+
+if "engine" in sys.orig_argv:
+    import fcntl
+    from pathlib import Path
+    from app.backends import null
+
+    folder = Path(__file__).parent
+    if (folder / "version").exists():
+        from tests.several_processes import other_checkpoint
+        null.NULL_CHECKPOINT = other_checkpoint((folder / "version").read_text())
+    infer = null.NullBackend.infer
+
+    def held(backend, batch, want):
+        if batch.any():
+            with (folder / "entered").open("a") as entered:
+                entered.write(f"{len(batch)}\\n")
+            with (folder / "gate").open() as gate:
+                fcntl.flock(gate, fcntl.LOCK_SH)
+        return infer(backend, batch, want)
+
+    null.NullBackend.infer = held
+"""
+
+
+def other_checkpoint(sha256: str) -> Checkpoint:
+    """As the null backend's, but for what a checkpoint decides: its version, its labels, its input."""
+    preprocessing = replace(NULL_CHECKPOINT.preprocessing, resize_short_side=72, crop=(64, 64))
+    labels = tuple(f"kind {number}" for number in range(20))
+    return replace(NULL_CHECKPOINT, sha256=sha256, class_count=20, labels=labels, preprocessing=preprocessing)
+
+
+@dataclass
+class Several:
+    """A running service of several processes."""
+
+    service: ServiceProcess
+    folder: Path
+    gate: IO[bytes]
+
+    @property
+    def address(self) -> str:
+        return self.service.address
+
+    def pids(self, role: str) -> list[int]:
+        """Of its living children: "front-end" or "engine"."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                if entry.name.isdigit():
+                    command = (entry / "cmdline").read_bytes().split(b"\0")
+                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                    if parent == self.service.process.pid and role.encode() in command:
+                        found.append(int(entry.name))
+        return sorted(found)
+
+    def hold(self) -> None:
+        """From now on batches begin and do not end."""
+        (self.folder / "entered").write_text("")
+        fcntl.flock(self.gate, fcntl.LOCK_EX)
+
+    def release(self) -> None:
+        fcntl.flock(self.gate, fcntl.LOCK_UN)
+
+    @property
+    def entered(self) -> list[int]:
+        """The sizes of the batches that have begun since the last `hold`."""
+        return [int(line) for line in (self.folder / "entered").read_text().split()]
+
+    def client(self) -> httpx.Client:
+        """One that comes with a new connection for each request: any front-end may answer."""
+        limits = httpx.Limits(max_keepalive_connections=0)
+        return httpx.Client(base_url=self.address, timeout=30, limits=limits)
+
+    def metric(self, line: str) -> float:
+        """The value of the sample that begins with `line`; 0 where there is none yet."""
+        with self.client() as client:
+            text = client.get("/metrics").text
+        found = re.search(rf"^{re.escape(line)} (\S+)$", text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    def readiness(self) -> tuple[int, str]:
+        with self.client() as client:
+            answer = client.get("/readyz")
+        return answer.status_code, answer.json()["state"]
+
+    def wait_until_ready(self) -> None:
+        """All front-ends, also one that was just replaced."""
+        wait_until(lambda: len(self.pids("front-end")) == 2 and self.metric("resnet_ready") == 1.0)
+
+    def post(self, seed: int) -> httpx.Response | httpx.HTTPError:
+        """The answer to an image, checked where it is one; or why there is none."""
+        image = make_jpeg(seed)
+        with self.client() as client:
+            try:
+                answer = client.post("/predict", content=image)
+            except httpx.HTTPError as error:
+                return error
+        if answer.status_code == 200:
+            best = [each["class_id"] for each in answer.json()["predictions"][:2]]
+            assert tuple(best) == null_classes(image)
+        return answer
+
+    def raw_post(self, seed: int) -> socket.socket:
+        """A connection on which an image was sent."""
+        host, port = self.address.removeprefix("http://").split(":")
+        connection = socket.create_connection((host, int(port)))
+        body = make_jpeg(seed)
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        return connection
+
+
+@contextlib.contextmanager
+def several_processes(
+    folder: Path, *flags: str, workers: int = 2, wait: bool = True, backend: tuple[str, ...] = ("--backend", "null")
+) -> Iterator[Several]:
+    """The service as `workers` front-ends and an engine; with `wait`, begin once it is ready."""
+    (folder / "sitecustomize.py").write_text(DEVICE)
+    (folder / "gate").touch()
+    environment = {"PYTHONPATH": f"{folder}:{REPOSITORY}"}
+    given = (*backend, "--http-workers", str(workers), *flags)
+    with (
+        service_process(*given, folder=folder, environment=environment) as service,
+        (folder / "gate").open("rb") as gate,
+    ):
+        if wait:
+            found = re.search(r"http://[0-9.]+:\d+", service.wait_for("Ready:"))
+            assert found
+            service.address = found[0]
+        yield Several(service, folder, gate)
+
+
+def statuses(outcomes: list[Future[httpx.Response | httpx.HTTPError]]) -> list[int]:
+    """Of requests that were asked at once; 0 where the connection broke."""
+    results = [outcome.result() for outcome in outcomes]
+    return [result.status_code if isinstance(result, httpx.Response) else 0 for result in results]
+
+
+def ask_all(service: Several, pool: ThreadPoolExecutor, seeds: range) -> list[Future[httpx.Response | httpx.HTTPError]]:
+    return [pool.submit(service.post, seed) for seed in seeds]

@@ -1,0 +1,404 @@
+"""An engine that is asked over a socket: every front-end gets its own answers, and what it leaves behind is freed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app import errors
+from app.batching import LatencyModel
+from app.engine import EngineState, InProcessEngine, wire
+from app.engine.board import Board, create_board
+from app.engine.host import EngineHost
+from app.engine.remote import RemoteEngine
+from app.engine.segment import Segment, SlotLayout, create_segment
+from app.errors import DeadlineExceeded, EngineUnavailable, Internal, Overloaded, ServiceError, Unavailable
+from app.types import Pixels
+from tests.scripted import CLASSES, KINDS, Kind, ScriptedBackend, answer, scripted_engine, too_few_classes
+
+pytestmark = pytest.mark.anyio
+
+SIDE = 32
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    return found
+
+
+def image(level: int, side: int = SIDE) -> Pixels:
+    return np.full((side, side, 3), level, np.uint8)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+class Hosted:
+    """One engine in this process, asked over sockets as from others."""
+
+    def __init__(self, **options: Any) -> None:
+        self.backend = ScriptedBackend()
+        self.engine = InProcessEngine(self.backend, **({"max_batch_size": 8, "max_queue": 256} | options))
+        descriptor = create_board()
+        self.board = Board(descriptor)
+        os.close(descriptor)
+        self.host = EngineHost(self.engine, self.board)
+
+    async def connect(self, slots: int = 64) -> RemoteEngine:
+        ours, theirs = socket.socketpair()
+        layout = SlotLayout(SIDE, SIDE, CLASSES, slots)
+        memory = create_segment(layout)
+        await self.host.attach(theirs, Segment(memory, layout))
+        engine = RemoteEngine(ours, Segment(memory, layout), self.board)
+        os.close(memory)
+        await engine.start()
+        return engine
+
+    @property
+    def waiting(self) -> int:
+        return self.engine._batcher.waiting
+
+
+@contextlib.asynccontextmanager
+async def hosted(**options: Any) -> AsyncIterator[Hosted]:
+    each = Hosted(**options)
+    await each.engine.start()
+    each.host.is_ready()
+    each.backend.batches.clear()
+    try:
+        yield each
+    finally:
+        each.backend.may_run.set()
+        await each.host.close()
+        await each.engine.close()
+
+
+async def ask(engine: RemoteEngine, level: int, seconds: float = 30) -> int:
+    scored = await engine.run(image(level), time.monotonic() + seconds)
+    assert scored.scores.shape == (CLASSES,)
+    assert scored.scores[level] == 9.0
+    assert np.count_nonzero(scored.scores) == 1
+    return int(scored.scores.argmax())
+
+
+async def test_many_images_get_their_own_answers(kind: Kind) -> None:
+    """Five hundred at once, of either kind of engine: each is answered with its own level, none with another's."""
+
+    async def one(number: int) -> int:
+        scored = await engine.run(image(number % 250, 224), time.monotonic() + 30)
+        assert 1 <= scored.batch_size <= 32
+        assert scored.queue_seconds >= 0
+        assert scored.inference_seconds > 0
+        return int(scored.scores.argmax())
+
+    async with scripted_engine(kind, max_queue=512) as (engine, _):
+        assert await asyncio.gather(*[one(number) for number in range(500)]) == [n % 250 for n in range(500)]
+
+
+async def test_who_leaves_never_reaches_the_device(kind: Kind) -> None:
+    """Callers that are cancelled while the device is busy leave the queue; the device sees only who stayed."""
+    async with scripted_engine(kind) as (engine, device):
+        device.hold()
+        first = asyncio.ensure_future(engine.run(image(1, 224), time.monotonic() + 30))
+        await asyncio.to_thread(device.wait_until_entered)
+        others = [asyncio.ensure_future(engine.run(image(2 + n, 224), time.monotonic() + 30)) for n in range(10)]
+        await asyncio.sleep(0)
+        for leaver in others[::2]:
+            leaver.cancel()
+        await asyncio.wait(others[::2])
+        if isinstance(engine, RemoteEngine):
+            # The engine has said that it let go of each.
+            await until(lambda: engine.asked == 6)
+        device.release()
+        assert (await first).scores.argmax() == 1
+        stayed = [int((await other).scores.argmax()) for other in others[1::2]]
+        assert stayed == [3, 5, 7, 9, 11]
+        assert sorted(level for batch in device.batches() for level in batch if level) == [1, *stayed]
+
+
+async def test_a_deadline_passes_in_the_queue(kind: Kind) -> None:
+    """What waits past its deadline is told so then, while the device is still busy."""
+    async with scripted_engine(kind) as (engine, device):
+        device.hold()
+        first = asyncio.ensure_future(engine.run(image(1, 224), time.monotonic() + 30))
+        await asyncio.to_thread(device.wait_until_entered)
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await engine.run(image(2, 224), began + 0.1)
+        assert 0.09 < time.monotonic() - began < 5
+        device.release()
+        await first
+        assert [2] not in device.batches()
+
+
+async def test_the_queue_is_bounded(kind: Kind) -> None:
+    """With the device busy, what comes beyond the bound is refused at once, and told when to come again."""
+    async with scripted_engine(kind, max_queue=4, max_batch_size=2) as (engine, device):
+        device.hold()
+        asking = [asyncio.ensure_future(engine.run(image(1, 224), time.monotonic() + 30))]
+        await asyncio.to_thread(device.wait_until_entered)
+        asking += [asyncio.ensure_future(engine.run(image(2 + n, 224), time.monotonic() + 30)) for n in range(20)]
+        # Twenty less a queue of four and a batch of two.
+        for outcome in itertools.islice(asyncio.as_completed(asking[1:]), 14):
+            with pytest.raises(Overloaded) as caught:
+                await outcome
+            assert caught.value.retry_after_seconds > 0
+        device.release()
+        answers = await asyncio.gather(*asking, return_exceptions=True)
+        assert sum(not isinstance(each, Exception) for each in answers) == 7
+
+
+async def test_two_front_ends_in_any_order_of_arrivals_and_cancellations() -> None:
+    """Whatever comes and leaves in whatever order, every answer is its own image's, and every slot is free again."""
+    chance = random.Random(5)
+    async with hosted() as engine:
+        front_ends = [await engine.connect(slots=16) for _ in range(2)]
+        answered = refused = left = 0
+
+        async def one(front_end: RemoteEngine) -> None:
+            nonlocal answered, refused, left
+            level = chance.randrange(250)
+            task = asyncio.ensure_future(ask(front_end, level))
+            for _ in range(chance.randrange(12)):
+                await asyncio.sleep(0)
+            if chance.random() < 0.4:
+                task.cancel()
+            try:
+                assert await task == level
+                answered += 1
+            except Overloaded:
+                refused += 1
+            except asyncio.CancelledError:
+                left += 1
+
+        for _ in range(60):
+            await asyncio.gather(*[one(front_ends[chance.randrange(2)]) for _ in range(chance.randrange(1, 40))])
+        assert min(answered, refused, left) > 20
+        await until(lambda: engine.host.pending == 0 and all(each.asked == 0 for each in front_ends))
+        # All sixteen of each can be had at once.
+        for front_end in front_ends:
+            assert await asyncio.gather(*[ask(front_end, level) for level in range(16)]) == list(range(16))
+
+
+async def test_every_front_end_sees_what_all_have_asked() -> None:
+    """The wait that one front-end is told counts what another one asked, and is gone with it."""
+    async with hosted() as engine:
+        busy, idle = await engine.connect(), await engine.connect()
+        engine.engine._batcher.cap.plan(1)
+        engine.engine._batcher.expect(LatencyModel({1: 2.0}))
+        assert idle.state().predicted_wait_seconds == 0
+        engine.backend.may_run.clear()
+        asking = [asyncio.ensure_future(ask(busy, level)) for level in range(5)]
+        # One runs and four wait, two seconds each.
+        await until(lambda: 8 < idle.state().predicted_wait_seconds <= 10)
+        engine.backend.may_run.set()
+        assert await asyncio.gather(*asking) == list(range(5))
+        await until(lambda: idle.state().predicted_wait_seconds == 0)
+
+
+async def test_a_front_end_that_dies_takes_its_images_along() -> None:
+    """Its images leave the queue, those on the device are nobody's, and the other front-end is served."""
+    async with hosted() as engine:
+        dying, living = await engine.connect(), await engine.connect()
+        engine.backend.may_run.clear()
+        lost = [asyncio.ensure_future(ask(dying, 1))]
+        await until(engine.backend.has_entered.is_set)
+        lost += [asyncio.ensure_future(ask(dying, 2 + n)) for n in range(20)]
+        kept = asyncio.ensure_future(ask(living, 200))
+        await until(lambda: engine.waiting == 21)
+        assert dying._transport is not None
+        dying._transport.abort()
+        await until(lambda: engine.waiting == 1)
+        outcomes = await asyncio.gather(*lost, return_exceptions=True)
+        assert all(isinstance(outcome, EngineUnavailable) for outcome in outcomes)
+        engine.backend.may_run.set()
+        assert await kept == 200
+        assert engine.backend.batches == [[1], [200]]
+        assert engine.host.pending == 0
+
+
+async def test_a_slot_is_not_used_again_before_the_engine_lets_go_of_it() -> None:
+    """With one slot, whose image is on the device when its caller leaves, the next image is not mixed up with it."""
+    async with hosted() as engine:
+        front_end = await engine.connect(slots=1)
+        for level in range(1, 40):
+            engine.backend.has_entered.clear()
+            engine.backend.may_run.clear()
+            leaver = asyncio.ensure_future(ask(front_end, level))
+            await until(engine.backend.has_entered.is_set)
+            leaver.cancel()
+            await asyncio.wait([leaver])
+            with pytest.raises(Overloaded):
+                await ask(front_end, 250)
+            engine.backend.may_run.set()
+            await until(lambda: front_end.asked == 0)
+            assert await ask(front_end, 100 + level) == 100 + level
+
+
+async def test_an_engine_that_does_not_answer_is_not_waited_for() -> None:
+    """Where the engine's process stands still, a request ends at its deadline all the same."""
+    ours, theirs = socket.socketpair()
+    layout = SlotLayout(SIDE, SIDE, CLASSES, 2)
+    memory, descriptor = create_segment(layout), create_board()
+    front_end = RemoteEngine(ours, Segment(memory, layout), Board(descriptor))
+    os.close(memory)
+    os.close(descriptor)
+    theirs.send(wire.ANSWER.pack(wire.READY, 0, 0, 0, 0.0, 0.0))
+    await front_end.start()
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        await ask(front_end, 1, seconds=0.1)
+    assert time.monotonic() - began < 5
+    kinds = [record[0] for record in wire.REQUEST.iter_unpack(theirs.recv(4096))]
+    assert kinds == [wire.SUBMIT, wire.CANCEL]
+    await front_end.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        wire.REQUEST.pack(99, 0, 1, 0.0),
+        wire.REQUEST.pack(wire.SUBMIT, 4_000_000, 1, 1e9),
+        wire.REQUEST.pack(wire.SUBMIT, 1, 1, 1e9) * 2,
+        wire.REQUEST.pack(wire.SUBMIT, 1, 1, 1e9) + wire.REQUEST.pack(wire.SUBMIT, 1, 2, 1e9),
+    ],
+    ids=["unknown", "no such slot", "the same twice", "a slot in use"],
+)
+async def test_what_makes_no_sense_costs_its_sender_the_connection(record: bytes) -> None:
+    """The engine leaves a front-end that sends what none would; the others are served on."""
+    async with hosted() as engine:
+        other = await engine.connect()
+        engine.backend.may_run.clear()
+        ours, theirs = socket.socketpair()
+        layout = SlotLayout(SIDE, SIDE, CLASSES, 4)
+        memory = create_segment(layout)
+        await engine.host.attach(theirs, Segment(memory, layout))
+        os.close(memory)
+        ours.sendall(record)
+        ours.settimeout(30)
+        await asyncio.to_thread(_read_to_the_end, ours)
+        engine.backend.may_run.set()
+        assert await ask(other, 7) == 7
+        ours.close()
+
+
+def _read_to_the_end(connection: socket.socket) -> None:
+    while connection.recv(4096):
+        pass
+
+
+async def test_scores_of_another_shape_are_nobodys() -> None:
+    """A model that answers with too few classes is an internal error, and never a part of an answer."""
+    async with hosted() as engine:
+        front_end = await engine.connect()
+        engine.backend.script = too_few_classes
+        with pytest.raises(Internal):
+            await ask(front_end, 1)
+        engine.backend.script = answer
+        assert await ask(front_end, 1) == 1
+
+
+async def test_memory_and_descriptors_are_given_back() -> None:
+    """Ten front-ends that came, asked and went leave no descriptor and no shared memory in either process."""
+    async with hosted() as engine:
+        await (await engine.connect()).close()
+        await until(lambda: not engine.host._front_ends)
+        before = _held()
+        for number in range(10):
+            front_end = await engine.connect()
+            assert await ask(front_end, number) == number
+            await front_end.close()
+            with pytest.raises(EngineUnavailable):
+                await ask(front_end, number)
+        await until(lambda: not engine.host._front_ends)
+        await until(lambda: _held() == before)
+
+
+def _held() -> tuple[int, int]:
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    return len(os.listdir("/proc/self/fd")), maps.count("resnet-slots")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Internal(),
+        Overloaded(retry_after_seconds=1.25),
+        DeadlineExceeded(),
+        errors.OutOfMemory(retry_after_seconds=1.0),
+        EngineUnavailable(),
+        errors.Draining(),
+    ],
+    ids=lambda error: error.code,
+)
+def test_errors_arrive_as_what_they_were(error: ServiceError) -> None:
+    """An error has its code, its status and its Retry-After also in the other process."""
+    kind, number, _, request_id, seconds, _ = wire.ANSWER.unpack(wire.pack_error(2**40, error))
+    assert (kind, request_id) == (wire.FAILED, 2**40)
+    arrived = wire.unpack_error(number, seconds)
+    assert type(arrived) is type(error)
+    if isinstance(error, Unavailable):
+        assert isinstance(arrived, Unavailable)
+        assert arrived.retry_after_seconds == error.retry_after_seconds
+
+
+def test_what_is_no_error_of_the_engine_arrives_as_internal() -> None:
+    """Any other exception says nothing of itself to a client."""
+    _, number, _, _, seconds, _ = wire.ANSWER.unpack(wire.pack_error(1, ValueError("secret")))
+    assert type(wire.unpack_error(number, seconds)) is Internal
+
+
+def test_shared_memory_cannot_be_cut_short() -> None:
+    """No process can make the memory smaller under another, which would be killed by reading it."""
+    memory = create_segment(SlotLayout(SIDE, SIDE, CLASSES, 4))
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory, 0)
+    os.close(memory)
+
+
+@pytest.mark.parametrize(("height", "width", "classes"), [(224, 224, 1000), (8, 8, 21_841), (1, 1, 1), (299, 299, 10)])
+def test_slots_hold_an_image_and_its_scores_and_do_not_overlap(height: int, width: int, classes: int) -> None:
+    """Whatever the sizes, what is written into one slot, pixels or scores, changes no other."""
+    layout = SlotLayout(height, width, classes, 3)
+    memory = create_segment(layout)
+    segment = Segment(memory, layout)
+    os.close(memory)
+    for slot in range(3):
+        segment.pixels(slot)[:] = slot + 1
+    assert [set(np.unique(segment.pixels(slot))) for slot in range(3)] == [{1}, {2}, {3}]
+    segment.scores(1)[:] = 0.5
+    assert (segment.scores(1) == 0.5).all()
+    assert [set(np.unique(segment.pixels(slot))) for slot in (0, 2)] == [{1}, {3}]
+
+
+def test_the_board_adds_up_and_its_prediction_ages() -> None:
+    """Held images are summed over front-ends; a wait that was predicted is shorter a moment later."""
+    descriptor = create_board()
+    here, there = Board(descriptor), Board(descriptor)
+    os.close(descriptor)
+    here.hold(0, 3)
+    there.hold(63, 4)
+    assert here.held() == there.held() == 7
+    here.hold(0, 0)
+    assert there.held() == 4
+    here.publish(EngineState(True, None, 2.0, 0.5, 16), now=100.0)
+    state = there.state(None, now=101.5)
+    assert (state.ready, state.predicted_wait_seconds, state.predicted_run_seconds) == (True, 0.5, 0.5)
+    assert state.capacity == 16
+    assert there.state("restarting", now=103.0) == EngineState(False, "restarting", 0.0, 0.5, 16)

@@ -1,0 +1,149 @@
+"""Processes of a service that die or hang: who is told what, what goes on, and when it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+
+from app.backends.null import NullBackend
+from app.images import decode
+from tests.photos import LIMITS, make_jpeg
+from tests.running import wait_until
+from tests.several_processes import Several, ask_all, other_checkpoint, several_processes, statuses
+from tests.test_workers import ANSWERED
+
+
+def held(pid: int) -> tuple[int, int]:
+    """A process's descriptors, and its mappings of shared memory."""
+    maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+    return len(os.listdir(f"/proc/{pid}/fd")), maps.count("resnet-slots")
+
+
+def test_a_front_end_that_is_killed_costs_its_own_connections(tmp_path: Path) -> None:
+    """With images of both on the device and waiting, one is killed: the other's are answered, the killed one's leave
+    the engine, it is replaced, no place is lost and no counter falls."""
+    flags = ("--max-queue", "12", "--max-batch-size", "2")
+    with several_processes(tmp_path, *flags) as several, ThreadPoolExecutor(16) as pool:
+        assert statuses(ask_all(several, pool, range(6))) == [200] * 6
+        before = several.metric(ANSWERED)
+        for turn in range(2):
+            several.hold()
+            asking = ask_all(several, pool, range(10))
+            wait_until(lambda: sum(several.entered) + several.metric('resnet_queue_depth{stage="device"}') == 10)
+            killed = several.pids("front-end")[turn]
+            os.kill(killed, signal.SIGKILL)
+            wait_until(lambda pid=killed: pid not in several.pids("front-end"))
+            several.release()
+            outcomes = statuses(asking)
+            assert set(outcomes) <= {200, 0}
+            several.wait_until_ready()
+            assert several.readiness() == (200, "ready")
+            before += outcomes.count(200)
+            assert several.metric(ANSWERED) == before
+            assert several.metric('resnet_queue_depth{stage="device"}') == 0
+        # Every place is free again: as many images as there are places are taken.
+        several.hold()
+        asking = ask_all(several, pool, range(14))
+        wait_until(lambda: sum(several.entered) + several.metric('resnet_queue_depth{stage="device"}') == 14)
+        several.release()
+        assert statuses(asking) == [200] * 14
+        assert several.service.stop() == 0
+
+
+def test_an_engine_that_is_killed_is_started_again_and_the_third_time_ends_the_service(tmp_path: Path) -> None:
+    """Its requests get a retryable 503, readiness says so while liveness holds, and it recovers without a leak; the
+    third death within five minutes ends the service with status 1."""
+    with several_processes(tmp_path) as several, ThreadPoolExecutor(8) as pool:
+        leftovers = []
+        for death in range(3):
+            several.hold()
+            asking = ask_all(several, pool, range(8))
+            wait_until(lambda: sum(several.entered) + several.metric('resnet_queue_depth{stage="device"}') == 8)
+            (engine,) = several.pids("engine")
+            os.kill(engine, signal.SIGKILL)
+            for each in asking:
+                answer = each.result()
+                if death == 2 and not isinstance(answer, httpx.Response):
+                    continue  # the service ends, and this one's connection had not been answered yet
+                assert isinstance(answer, httpx.Response), answer
+                assert (answer.status_code, answer.json()["code"]) == (503, "engine_unavailable")
+                assert answer.json()["retryable"] is True
+                assert int(answer.headers["Retry-After"]) >= 1
+            several.release()
+            if death == 2:
+                break
+            check_that_it_is_alive_and_not_ready(several)
+            several.wait_until_ready()
+            assert several.pids("engine") != [engine]
+            assert statuses(ask_all(several, pool, range(8))) == [200] * 8
+            processes = [several.service.process.pid, *several.pids("front-end"), *several.pids("engine")]
+            leftovers.append([held(pid) for pid in processes])
+        assert leftovers[0] == leftovers[1]
+        assert several.service.ended() == 1
+        assert "ended 3 times within 5 minutes" in several.service.wait_for("Error:")
+        assert several.pids("front-end") == several.pids("engine") == []
+
+
+def check_that_it_is_alive_and_not_ready(several: Several) -> None:
+    with several.client() as client:
+        ready, health = client.get("/readyz"), client.get("/healthz")
+        assert (ready.status_code, ready.json()["state"]) == (503, "restarting")
+        assert (ready.json()["code"], ready.json()["retryable"]) == ("engine_unavailable", True)
+        assert (health.status_code, health.json()["state"]) == (200, "restarting")
+        refused = client.post("/predict", content=b"x")
+        assert (refused.status_code, refused.json()["code"]) == (503, "engine_unavailable")
+
+
+def test_a_model_call_that_hangs_is_cured_by_a_restart(tmp_path: Path) -> None:
+    """Its waiters get 503, the engine's process alone ends, and the service answers again."""
+    with several_processes(tmp_path, "--model-timeout-seconds", "0.3") as several, ThreadPoolExecutor(4) as pool:
+        (engine,) = several.pids("engine")
+        several.hold()
+        assert statuses(ask_all(several, pool, range(4))) == [503] * 4
+        several.release()
+        assert "has not come back" in several.service.wait_for("It is started again")
+        several.wait_until_ready()
+        assert several.pids("engine") != [engine]
+        assert statuses(ask_all(several, pool, range(4))) == [200] * 4
+        assert several.service.stop() == 0
+
+
+def test_a_new_checkpoint_is_served_whole_once_the_engine_has_it(tmp_path: Path) -> None:
+    """Where the weights were exchanged, an engine that is started again brings its version, labels and input along."""
+    with several_processes(tmp_path) as several, several.client() as client:
+        image = make_jpeg(1)
+        assert client.post("/predict", content=image).json()["model"]["version"] == "00000000"
+        (tmp_path / "version").write_text("12345678" * 8)
+        (engine,) = several.pids("engine")
+        os.kill(engine, signal.SIGKILL)
+        wait_until(lambda: several.pids("engine") not in ([], [engine]))
+        several.wait_until_ready()
+        checkpoint = other_checkpoint("12345678" * 8)
+        pixels = decode(image, checkpoint.preprocessing, LIMITS)
+        expected = NullBackend(checkpoint).classes_of(pixels)
+        for _ in range(6):
+            answer = client.post("/predict", content=image).json()
+            assert answer["model"]["version"] == "12345678"
+            assert tuple(each["class_id"] for each in answer["predictions"][:2]) == expected
+            assert answer["predictions"][0]["label"] == f"kind {expected[0]}"
+
+
+def test_no_process_outlives_its_supervisor(tmp_path: Path) -> None:
+    """Where the supervisor is killed, front-ends and engine end by themselves."""
+    with several_processes(tmp_path) as several:
+        children = [*several.pids("front-end"), *several.pids("engine")]
+        assert len(children) == 3
+        several.service.process.kill()
+        wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() and alive(pid) for pid in children))
+
+
+def alive(pid: int) -> bool:
+    """Not gone, and no zombie that nobody buries."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
