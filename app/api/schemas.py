@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..types import Classification, ModelIdentity, Prediction
+from ..types import Classification, DecodeMode, ModelIdentity, Prediction
 
 
 class ModelBody(BaseModel):
@@ -86,6 +86,7 @@ class Health(BaseModel):
     model: ModelBody | None = None
     backend: str | None = Field(None, examples=["torch"])
     device: str | None = Field(None, examples=["cpu (2 threads, float32)"])
+    decode: DecodeMode = Field(description="How images are decoded: RESNET_DECODE.")
     warnings: list[str] = Field([], description="Assumptions about the checkpoint that could be wrong.")
     version: str = Field(description="Of resnet-serve.", examples=["0.1.0"])
 
