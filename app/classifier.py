@@ -53,6 +53,7 @@ class Classifier:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.metrics = metrics
+        self._stages = {stage: metrics.stage_seconds.labels(stage) for stage in ("decode", "queue", "inference")}
         self.model: LoadedModel | None = None
         self.draining = False
         self.failure: str | None = None
@@ -147,7 +148,7 @@ class Classifier:
             ("queue", timings.queue_seconds),
             ("inference", timings.inference_seconds),
         ):
-            self.metrics.stage_seconds.labels(stage).observe(seconds)
+            self._stages[stage].observe(seconds)
         try:
             predictions = rank(scored.scores, scored.kind, model.labels, top_k)
         except ModelOutputInvalid:
