@@ -109,6 +109,7 @@ def build_classifier(settings: Settings, metrics: Metrics, places: Places | None
             memory_bytes=plan.slot_bytes + max(settings.max_body_bytes, settings.max_batch_body_bytes),
             max_waiting=settings.max_queue,
             timeout_seconds=settings.decode_timeout_seconds,
+            mode=settings.decode,
             observe=observe,
         )
     else:
@@ -118,6 +119,7 @@ def build_classifier(settings: Settings, metrics: Metrics, places: Places | None
             spare=plan.spare,
             max_waiting=settings.max_queue,
             timeout_seconds=settings.decode_timeout_seconds,
+            mode=settings.decode,
             observe=observe,
         )
     return Classifier(decoder, metrics, settings.max_queue, settings.longest_request_seconds, places=places)
@@ -228,6 +230,7 @@ async def _load_and_watch(
         classifier.model = model
         hooks.reporter.step(f"Warming up {model.identity.name} on {model.device}")
         await model.engine.start()
+        logger.info("Images are decoded by %d %s, %s.", classifier.decoder.slots, settings.decoder, settings.decode)
     except LoadCancelled:
         return
     except Exception as error:

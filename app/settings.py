@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import SettingError
+from .types import DecodeMode
 
 ENV_PREFIX = "RESNET_"
 AutoOrCount = Literal["auto"] | Annotated[int, Field(ge=1)]
@@ -111,6 +112,13 @@ class Settings(BaseSettings):
     )
     compute_threads: AutoOrCount = Field(
         "auto", description="Threads of the network on CPU. auto: the CPUs it may use."
+    )
+    decode: DecodeMode = Field(
+        "exact",
+        description=(
+            "exact: pixels as the reference transform makes them. fast: large JPEGs are decoded smaller, "
+            "and only what the crop shows is resized; pixels and probabilities differ a little."
+        ),
     )
     decoder: Literal["threads", "processes"] = Field(
         "threads",
