@@ -90,7 +90,7 @@ def decode_limits(settings: Settings) -> DecodeLimits:
 def decode_as_served(settings: Settings) -> Callable[[bytes, Preprocessing], Pixels]:
     """The decoding that these settings ask for, as a call that blocks: what a decoder does, without one."""
     limits = decode_limits(settings)
-    return lambda data, preprocessing: decode(data, preprocessing, limits)
+    return lambda data, preprocessing: decode(data, preprocessing, limits, settings.decode)
 
 
 def build_classifier(settings: Settings, metrics: Metrics, places: Places | None = None) -> Classifier:
