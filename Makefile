@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check parity hostile load compare format clean
+.PHONY: help serve test check parity hostile load compare bench soak gpu format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -41,6 +41,17 @@ load: $(VENV)/.dev ## Offer a server up to ten times what it can answer, draw wh
 
 compare: $(VENV)/.dev ## Measure this service and others (LitServe, Mosec, plain FastAPI) on the same work, in turn (5 min)
 	@$(BIN)/python -m benchmarks.compare
+
+bench: $(VENV)/.dev ## Measure the service, and how close it is to what this machine allows; BENCH='-- --backend null' (10 min)
+	@$(BIN)/resnet-serve bench --output bench.json $(BENCH)
+
+soak: $(VENV)/.dev ## Send 100,000 requests, and see whether memory or open files grow; SOAK='-- --backend null' (10 min or more)
+	@$(BIN)/resnet-serve bench --requests 100000 --output soak.json $(SOAK)
+
+gpu: $(VENV)/.dev ## On a machine with an NVIDIA GPU: run the tests that need one, then measure it (5 min)
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("PyTorch finds no CUDA device here (nvidia-smi shows what the driver sees).")'
+	@$(BIN)/pytest -m gpu
+	@$(BIN)/python -m benchmarks.gpu
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .

@@ -73,6 +73,7 @@ class Classifier:
     ) -> None:
         """`places` counts those of other processes too, where the service has several."""
         self.metrics = metrics
+        self._stages = {stage: metrics.stage_seconds.labels(stage) for stage in ("decode", "queue", "inference")}
         self.model: LoadedModel | None = None
         self.draining = False
         self.failure: str | None = None
@@ -168,7 +169,7 @@ class Classifier:
             ("queue", timings.queue_seconds),
             ("inference", timings.inference_seconds),
         ):
-            self.metrics.stage_seconds.labels(stage).observe(seconds)
+            self._stages[stage].observe(seconds)
         try:
             predictions = rank(scored.scores, scored.kind, model.labels, top_k)
         except ModelOutputInvalid:

@@ -5,7 +5,7 @@
     └─ Unavailable          503, 504: the same request may succeed later
     DeviceLost              said by a backend or the batcher: the engine ends, and with it the process
     StartError              told to the person who starts the service; the process ends non-zero
-    ├─ SettingError, CheckpointError, LabelsError
+    ├─ SettingError, CheckpointError, LabelsError, QuantizationError, ExportFailed
     └─ DownloadError
        └─ DownloadUnreachable   the network's fault: a fallback is in order (a wrong checksum is not)
 
@@ -226,6 +226,14 @@ class CheckpointError(StartError):
 
 class LabelsError(StartError):
     pass
+
+
+class QuantizationError(StartError):
+    """A checkpoint that cannot be quantized with these photos, or a quantized model that answers too differently."""
+
+
+class ExportFailed(StartError):
+    """A network that cannot be written as an ONNX graph, or whose graph answers otherwise than the network."""
 
 
 class DownloadError(StartError):

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .backends import Backend, BackendOptions, create_backend, null_checkpoint
+from .backends.quantized import check_again, check_record
 from .engine import Engine, InProcessEngine
 from .errors import SettingError
+from .exports import open_served, timings_of
 from .metrics import Metrics
-from .opening import LoadCancelled, Reporter, open_checkpoint
+from .opening import LoadCancelled, Reporter
 from .resources import available_cpus, available_memory_bytes
 from .settings import Settings
 from .types import ModelIdentity, Preprocessing
@@ -55,18 +57,23 @@ def load_model(
 
     Raises a `StartError` that says what is wrong and what to do.
     """
-    checkpoint = null_checkpoint() if settings.backend == "null" else open_checkpoint(settings, reporter, is_cancelled)
+    if settings.backend == "null":
+        checkpoint, backend_name = null_checkpoint(), "null"
+    else:
+        checkpoint, backend_name = open_served(settings, reporter, is_cancelled)
     if is_cancelled():
         raise LoadCancelled("Stopped while loading.")
     for warning in checkpoint.warnings:
         reporter.warn(warning)
+    check_record(checkpoint, settings.min_agreement)
     reporter.step(f"Building {checkpoint.architecture}")
-    cpus = available_cpus()
+    threads = _count(settings.compute_threads, available_cpus())
     backend: Backend = create_backend(
-        settings.backend,
+        backend_name if settings.backend == "auto" else settings.backend,
         checkpoint,
-        BackendOptions(settings.device, settings.precision, _count(settings.compute_threads, cpus)),
+        BackendOptions(settings.device, settings.precision, threads),
     )
+    check_again(checkpoint, backend, settings.min_agreement, reporter.step)
     if settings.max_batch_size != "auto" and settings.max_batch_size > backend.max_batch_size:
         raise SettingError(
             f"RESNET_MAX_BATCH_SIZE (--max-batch-size) cannot be {settings.max_batch_size}: the {backend.name} backend "
@@ -81,6 +88,7 @@ def load_model(
         hang_seconds=settings.model_timeout_seconds,
         slo_seconds=None if settings.slo_p99_ms is None else settings.slo_p99_ms / 1e3,
         metrics=metrics,
+        timings=timings_of(checkpoint.graph, threads, settings.max_batch_size),
     )
     # A fallback goes by its own name, never by the one that was meant for another model.
     name = checkpoint.architecture if checkpoint.is_fallback else settings.model_name or checkpoint.architecture

@@ -30,6 +30,9 @@ def set_up_logging(level: str, log_format: LogFormat = "text", *, in_background:
     With `in_background` a thread of its own writes the lines, so that a full disk or a reader that has stopped holds up
     nobody: lines that find no room are dropped and counted.
     """
+    # No line says them, and to find the caller is half of what a record costs (the standard library's logging how-to).
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     stream: logging.Handler = _Stream(sys.stderr)
     stream.setFormatter(_json_formatter() if log_format == "json" else TextFormatter())
     handler = BackgroundHandler(stream) if in_background else stream
@@ -114,7 +117,9 @@ class BackgroundHandler(logging.Handler):
         super().__init__()
         self.target = target
         self._full = 0
-        self._records: queue.Queue[logging.LogRecord | None] = queue.Queue(most_waiting)
+        self._most_waiting = most_waiting
+        # The simple one: the other, which has a bound of its own, takes a lock and wakes a condition for each line.
+        self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
@@ -123,19 +128,16 @@ class BackgroundHandler(logging.Handler):
         return self._full + getattr(self.target, "failed", 0)
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._records.put_nowait(record)
-        except queue.Full:
+        if self._records.qsize() < self._most_waiting:
+            self._records.put(record)
+        else:
             self._full += 1
 
     def close(self) -> None:
         """Write what waits, for as long as a second; a reader that has stopped must not hold the process."""
         if self._thread.is_alive():
-            try:
-                self._records.put(None, timeout=_FLUSH_SECONDS)
-                self._thread.join(_FLUSH_SECONDS)
-            except queue.Full:
-                pass
+            self._records.put(None)
+            self._thread.join(_FLUSH_SECONDS)
         super().close()
 
     def _write(self) -> None:

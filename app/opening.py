@@ -67,38 +67,67 @@ class LoadCancelled(StartError):
     """The service was told to stop while it loaded."""
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Which weights the settings mean, on this machine and not read yet."""
+
+    source: CheckpointFile | OfflineDemo
+    fallback_warning: str | None = None
+    """Of weights that stand in for others: what could not be had."""
+
+
+LookUp = Callable[[str, str], PublishedWeights]
+"""Architecture, name → torchvision's weights of that name."""
+
+
 def open_checkpoint(settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
     """The checkpoint that the settings name, read and settled; where that is allowed, the fallback for it.
 
     Raises a `StartError` that says what is wrong and what to do. Blocks.
     """
+    return read_found(settings, find_weights(settings, reporter, is_cancelled), reporter)
+
+
+def find_weights(
+    settings: Settings,
+    reporter: Reporter,
+    is_cancelled: Callable[[], bool],
+    look_up: LookUp = checkpoints.find_by_name,
+) -> Found:
+    """The weights that the settings name, downloaded where they must be; where that is allowed, the fallback for them.
+
+    Imports torch only where `look_up` does. Raises as `open_checkpoint` does. Blocks.
+    """
     source: Source = checkpoints.locate(settings.weights)
-    if isinstance(source, PublishedName):
-        try:
-            return _published(settings, source.name, reporter, is_cancelled)
-        except DownloadUnreachable as error:
-            if settings.weights_fallback != "offline-demo":
-                raise
-            warning = (
-                f"{source.name} of {published_architecture(settings)} could not be downloaded, so this serves the "
-                f"offline demo: an EfficientNet-Lite0, which is not a ResNet-50. Put a checkpoint into model_weights/ "
-                f"to serve yours."
-            )
-            logger.debug("%s", error)
-            demo = _offline_demo(settings, reporter)
-            return replace(demo, is_fallback=True, warnings=(warning, *demo.warnings))
-    if isinstance(source, OfflineDemo):
-        return _offline_demo(settings, reporter)
-    return _file(settings, source, reporter)
+    if not isinstance(source, PublishedName):
+        return Found(source)
+    try:
+        if look_up is checkpoints.find_by_name:
+            reporter.step("Starting PyTorch")
+        published = look_up(published_architecture(settings), source.name)
+        if is_cancelled():
+            raise LoadCancelled("Stopped while loading.")
+        return Found(CheckpointFile(download(settings, published, reporter, is_cancelled)))
+    except DownloadUnreachable as error:
+        if settings.weights_fallback != "offline-demo":
+            raise
+        logger.debug("%s", error)
+        return Found(
+            OfflineDemo(),
+            f"{source.name} of {published_architecture(settings)} could not be downloaded, so this serves the "
+            f"offline demo: an EfficientNet-Lite0, which is not a ResNet-50. Put a checkpoint into model_weights/ "
+            f"to serve yours.",
+        )
 
 
-def _published(settings: Settings, name: str, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
-    reporter.step("Starting PyTorch")
-    published = checkpoints.find_by_name(published_architecture(settings), name)
-    if is_cancelled():
-        raise LoadCancelled("Stopped while loading.")
-    path = download(settings, published, reporter, is_cancelled)
-    return _file(settings, CheckpointFile(path), reporter)
+def read_found(settings: Settings, found: Found, reporter: Reporter) -> Checkpoint:
+    """What was found, read and settled. Raises as `open_checkpoint` does. Blocks."""
+    if isinstance(found.source, CheckpointFile):
+        return _file(settings, found.source, reporter)
+    demo = _offline_demo(settings, reporter)
+    if found.fallback_warning is None:
+        return demo
+    return replace(demo, is_fallback=True, warnings=(found.fallback_warning, *demo.warnings))
 
 
 def published_architecture(settings: Settings) -> str:
@@ -148,7 +177,7 @@ class Examined:
             sha256=self.contents.sha256,
             source=str(self.path),
             warnings=self.warnings,
-            switches=self.decisions.switches if architecture == "resnet50" else None,
+            switches=self.decisions.switches if architecture == "resnet50" and not self.contents.graph else None,
             graph=self.contents.graph,
             output=self.decisions.output.value if self.contents.graph else "logits",
         )

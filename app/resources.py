@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -25,6 +27,48 @@ def available_memory_bytes(cgroup: Path = _CGROUP) -> int:
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         limits += _numbers(cgroup / name)
     return min(limits)
+
+
+def cuda_device_count(library: str = "libcuda.so.1") -> int:
+    """CUDA devices that this process may use, asked of the driver itself: importing torch for it would take seconds."""
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL(library)
+        # CUDA driver API: CUDA_SUCCESS is 0. CUDA_VISIBLE_DEVICES is heeded here.
+        if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+            return 0
+    except (OSError, AttributeError):  # no driver, or none that is one
+        return 0
+    return count.value
+
+
+# Instruction sets that ONNX Runtime's kernels for 8 bits choose by (onnxruntime/core/mlas/lib/platform.cpp), as
+# /proc/cpuinfo names them: x86-64, then AArch64.
+_INT8_FEATURES = frozenset(
+    {
+        *("sse4_1", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"),
+        *("asimddp", "i8mm", "sve", "sve2"),
+    }
+)
+_VNNI = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"})
+
+
+def int8_features(cpu_info: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Which of the instruction sets that matter to 8-bit products this CPU has; none where the system does not tell."""
+    try:
+        lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        name, _, words = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return _INT8_FEATURES & set(words.split())
+    return frozenset()
+
+
+def saturates(machine: str, features: Collection[str]) -> bool:
+    """Whether products of 8 bits are added up in 16, where two of them may not fit: on x86 without VNNI."""
+    return machine.lower() in ("x86_64", "amd64", "x86", "i686") and not _VNNI & set(features)
 
 
 def _numbers(file: Path) -> list[int]:

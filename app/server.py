@@ -36,7 +36,7 @@ from .api import (
 )
 from .classifier import Classifier, Places
 from .errors import StartError
-from .images import DecodeLimits, Decoder
+from .images import DecodeLimits, Decoder, decode
 from .images.processes import ProcessDecoder
 from .images.threads import ThreadDecoder
 from .loading import Cancellation, LoadedModel, load_model, plan_decoding
@@ -44,6 +44,7 @@ from .logs import dropped_lines
 from .metrics import Metrics
 from .opening import LoadCancelled, LogReporter, Reporter
 from .settings import Settings
+from .types import Pixels, Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -77,16 +78,27 @@ class Parts:
     """Returns when connections may be accepted."""
 
 
-def build_classifier(settings: Settings, metrics: Metrics, places: Places | None = None) -> Classifier:
-    """A classifier without a model yet, as the settings size and limit it."""
-    plan = plan_decoding(settings)
-    limits = DecodeLimits(
+def decode_limits(settings: Settings) -> DecodeLimits:
+    """What is refused before it is decoded, as the settings say."""
+    return DecodeLimits(
         max_pixels_jpeg=int(settings.max_megapixels_jpeg * 1e6),
         max_pixels=int(settings.max_megapixels * 1e6),
         max_side=settings.max_side,
         max_jpeg_scans=settings.max_jpeg_scans,
         max_jpeg_megapixel_scans=settings.max_jpeg_megapixel_scans,
     )
+
+
+def decode_as_served(settings: Settings) -> Callable[[bytes, Preprocessing], Pixels]:
+    """The decoding that these settings ask for, as a call that blocks: what a decoder does, without one."""
+    limits = decode_limits(settings)
+    return lambda data, preprocessing: decode(data, preprocessing, limits)
+
+
+def build_classifier(settings: Settings, metrics: Metrics, places: Places | None = None) -> Classifier:
+    """A classifier without a model yet, as the settings size and limit it."""
+    plan = plan_decoding(settings)
+    limits = decode_limits(settings)
 
     def observe(image_format: str, seconds: float) -> None:
         metrics.decode_seconds.labels(image_format).observe(seconds)
@@ -99,6 +111,7 @@ def build_classifier(settings: Settings, metrics: Metrics, places: Places | None
             memory_bytes=plan.slot_bytes + max(settings.max_body_bytes, settings.max_batch_body_bytes),
             max_waiting=settings.max_queue,
             timeout_seconds=settings.decode_timeout_seconds,
+            mode=settings.decode,
             observe=observe,
         )
     else:
@@ -108,6 +121,7 @@ def build_classifier(settings: Settings, metrics: Metrics, places: Places | None
             spare=plan.spare,
             max_waiting=settings.max_queue,
             timeout_seconds=settings.decode_timeout_seconds,
+            mode=settings.decode,
             observe=observe,
         )
     return Classifier(decoder, metrics, settings.max_queue, settings.longest_request_seconds, places=places)
@@ -220,6 +234,7 @@ async def _load_and_watch(
         classifier.model = model
         hooks.reporter.step(f"Warming up {model.identity.name} on {model.device}")
         await model.engine.start()
+        logger.info("Images are decoded by %d %s, %s.", classifier.decoder.slots, settings.decoder, settings.decode)
     except LoadCancelled:
         return
     except Exception as error:

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import SettingError
+from .types import DecodeMode
 
 ENV_PREFIX = "RESNET_"
 AutoOrCount = Literal["auto"] | Annotated[int, Field(ge=1)]
@@ -78,8 +79,14 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="The name answers give the model. Unset: the architecture.",
     )
+    min_agreement: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="Of a quantized model: the least share of photos on which its first class is float32's.",
+    )
     max_checkpoint_bytes: int = Field(1_073_741_824, ge=1, description="Largest checkpoint file that is read.")
-    cache_dir: Path = Field(default_factory=_default_cache_dir, description="Where downloads are kept.")
+    cache_dir: Path = Field(default_factory=_default_cache_dir, description="Where downloads and exports are kept.")
     download_mirror: str | None = Field(
         None,
         pattern=r"^https?://",
@@ -89,7 +96,7 @@ class Settings(BaseSettings):
     backend: Literal["auto", "torch", "onnx", "null"] = Field(
         "auto",
         description=(
-            "What runs the network. auto: onnx for an ONNX file, else torch. "
+            "What runs the network. auto: onnx on the CPU and for an ONNX file, torch on CUDA. "
             "null needs no weights and answers at once, to measure the service alone."
         ),
     )
@@ -98,10 +105,20 @@ class Settings(BaseSettings):
     )
     precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto",
-        description="Number format of the network. auto: float16 on a CUDA card with tensor cores, else float32.",
+        description=(
+            "Number format of the network. auto: on a CUDA card with tensor cores float16, or the next that holds the "
+            "network; else float32."
+        ),
     )
     compute_threads: AutoOrCount = Field(
         "auto", description="Threads of the network on CPU. auto: the CPUs it may use."
+    )
+    decode: DecodeMode = Field(
+        "exact",
+        description=(
+            "exact: pixels as the reference transform makes them. fast: large JPEGs are decoded smaller, "
+            "and only what the crop shows is resized; pixels and probabilities differ a little."
+        ),
     )
     decoder: Literal["threads", "processes"] = Field(
         "threads",

@@ -17,6 +17,9 @@ Scores = NDArray[np.float32]
 
 ScoreKind = Literal["logits", "probabilities"]
 
+DecodeMode = Literal["exact", "fast"]
+"""Whether images are decoded as the reference transform does, to the last bit, or with fewer pixels on the way."""
+
 
 class InputSpec(StrEnum):
     """What a backend can take. The batcher groups by this key and never looks inside it."""

@@ -14,7 +14,6 @@ import io
 import itertools
 import json
 import os
-import platform
 import re
 import signal
 import statistics
@@ -23,12 +22,11 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 
 import skimage.data
 import uvloop
-from PIL import Image, features
+from PIL import Image
 
 from app.checkpoints import published_resnet50_preprocessing
 from app.errors import ImageTooComplex, ServiceError
@@ -37,6 +35,7 @@ from app.images.processes import ProcessDecoder
 from app.images.threads import ThreadDecoder
 from app.loading import plan_decoding
 from app.settings import Settings
+from benchmarks.machine import describe
 
 CALLERS = 16
 TIME_LIMIT_SECONDS = 1.0
@@ -187,11 +186,6 @@ async def _warm_up(decoder: Decoder, images: list[bytes]) -> None:
         await decoder.decode(image, RESNET50, time.monotonic() + 60)
 
 
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
 def main(write: Callable[[str], object] = sys.stdout.write) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--pairs", type=int, default=5)
@@ -208,9 +202,7 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
             command = [sys.executable, "-m", "benchmarks.decoders", "--side", side, "--seconds", str(options.seconds)]
             found.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
     write(
-        f"{platform.platform()}, {len(os.sched_getaffinity(0))} CPUs ({_cpu_name()}), "
-        f"Python {platform.python_version()}, Pillow {version('pillow')}, "
-        f"libjpeg-turbo {features.version('libjpeg_turbo')}, numpy {version('numpy')}, uvloop {version('uvloop')}\n"
+        f"{describe('uvloop')}\n"
         f"Medians of {options.pairs} pairs, lowest to highest in brackets; {plan_decoding(Settings()).slots} slots, "
         f"time limit {TIME_LIMIT_SECONDS:g} s.\n\n| | threads | processes |\n| --- | --- | --- |\n"
     )

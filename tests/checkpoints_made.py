@@ -102,8 +102,8 @@ class Told:
 
 
 def load(told: Told | None = None, **settings: Any) -> LoadedModel:
-    """`load_model` on one thread of the CPU; a plan of one image a batch keeps the warm-up short."""
-    chosen = Settings(**({"device": "cpu", "compute_threads": 1, "max_batch_size": 1} | settings))
+    """`load_model` by torch on one thread of the CPU; a plan of one image a batch keeps the warm-up short."""
+    chosen = Settings(**({"backend": "torch", "device": "cpu", "compute_threads": 1, "max_batch_size": 1} | settings))
     return load_model(chosen, Metrics(), told or Told())
 
 

@@ -10,16 +10,21 @@ import httpx
 import pytest
 
 from app.settings import ENV_PREFIX, Settings
-from tests.running import RunningServer, running_server
+from tests.running import CACHE_DIR, RunningServer, running_server
 
 REPOSITORY = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _clean_environment() -> Iterator[None]:
-    """Settings come from the tests alone."""
+def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Settings come from the tests alone; what servers keep lies in one folder, so that each network is exported once.
+
+    A cache that is there already can be named by TEST_CACHE_DIR.
+    """
     saved = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(ENV_PREFIX)}
+    os.environ[CACHE_DIR] = os.environ.get("TEST_CACHE_DIR") or str(tmp_path_factory.mktemp("cache"))
     yield
+    del os.environ[CACHE_DIR]
     os.environ.update(saved)
 
 

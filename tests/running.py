@@ -25,6 +25,7 @@ from app.server import Hooks
 from app.settings import Settings
 
 START_SECONDS = 60
+CACHE_DIR = "RESNET_CACHE_DIR"
 
 
 @dataclass
@@ -154,7 +155,8 @@ def service_process(
 
 
 def clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("RESNET_")}
+    """This process's, without settings but for the cache that all tests share."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RESNET_") or name == CACHE_DIR}
 
 
 def wait_until(condition: Any, seconds: float = 30.0) -> None:

@@ -70,12 +70,12 @@ class HeldThreads(Held):
         self._to_hold = 0
         self.begun: list[bytes] = []
 
-        def held(data: bytes, preprocessing: Preprocessing, limits: Any) -> Pixels:
+        def held(data: bytes, *how: Any) -> Pixels:
             self.begun.append(data)
             if self._to_hold > 0:
                 self._to_hold -= 1
                 assert self._opened.wait(60)
-            return decode(data, preprocessing, limits)
+            return decode(data, *how)
 
         monkeypatch.setattr(threads, "decode", held)
 
@@ -182,6 +182,15 @@ async def test_the_models_own_preprocessing_is_applied(make: Make, preprocessing
     pixels = await decoder.decode(IMAGES[0], preprocessing, time.monotonic() + 60)
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels, decode(IMAGES[0], preprocessing, LIMITS))
+
+
+async def test_the_mode_is_applied(make: Make) -> None:
+    """A decoder in fast mode gives the pixels of fast mode, which are not those of exact mode."""
+    data = encode(made.photo("coffee").resize((1800, 1203)))
+    pixels = {mode: await ask((await make(mode=mode)).decoder, data) for mode in ("exact", "fast")}
+    assert np.array_equal(pixels["exact"], decode(data, RESNET50, LIMITS))
+    assert np.array_equal(pixels["fast"], decode(data, RESNET50, LIMITS, "fast"))
+    assert not np.array_equal(pixels["fast"], pixels["exact"])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -27,7 +28,7 @@ def test_a_ready_service_says_what_it_serves(client: httpx.Client) -> None:
         document = answer.json()
         assert (document["state"], document["ready"], document["status"]) == ("ready", True, "ok")
         assert document["model"] == {"name": "null", "version": "00000000"}
-        assert (document["backend"], document["warnings"]) == ("null", [])
+        assert (document["backend"], document["decode"], document["warnings"]) == ("null", "exact", [])
         assert client.head(path).status_code == 200
         assert "X-Request-ID" in answer.headers
 
@@ -117,10 +118,10 @@ def test_when_no_decoder_is_left_it_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     hanging = threading.Event()
     clock = [0.0]
 
-    def decode_that_hangs(data: bytes, preprocessing: object, limits: object) -> object:
+    def decode_that_hangs(data: bytes, *how: Any) -> object:
         if data == b"hang":
             hanging.wait(60)
-        return decode(data, preprocessing, limits)  # type: ignore[arg-type]
+        return decode(data, *how)
 
     monkeypatch.setattr("app.images.threads.decode", decode_that_hangs)
     settings = Settings(

@@ -164,3 +164,52 @@ def test_a_slow_device_is_not_climbed_for_long() -> None:
     plan = plan_batches(device.run, 64, None, clock=device.clock)
     assert device.sizes == [1, 2, 4, 8]
     assert plan.max_batch_size in device.sizes
+
+
+# --- what an earlier start measured
+
+
+def test_what_an_earlier_start_measured_is_not_measured_again() -> None:
+    """Where a single image still takes about what it did, the plan is the earlier one, and only its size is warmed."""
+    seconds = linear(0.08, 0.02)
+    measured = Device(seconds)
+    first = plan_batches(measured.run, 16, None, clock=measured.clock)
+    again = Device(lambda size: 1.5 * seconds(size))
+    second = plan_batches(again.run, 16, None, clock=again.clock, known=first.seconds)
+    assert second == first
+    assert first.max_batch_size > 1
+    assert again.ran == [1, 1, first.max_batch_size]
+
+
+@pytest.mark.parametrize("factor", [0.4, 3.0])
+def test_a_machine_that_has_become_another_is_measured_anew(factor: float) -> None:
+    """A single image that takes less than half of what it did, or more than twice, makes the rest doubtful too."""
+    device = Device(linear(0.0, 0.05 * factor))
+    plan = plan_batches(device.run, 32, None, clock=device.clock, known={1: 0.05, 2: 0.05, 4: 0.05})
+    assert plan.max_batch_size == 1
+    assert plan.seconds[1] == pytest.approx(0.05 * factor)
+
+
+@pytest.mark.parametrize("known", [{}, {1: 0.05, 2: 0.1}, {2: 0.1}])
+def test_kept_times_that_lack_the_size_are_no_help(known: dict[int, float]) -> None:
+    """A size that was set, or the single image, is measured where nothing is known of it."""
+    device = Device(linear(0.0, 0.05))
+    plan = plan_batches(device.run, 32, 8, clock=device.clock, known=known)
+    assert plan.max_batch_size == 8
+    assert plan.seconds == pytest.approx({1: 0.05, 8: 0.4})
+
+
+def test_kept_times_obey_a_limit_on_the_wait() -> None:
+    """A limit on an answer's time chooses among kept times as it does among new ones."""
+    known = {1: 0.1, 2: 0.11, 4: 0.12, 8: 0.2}
+    device = Device(lambda size: known[size])
+    plan = plan_batches(device.run, 8, None, clock=device.clock, known=known, slo_seconds=0.3)
+    assert plan.max_batch_size == 4
+    assert device.sizes == [1, 4]
+
+
+def test_the_planned_size_is_run_last_where_larger_ones_were_tried() -> None:
+    """So that the device can give back what only the larger ones needed."""
+    device = Device(linear(0.0, 0.05))
+    plan_batches(device.run, 32, None, clock=device.clock)
+    assert device.ran[-1] == 1

@@ -11,7 +11,7 @@ import pytest
 from app import loading
 from app.errors import SettingError
 from app.loading import DecodePlan, plan_decoding
-from app.resources import available_cpus, available_memory_bytes
+from app.resources import available_cpus, available_memory_bytes, cuda_device_count
 from app.settings import Settings
 
 OWN_CPUS = len(os.sched_getaffinity(0))
@@ -90,3 +90,9 @@ def test_more_slots_than_the_memory_holds_are_refused(
         plan(monkeypatch, 4, **settings)
     for word in [*words, "RESNET_DECODE_MEMORY_BYTES", "--decode-memory-bytes", "RESNET_MAX_MEGAPIXELS_JPEG"]:
         assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize("library", ["libthere-is-none.so.1", "libc.so.6"])
+def test_without_a_driver_there_is_no_cuda_device(library: str) -> None:
+    """Where the driver is not there, or what has its name is none, no device is counted and nothing is raised."""
+    assert cuda_device_count(library) == 0

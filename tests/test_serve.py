@@ -64,7 +64,8 @@ def test_the_curl_names_the_file_in_a_clone(repository: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_can_be_stopped_while_it_loads(tmp_path: Path, number: int) -> None:
     """A signal during loading ends it with status 0 and no trace."""
-    with service_process("--weights", "offline-demo", folder=tmp_path) as service:
+    nothing_kept = {"RESNET_CACHE_DIR": str(tmp_path)}
+    with service_process("--weights", "offline-demo", folder=tmp_path, environment=nothing_kept) as service:
         service.wait_for("Reading")
         assert service.stop(number) == 0
     assert not any("Traceback" in line for line in service.lines)

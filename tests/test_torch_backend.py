@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -152,9 +154,11 @@ def test_half_precision_stays_close_to_float32(dtype: torch.dtype, largest_dista
     assert np.array_equal(half.argmax(1), reference.argmax(1))
 
 
-def test_warming_up_takes_any_size_up_to_the_largest(network: torch.nn.Module) -> None:
-    """The backend runs at size 1 and at the largest size that it declares, for which its buffer has room."""
-    backend = backend_of(network, cpu_plan(staged=True))
+@pytest.mark.parametrize("staged", [False, True])
+def test_warming_up_takes_any_size_up_to_the_largest(staged: bool) -> None:
+    """The backend runs at size 1 and at the largest size that it declares, for which its buffers have room."""
+    mean_colour = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    backend = backend_of(mean_colour, cpu_plan(staged=staged))
     assert backend.max_batch_size == 32
     for size in (1, backend.max_batch_size):
         backend.warm_up(size)
@@ -168,11 +172,19 @@ def test_the_network_is_switched_to_inference(network: torch.nn.Module, batch: P
         assert np.abs(backend.infer(batch, Want.SCORES).scores - one_by_one).max() <= BATCHED_TOLERANCE
 
 
-def test_closing_lets_the_network_go(network: torch.nn.Module) -> None:
-    """A closed backend holds no network, so that its memory can be had again."""
-    backend = backend_of(network)
+@pytest.mark.parametrize("staged", [False, True])
+def test_closing_lets_the_network_go(staged: bool, network: torch.nn.Module) -> None:
+    """A closed backend holds no network, so that its memory can be had again, and answers nobody."""
+    own = copy.deepcopy(network)
+    weights = weakref.ref(own.conv1.weight)
+    backend = TorchBackend(own, PREPROCESSING, cpu_plan(staged=staged))
+    del own
+    backend.warm_up(2)
     backend.close()
-    assert backend._network is None
+    gc.collect()
+    assert weights() is None
+    with pytest.raises(RuntimeError, match="closed"):
+        backend.infer(np.zeros((1, 224, 224, 3), np.uint8), Want.SCORES)
 
 
 # --- where it runs

@@ -57,6 +57,7 @@ def _health(service: Service) -> Health:
         model=ModelBody.of(model.identity) if model else None,
         backend=model.backend if model else None,
         device=model.device if model else None,
+        decode=service.settings.decode,
         warnings=list(model.warnings) if model else [],
         version=__version__,
     )

@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ..errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError
 from .problems import MEDIA_TYPE, problem
@@ -150,6 +150,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self.parser.get_http_version() not in ("1.1", "1.0"):
             self._raise(MalformedRequest(_NOT_HTTP))
         super().on_headers_complete()
+        if self.scope["method"] != "HEAD":
+            self.cycle.transport = _JoinedWrites(self.cycle, self.transport)  # type: ignore[assignment]
         self.scope["close_connection"] = partial(setattr, self.cycle, "keep_alive", False)  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
@@ -247,3 +249,33 @@ class HttpProtocol(HttpToolsProtocol):
                 self.transport.abort()
         else:
             self._stalled_at = None
+
+
+class _JoinedWrites:
+    """The transport that one answer is written to: its head waits for its body, and both are one write.
+
+    uvicorn writes them one after the other, and uvloop sends each at once: two system calls, and two wake-ups of who
+    reads. An answer without a body, to HEAD, is not for this.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle, transport: asyncio.Transport) -> None:
+        self._cycle = cycle
+        self._transport = transport
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._head is None and self._cycle.response_started:
+            self._head = data
+        elif self._head:
+            self._transport.writelines((self._head, data))
+            self._head = b""
+        else:  # the rest of the body, or 100 Continue
+            self._transport.write(data)
+
+    def close(self) -> None:
+        if self._head:
+            self._transport.write(self._head)
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)

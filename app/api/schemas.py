@@ -6,10 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..types import Classification, ModelIdentity, Prediction
+from ..types import Classification, DecodeMode, ModelIdentity, Prediction
 
 
 class ModelBody(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
     name: str = Field(examples=["resnet50"])
     version: str = Field(description="First 8 hex digits of the weights' SHA-256.", examples=["11ad3fa6"])
 
@@ -19,6 +20,7 @@ class ModelBody(BaseModel):
 
 
 class PredictionBody(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
     class_id: int = Field(description="Index of the class; labels need not be unique, this is.", examples=[409])
     label: str = Field(examples=["analog clock"])
     probability: float = Field(ge=0, le=1, examples=[0.8473])
@@ -31,12 +33,13 @@ class PredictionBody(BaseModel):
 class Answer(BaseModel):
     """The most probable classes of one image, best first."""
 
+    model_config = ConfigDict(from_attributes=True)
     model: ModelBody
     predictions: list[PredictionBody]
 
     @classmethod
     def of(cls, classification: Classification) -> Answer:
-        return cls(model=ModelBody.of(classification.model), predictions=_predictions(classification))
+        return cls.model_validate(classification)
 
 
 class Problem(BaseModel):
@@ -89,6 +92,7 @@ class Health(BaseModel):
     model: ModelBody | None = None
     backend: str | None = Field(None, examples=["torch"])
     device: str | None = Field(None, examples=["cpu (2 threads, float32)"])
+    decode: DecodeMode = Field(description="How images are decoded: RESNET_DECODE.")
     warnings: list[str] = Field([], description="Assumptions about the checkpoint that could be wrong.")
     version: str = Field(description="Of resnet-serve.", examples=["0.1.0"])
 

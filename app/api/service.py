@@ -25,9 +25,14 @@ class State(TypedDict):
     service: Service
 
 
-def get_service(request: Request) -> Service:
+def service_of(request: Request) -> Service:
     service: Service = request.state.service
     return service
 
 
-ServiceDep = Annotated[Service, Depends(get_service)]
+async def _service_of(request: Request) -> Service:
+    """A coroutine, though it awaits nothing: FastAPI calls any other function on a thread of its own."""
+    return service_of(request)
+
+
+ServiceDep = Annotated[Service, Depends(_service_of)]

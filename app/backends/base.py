@@ -44,7 +44,10 @@ class Backend(Protocol):
         ...
 
     def warm_up(self, batch_size: int) -> None:
-        """Run once at `batch_size`, so that no request pays for a first time. Blocks."""
+        """Run once at `batch_size`, so that no request pays for a first time. Blocks.
+
+        After a larger size, what only that needed may be given back.
+        """
         ...
 
     def close(self) -> None:

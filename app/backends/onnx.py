@@ -1,4 +1,4 @@
-"""ONNX Runtime: an ONNX file's own graph, as it is."""
+"""ONNX Runtime: the default on CPU. It runs an exported graph, or an ONNX file's own as it is."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ def create_onnx_backend(checkpoint: Checkpoint, options: BackendOptions) -> Onnx
         raise SettingError(
             f"RESNET_PRECISION is {options.precision}, but an ONNX file is served in its own. Set it to auto."
         )
+    if options.device.startswith("cuda"):
+        raise SettingError(
+            f"RESNET_DEVICE is {options.device}, but ONNX graphs are served on the CPU. Set it to auto or cpu."
+        )
     crop = checkpoint.preprocessing.crop
     if graph.size is not None and graph.size != crop:
         raise SettingError(
@@ -51,32 +55,47 @@ class OnnxBackend:
         mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
         self._scale = (1 / (255 * std)).astype(np.float32)
         self._shift = (-mean / std).astype(np.float32)
-        self._session: Any = _open(graph, options)
+        self._session: Any = open_session(graph, options.threads)
+        self._largest_warmed = 0
         self.max_batch_size = graph.batch_size or _MAX_BATCH_SIZE
         threads = f"{options.threads} threads, " if options.threads else ""
         padded = f", batches of {graph.batch_size}" if graph.batch_size else ""
-        self.device = f"cpu ({threads}{graph.dtype}{padded})"
+        self.device = f"cpu ({threads}{graph.computes_in or graph.dtype}{padded})"
 
     def infer(self, batch: Pixels, want: Want) -> Outputs:
-        images = self._prepared(batch)
+        return self._infer(batch)
+
+    def _infer(self, batch: Pixels, options: Any = None) -> Outputs:
+        images = self.prepared(batch)
         size = self._graph.batch_size
         if size is not None and len(images) < size:
             # The last image again: zeros could meet operators that no photo meets.
             images = np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
-        (scores,) = self._session.run([self._graph.output_name], {self._graph.input_name: images})
+        (scores,) = self._session.run([self._graph.output_name], {self._graph.input_name: images}, options)
         rows = np.asarray(scores, np.float32).reshape(len(images), self._graph.class_count)
         return Outputs(np.ascontiguousarray(rows[: len(batch)]), self._kind)
 
     def warm_up(self, batch_size: int) -> None:
         # Grey noise and not zeros: denormals and dead paths would time differently.
         noise = np.random.default_rng(0).integers(0, 256, (batch_size, *self._crop, 3), dtype=np.uint8)
-        self.infer(noise, Want.SCORES)
+        self._infer(noise, self._giving_back() if batch_size < self._largest_warmed else None)
+        self._largest_warmed = max(self._largest_warmed, batch_size)
+
+    def _giving_back(self) -> Any:
+        """Options of a run that ends with the arena's unused memory given back."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return options
 
     def close(self) -> None:
         self._session = None
 
-    def _prepared(self, batch: Pixels) -> NDArray[Any]:
+    def prepared(self, batch: Pixels) -> NDArray[Any]:
         """The batch in the graph's own layout, numbers and channel order."""
+        if self._graph.takes_pixels:
+            return np.ascontiguousarray(batch)
         images: NDArray[Any] = batch[..., ::-1] if self._is_bgr else batch
         if self._graph.layout == "nchw":
             images = images.transpose(0, 3, 1, 2)
@@ -88,20 +107,32 @@ class OnnxBackend:
         return prepared.astype(self._graph.dtype, copy=False)
 
 
-def _open(graph: Graph, options: BackendOptions) -> Any:
+def open_session(graph: Graph, threads: int | None) -> Any:
+    """An `onnxruntime.InferenceSession` of `graph` on the CPU. Raises `CheckpointError` where it is not run here."""
     import onnxruntime
 
-    if options.device.startswith("cuda"):
-        raise SettingError(
-            f"RESNET_DEVICE is {options.device}, but ONNX files are served on the CPU. Set it to auto or cpu."
-        )
-    session = onnxruntime.SessionOptions()
-    session.intra_op_num_threads = options.threads or 0
-    session.inter_op_num_threads = 1
-    session.log_severity_level = 4  # what fails is raised
+    options = session_options(threads)
+    if graph.is_optimised:
+        # What was checked when it was made is what runs.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(graph.model, session, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(graph.path) if graph.path is not None else graph.model, options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:
         # Its exceptions have no common class; the graph ran when it was examined, so that this is the machine's fault.
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"ONNX Runtime cannot load the graph here: {first[:200].rstrip('. ')}.") from None
+
+
+def session_options(threads: int | None) -> Any:
+    """`onnxruntime.SessionOptions` with everything that this service sets."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    # A thread that waits for work by spinning takes a core from decoding: measured in docs/backends.md.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # what fails is raised
+    return options

@@ -3,10 +3,11 @@
 from .base import Checkpoint, Contents, Decision, Graph, Stored, Told, Weights
 from .converted import write_converted
 from .decisions import Decisions, decide, warnings_of
+from .depends import depends_on, sha256_of
 from .download import Progress, fetch
 from .folders import home_of
 from .locate import CheckpointFile, OfflineDemo, PublishedName, Source, locate
-from .offline_demo import read_offline_demo
+from .offline_demo import offline_demo_file, read_offline_demo
 from .published import (
     PublishedWeights,
     default_preprocessing,
@@ -14,12 +15,15 @@ from .published import (
     find_by_sha256,
     published_resnet50_preprocessing,
 )
+from .quantized import CheckImages, Cpu, QuantizedRecord, Speeds
 from .readers import read_checkpoint
 
 __all__ = [
+    "CheckImages",
     "Checkpoint",
     "CheckpointFile",
     "Contents",
+    "Cpu",
     "Decision",
     "Decisions",
     "Graph",
@@ -27,20 +31,25 @@ __all__ = [
     "Progress",
     "PublishedName",
     "PublishedWeights",
+    "QuantizedRecord",
     "Source",
+    "Speeds",
     "Stored",
     "Told",
     "Weights",
     "decide",
     "default_preprocessing",
+    "depends_on",
     "fetch",
     "find_by_name",
     "find_by_sha256",
     "home_of",
     "locate",
+    "offline_demo_file",
     "published_resnet50_preprocessing",
     "read_checkpoint",
     "read_offline_demo",
+    "sha256_of",
     "warnings_of",
     "write_converted",
 ]

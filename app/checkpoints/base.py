@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from numpy.typing import NDArray
 
 from ..types import Preprocessing, ResNetSwitches, ScoreKind
+from .quantized import QuantizedRecord
 
 Weights = Mapping[str, NDArray[Any]]
 """Parameter and buffer names, as torchvision spells them, → float32 arrays."""
@@ -65,6 +67,16 @@ class Graph:
     class_count: int
     scale: Literal["unit", "levels"] | None = None
     """Of a graph that normalises its input itself: whether that is from 0 to 1, or from 0 to 255."""
+    takes_pixels: bool = False
+    """Whether it takes RGB levels as they are decoded, in uint8: channel order and normalisation are in it."""
+    is_optimised: bool = False
+    """Whether ONNX Runtime's optimisations for this CPU are done already."""
+    computes_in: str = ""
+    """Its numbers, for a person; empty where they are its input's."""
+    path: Path | None = None
+    """A file that has the model, its weights perhaps in another beside it; then `model` is empty."""
+    quantized: QuantizedRecord | None = None
+    """Of a graph that `quantize` wrote: what it promised, and how to see whether that holds here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,14 @@ def _refuse_switches(settings: Settings, architecture: str) -> None:
 
 
 def _preprocessing(settings: Settings, contents: Contents, architecture: str) -> Decision[Preprocessing]:
+    quantized = contents.graph is not None and contents.graph.quantized is not None
+    if settings.preprocessing != "auto" and quantized:
+        raise SettingError(
+            f"{ENV_PREFIX}PREPROCESSING is {settings.preprocessing}, but this model was quantized for its own "
+            f"preprocessing: unset it, or quantize the checkpoint again with it."
+        )
+    if quantized and contents.told.preprocessing is not None:
+        return contents.told.preprocessing
     if settings.preprocessing != "auto":
         return Decision(_named(settings.preprocessing, architecture), f"{ENV_PREFIX}PREPROCESSING")
     published = find_by_sha256(architecture, contents.sha256)

@@ -53,6 +53,14 @@ def read_offline_demo() -> tuple[Weights, str, Path]:
 
     Raises `CheckpointError` with the install command where the package is missing.
     """
+    path = offline_demo_file()
+    contents = read_checkpoint(path)
+    renamed: dict[str, NDArray[Any]] = {timm_name(name): values for name, values in contents.weights.items()}
+    return renamed, contents.sha256, path
+
+
+def offline_demo_file() -> Path:
+    """The package's file. Raises `CheckpointError` with the install command where the package is missing."""
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise CheckpointError(f"The offline demo's weights are not installed. {INSTALL}")
@@ -61,9 +69,7 @@ def read_offline_demo() -> tuple[Weights, str, Path]:
         raise CheckpointError(
             f"The package {PACKAGE} carries {len(files)} weight files where one was expected. {INSTALL}"
         )
-    contents = read_checkpoint(files[0])
-    renamed: dict[str, NDArray[Any]] = {timm_name(name): values for name, values in contents.weights.items()}
-    return renamed, contents.sha256, files[0]
+    return files[0]
 
 
 def timm_name(name: str) -> str:

@@ -7,12 +7,14 @@ import json
 from dataclasses import replace
 from math import floor
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from ..types import Preprocessing
 from .base import Decision, Graph, Stored, Told
 from .limited_process import run_limited
 from .presets import PRESETS
+from .quantized import SOURCE, QuantizedRecord, read_record
 
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own
 _MAX_MEMORY_BYTES = 8 << 30
@@ -45,6 +47,7 @@ def read_onnx(path: Path) -> Stored:
             raise CheckpointError(f"{path} cannot be served: {found['refused']}.")
         if "damaged" in found:
             raise _damaged(path, found["damaged"])
+        record = _record(path, found)
         graph = Graph(
             model=changed if found["changed"] else model,
             input_name=found["input"],
@@ -55,9 +58,13 @@ def read_onnx(path: Path) -> Stored:
             batch_size=found["batch"],
             class_count=found["classes"],
             scale=found["scale"],
+            takes_pixels=record is not None and record.takes_pixels,
+            computes_in="int8" if found["quantized"] else "",
+            quantized=record,
         )
         notes = (f"{path.name}: {found['note']}.",) if found["note"] else ()
-        return Stored({}, Told(output=Decision(found["kind"], "the file's graph")), notes, graph)
+        told = Told(output=Decision(found["kind"], "the file's graph"))
+        return Stored({}, _told_by(record).then(told), notes, graph)
     except (ValueError, KeyError, TypeError):
         raise _damaged(path, "ONNX Runtime crashed on it, or went over its time or memory") from None
 
@@ -68,11 +75,37 @@ def settle(graph: Graph, told: Told) -> Told:
     A graph that normalises its input is given levels or fractions, whatever files beside it say.
     """
     preprocessing = told.preprocessing or Decision(_usual(graph), "torchvision's usual way", is_assumed=True)
-    if graph.scale is not None:
+    if graph.scale is not None and not graph.takes_pixels:
         deviation = _ONES if graph.scale == "unit" else _LEVELS
         value = replace(preprocessing.value, mean=_ZEROS, std=deviation)
         preprocessing = replace(preprocessing, value=value, source=f"{preprocessing.source}, normalised by the graph")
     return replace(told, preprocessing=preprocessing).then(Told(architecture=Decision("onnx", "the file's graph")))
+
+
+def _record(path: Path, found: dict[str, Any]) -> QuantizedRecord | None:
+    """Raises `CheckpointError` for a record that is damaged, or that was made of another graph."""
+    if found["record"] is None:
+        return None
+    record = read_record(found["record"], path)
+    if (
+        record.graph_sha256 != found["graph_sha256"]
+        or record.class_count != found["classes"]
+        or (record.takes_pixels and (found["dtype"], found["layout"]) != ("uint8", "nhwc"))
+    ):
+        raise CheckpointError(
+            f"{path} holds another graph than the one that its record was made of. Quantize the checkpoint again."
+        )
+    return record
+
+
+def _told_by(record: QuantizedRecord | None) -> Told:
+    if record is None:
+        return Told()
+    return Told(
+        architecture=Decision(record.architecture, SOURCE),
+        preprocessing=Decision(record.preprocessing, SOURCE),
+        labels=Decision(record.labels, SOURCE),
+    )
 
 
 def _usual(graph: Graph) -> Preprocessing:

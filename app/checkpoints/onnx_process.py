@@ -7,15 +7,17 @@ changed:
 
     {"input": name, "output": name, "dtype": "float32", "layout": "nchw", "size": [224, 224] or null,
      "batch": 8 or null, "classes": 1000, "kind": "logits", "scale": null or "unit" or "levels", "note": clause,
-     "changed": true}
+     "changed": true, "record": null or text, "graph_sha256": null or hex, "quantized": false}
     {"refused": sentence}     what the graph does is not done here
     {"damaged": reason}
 
-"batch" is the only size that the graph takes, or null where it takes any.
+"batch" is the only size that the graph takes, or null where it takes any. "record" is what `quantize` wrote into the
+file's metadata, as it stands there, and "graph_sha256" the digest of the graph beside it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -31,6 +33,11 @@ MAX_SHAPE_NUMBERS = 1024
 DEFAULT_SIDE = 224
 DEFAULT_DOMAINS = ("", "ai.onnx")
 TOLERANCE = 1e-4
+# Where numbers are rounded to 8 bits, a difference in the last digit of a float can become one of a whole level.
+QUANTIZED_TOLERANCE = 5e-2
+QUANTIZERS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"})
+RECORD_KEY = "resnet_serve"
+MAX_RECORD_BYTES = 64 << 20
 
 # What networks that classify images are made of. No loops, branches, sequences, strings or random numbers: what runs
 # here has a size and a time that its shapes tell.
@@ -85,6 +92,7 @@ def examine(data: bytes, answer: BinaryIO) -> None:
         raise Refused(f"it has {len(model.graph.output)} outputs where the classes' scores alone were expected")
     check_sizes(model, entrance)
     kind, note = kind_of(model)
+    record = record_of(model)
     trial = Trial(model, data, entrance)
     answer.write(
         json.dumps(
@@ -100,6 +108,9 @@ def examine(data: bytes, answer: BinaryIO) -> None:
                 "scale": scale_of(model, entrance),
                 "note": note or trial.note,
                 "changed": trial.changed is not None,
+                "record": record,
+                "graph_sha256": None if record is None else graph_digest(model),
+                "quantized": is_quantized(model),
             }
         ).encode()
         + b"\n"
@@ -204,6 +215,25 @@ def check_sizes(model: Any, entrance: Entrance) -> None:
             raise Refused(f"its value {value.name[:80]} has the shape {sides}, over {MAX_ELEMENTS:,} numbers")
 
 
+def record_of(model: Any) -> str | None:
+    """What `quantize` wrote into the metadata, if it did."""
+    for entry in model.metadata_props:
+        if entry.key == RECORD_KEY:
+            if len(entry.value) > MAX_RECORD_BYTES:
+                raise Refused(f"its record has over {MAX_RECORD_BYTES:,} characters")
+            return str(entry.value)
+    return None
+
+
+def graph_digest(model: Any) -> str:
+    """SHA-256 of the graph with its weights, without what is noted beside it."""
+    return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+
+
+def is_quantized(model: Any) -> bool:
+    return any(node.op_type in QUANTIZERS for node in model.graph.node)
+
+
 def producers(model: Any) -> dict[str, Any]:
     return {output: node for node in model.graph.node for output in node.output}
 
@@ -267,6 +297,7 @@ class Trial:
 
         self._entrance = entrance
         self._output = model.graph.output[0].name
+        self._tolerance = QUANTIZED_TOLERANCE if is_quantized(model) else TOLERANCE
         self.batch: int | None = entrance.batch or 1
         self.changed: bytes | None = None
         self.note = ""
@@ -285,7 +316,9 @@ class Trial:
                 together = self._run(self._session(data), images)
         except Exception:
             together = np.empty((0, 0))
-        if together.shape == alone.shape and np.abs(together - alone).max() <= TOLERANCE * (1 + np.abs(alone).max()):
+        if together.shape == alone.shape and np.abs(together - alone).max() <= self._tolerance * (
+            1 + np.abs(alone).max()
+        ):
             self.batch = None
             self.changed = None if entrance.batch is None else data
             return
@@ -293,7 +326,7 @@ class Trial:
         if self.batch > 1:
             # Images beside it must not change an image's answer.
             mixed = self._run(session, np.resize(images, entrance.shape(self.batch)))[:1]
-            if np.abs(mixed - alone[:1]).max() > TOLERANCE * (1 + np.abs(alone).max()):
+            if np.abs(mixed - alone[:1]).max() > self._tolerance * (1 + np.abs(alone).max()):
                 raise Refused("its answer for an image depends on the images beside it")
 
     def _session(self, data: bytes) -> Any:

@@ -100,7 +100,7 @@ def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Conten
 
 def _unnamed_family(stored: Stored, stem: Told) -> str:
     if stored.graph:
-        return "its own graph"
+        return "its own graph, quantized to int8" if stored.graph.quantized else "its own graph"
     return f"timm {stem.architecture.value}" if stem.architecture else "torchvision"
 
 

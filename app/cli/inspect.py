@@ -35,6 +35,9 @@ def inspect(
     for name in ("container", "family", "classes", "parameters", "sha256"):
         value = document[name]
         facts.add_row(name, f"{value:,}" if name == "parameters" else str(value))
+    quantized = document.get("quantized")
+    if quantized is not None:
+        facts.add_row("quantized", quantized["shown"])
     stdout.print(facts)
     table = Table("decision", "value", "because of")
     for name, decision in document["decisions"].items():
@@ -92,7 +95,9 @@ def _describe(examined: Examined) -> dict[str, Any]:
         elif isinstance(value, tuple):
             shown = f"{value[0]}, … {value[-1]}" if len(value) > 2 else ", ".join(value)
         decisions[name] = {"value": value, "shown": shown, "source": decision.source, "assumed": decision.is_assumed}
-    return {
+    graph = contents.graph
+    record = graph.quantized if graph is not None else None
+    document = {
         "path": str(examined.path),
         "container": contents.container,
         "family": contents.family,
@@ -102,3 +107,7 @@ def _describe(examined: Examined) -> dict[str, Any]:
         "decisions": decisions,
         "warnings": list(examined.warnings),
     }
+    if record is not None:
+        about = record.model_dump(mode="json", exclude={"check", "labels", "preprocessing"})
+        document["quantized"] = about | {"shown": record.describe()}
+    return document

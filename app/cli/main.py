@@ -9,12 +9,14 @@ import typer
 
 from .. import __version__
 from ..errors import StartError
+from .bench import bench
 from .classify import classify
 from .console import say_error
 from .download import download
 from .inspect import convert, inspect
 from .options import with_settings
 from .probe import probe
+from .quantize import quantize
 from .serve import serve
 
 app = typer.Typer(
@@ -46,7 +48,9 @@ app.command()(with_settings(classify, "Model", "Backend", "Batching", "Limits", 
 app.command()(with_settings(download, "Model", "Log"))
 app.command()(with_settings(inspect, "Model", "Limits", "Log"))
 app.command()(with_settings(convert, "Model", "Log"))
+app.command()(with_settings(quantize, "Model", "Backend", "Limits", "Log"))
 app.command()(probe)
+app.command()(bench)
 
 
 def main() -> None:

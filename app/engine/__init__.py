@@ -2,5 +2,6 @@
 
 from .base import Engine, EngineState, Scored
 from .in_process import InProcessEngine
+from .planning import Timings
 
-__all__ = ["Engine", "EngineState", "InProcessEngine", "Scored"]
+__all__ = ["Engine", "EngineState", "InProcessEngine", "Scored", "Timings"]

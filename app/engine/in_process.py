@@ -16,7 +16,7 @@ from ..errors import DeviceLost, EngineUnavailable, Internal, OutOfMemory
 from ..metrics import Metrics
 from ..types import InputSpec, Outputs, Pixels, ScoreKind, Scores, Want
 from .base import EngineState, Scored
-from .planning import BatchPlan, plan_batches
+from .planning import BatchPlan, Timings, plan_batches
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,9 @@ class InProcessEngine:
         hang_seconds: float = 30.0,
         slo_seconds: float | None = None,
         metrics: Metrics | None = None,
+        timings: Timings | None = None,
     ) -> None:
-        """`max_batch_size` None lets the warm-up choose it.
+        """`max_batch_size` None lets the warm-up choose it; with `timings` it asks an earlier one, and tells a later.
 
         A batch may take `hang_seconds`, or ten times what its size usually takes where that is longer.
         """
@@ -49,6 +50,7 @@ class InProcessEngine:
         self._slo_seconds = slo_seconds
         self._hang_seconds = hang_seconds
         self._max_queue = max_queue
+        self._timings = timings
         self._metrics = metrics or Metrics()
         self._threads = ThreadPoolExecutor(backend.concurrency, thread_name_prefix="infer")
         self._closing = threading.Event()
@@ -78,16 +80,7 @@ class InProcessEngine:
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
-        plan = await loop.run_in_executor(
-            self._threads,
-            lambda: plan_batches(
-                self.backend.warm_up,
-                self.backend.max_batch_size,
-                self._fixed_batch_size,
-                self._closing.is_set,
-                slo_seconds=self._slo_seconds,
-            ),
-        )
+        plan = await loop.run_in_executor(self._threads, self._warm_up)
         # Each further slot sets up its own stream and buffers: a barrier keeps one thread from warming twice.
         others = self.backend.concurrency - 1
         if others:
@@ -103,6 +96,20 @@ class InProcessEngine:
         # Room for a full queue beside full batches: whoever was admitted is not sent away after decoding.
         self._batcher.max_waiting = self._max_queue + self.backend.concurrency * plan.max_batch_size
         self._plan = plan
+
+    def _warm_up(self) -> BatchPlan:
+        plan = plan_batches(
+            self.backend.warm_up,
+            self.backend.max_batch_size,
+            self._fixed_batch_size,
+            self._closing.is_set,
+            slo_seconds=self._slo_seconds,
+            known=self._timings.read() if self._timings else None,
+        )
+        # What was cut short knows too little.
+        if self._timings and not self._closing.is_set():
+            self._timings.keep(plan.seconds)
+        return plan
 
     async def run(self, item: Pixels, deadline: float) -> Scored:
         if self._plan is None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 _REPEATS = 3
 _WORTH_IT = 1.05
 # Two sizes in a row that gain nothing end the climb: on CPU the third is already paying seconds to learn nothing.
 _PATIENCE = 2
 _SHARE_OF_SLO = 0.8
+# Kept times are believed while a single image still takes about what it did: more or less than this, and the machine
+# is another, or does something else beside.
+_STILL_HOLDS = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,16 @@ class BatchPlan:
         return self.seconds[size] / size
 
 
+class Timings(Protocol):
+    """What an earlier start measured with this model on this machine: batch size → seconds."""
+
+    def read(self) -> Mapping[int, float]:
+        """Empty where nothing is kept."""
+        ...
+
+    def keep(self, seconds: Mapping[int, float]) -> None: ...
+
+
 def plan_batches(
     run: Callable[[int], None],
     largest: int,
@@ -39,6 +53,7 @@ def plan_batches(
     clock: Callable[[], float] = time.perf_counter,
     step_seconds: float = 3.0,
     slo_seconds: float | None = None,
+    known: Mapping[int, float] | None = None,
 ) -> BatchPlan:
     """Warm up and time `run(batch_size)` at 1, 2, 4, … up to `largest`; blocks.
 
@@ -48,7 +63,15 @@ def plan_batches(
 
     With `slo_seconds`, what an image may take from its last byte to its answer, the plan is no larger than what keeps
     that where a batch has just started: two batches one after the other, and a fifth of the time for all the rest.
+
+    `known` is what an earlier start measured. Where a single image still takes about that, nothing else is timed, and
+    only the planned size is run once.
     """
+    if known and not is_cancelled() and _still_holds(run, known, clock) and (fixed is None or fixed in known):
+        plan = _choose(dict(known), fixed, slo_seconds)
+        if plan.max_batch_size > 1:
+            run(plan.max_batch_size)
+        return plan
     sizes = sorted({1, min(fixed, largest)}) if fixed else [2**power for power in range(largest.bit_length())]
     seconds: dict[int, float] = {}
     best = 0.0
@@ -65,8 +88,17 @@ def plan_batches(
             break
     if not seconds:
         return BatchPlan(1, {1: 0.0})
+    plan = _choose(seconds, min(fixed, largest) if fixed else None, slo_seconds)
+    if plan.max_batch_size < max(seconds) and not is_cancelled():
+        # Last, so that a backend can give back what only the larger ones needed.
+        run(plan.max_batch_size)
+    return plan
+
+
+def _choose(seconds: dict[int, float], fixed: int | None, slo_seconds: float | None) -> BatchPlan:
     if fixed:
-        return BatchPlan(min(fixed, largest), seconds)
+        return BatchPlan(fixed, seconds)
+    best = max(size / max(took, 1e-9) for size, took in seconds.items())
     worth_it = min(size for size in seconds if size / max(seconds[size], 1e-9) * _WORTH_IT >= best)
     if slo_seconds is None:
         return BatchPlan(worth_it, seconds)
@@ -78,6 +110,13 @@ def plan_batches(
             2e3 * seconds[1],
         )
     return BatchPlan(min(worth_it, max(in_time, default=1)), seconds)
+
+
+def _still_holds(run: Callable[[int], None], known: Mapping[int, float], clock: Callable[[], float]) -> bool:
+    run(1)
+    began = clock()
+    run(1)
+    return 1 / _STILL_HOLDS <= (clock() - began) / max(known.get(1, 0.0), 1e-9) <= _STILL_HOLDS
 
 
 def _median_seconds(run: Callable[[int], None], size: int, clock: Callable[[], float]) -> float:

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import Image, ImageFile
 
 from ..errors import ImageCorrupt, ImageTooComplex, ImageTooLarge, ServiceError, UnsupportedImageFormat
-from ..types import Pixels, Preprocessing
-from . import jpeg_scans
+from ..types import DecodeMode, Pixels, Preprocessing
+from . import fast, jpeg_scans
 from .colour import to_rgb
 from .geometry import resize_and_crop
+from .orientation import orientation_of, turn_upright
 
 # Pillow tries these decoders and no other, whatever the client calls its file. MPO, a phone's JPEG with more pictures
 # behind the first, opens through the JPEG plugin.
@@ -24,17 +25,6 @@ _JPEG_FAMILY = frozenset({"JPEG", "MPO"})
 
 # What a grey level of fewer bits becomes at 8, by Pillow's name of how it is stored.
 _WIDENED = {"L;2": 85, "L;4": 17}
-
-# How to turn a stored image upright, by its EXIF orientation (EXIF 2.32, tag 0x0112); 1 is upright already.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +39,44 @@ class DecodeLimits:
     """Millions of pixels times scans: a scan goes over every pixel again."""
 
 
-def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> Pixels:
+def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits, mode: DecodeMode = "exact") -> Pixels:
     """Decode, turn upright, convert to RGB, resize and crop.
 
-    Returns `(height, width, 3)` uint8 of `preprocessing.crop`. Raises `UnsupportedImageFormat` (the bytes are none of
-    the five formats), `ImageTooLarge` (by its header), `ImageTooComplex` (a JPEG of too many scans) or `ImageCorrupt`.
-    Blocks: call it through a `Decoder`.
+    Returns `(height, width, 3)` uint8 of `preprocessing.crop`: with `exact` the reference transform's pixels, with
+    `fast` what `fast` says. Raises, in both, `UnsupportedImageFormat` (the bytes are none of the five formats),
+    `ImageTooLarge` (by its header), `ImageTooComplex` (a JPEG of too many scans) or `ImageCorrupt`. Blocks: call it
+    through a `Decoder`.
     """
     scans = _count_scans(data, limits)
     with _pillow_errors(ImageCorrupt), _open(data) as image:
         _check_size(image, limits)
         _check_cost(image, scans, limits)
-        _widen_transparency(image)
-        # Only the first frame is ever read: `load` stops there for GIF, APNG, animated WebP and MPO.
-        image.load()
-        upright = _turn_upright(image)
-        return np.asarray(resize_and_crop(to_rgb(upright), preprocessing))
+        return np.asarray((_exact if mode == "exact" else _fast)(image, data, preprocessing))
+
+
+def _exact(image: ImageFile.ImageFile, data: bytes, preprocessing: Preprocessing) -> Image.Image:
+    _load(image, data)
+    return resize_and_crop(to_rgb(turn_upright(image, orientation_of(image))), preprocessing)
+
+
+def _fast(image: ImageFile.ImageFile, data: bytes, preprocessing: Preprocessing) -> Image.Image:
+    stored = image.size
+    divisor = fast.shrink_jpeg(image, preprocessing) if image.format in _JPEG_FAMILY else 1
+    if divisor > 1 and "progressive" in image.info:
+        data = jpeg_scans.without_refinements(data)
+        image.close()
+        image = _open(data)
+        fast.shrink_jpeg(image, preprocessing)
+    _load(image, data)
+    return fast.upright_crop(image, stored, divisor, preprocessing)
+
+
+def _load(image: ImageFile.ImageFile, data: bytes) -> None:
+    """The pixels of the first frame; `load` stops there for GIF, APNG, animated WebP and MPO."""
+    _widen_transparency(image)
+    # In one piece: between two the interpreter lock is waited for.
+    image.decodermaxblock = len(data)
+    image.load()
 
 
 def image_format(data: bytes) -> str | None:
@@ -124,17 +136,6 @@ def _widen_transparency(image: ImageFile.ImageFile) -> None:
     level = image.info.get("transparency")
     if image.mode == "L" and isinstance(level, int) and image.tile:
         image.info["transparency"] = level * _WIDENED.get(str(image.tile[0].args), 1)
-
-
-def _turn_upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:
-        # Damaged metadata says nothing about the pixels: the image is taken as it is stored. Pillow's EXIF reader
-        # fails with whatever its parsing meets (struct.error, SyntaxError, KeyError, …).
-        return image
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
 
 
 @contextmanager

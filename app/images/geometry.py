@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..types import Interpolation, Preprocessing
 
-_FILTERS = {
+FILTERS = {
     Interpolation.NEAREST: Image.Resampling.NEAREST,
     Interpolation.BILINEAR: Image.Resampling.BILINEAR,
     Interpolation.BICUBIC: Image.Resampling.BICUBIC,
@@ -24,6 +24,13 @@ _SUPPORT = {
 # Pillow holds an RGB pixel in 4 bytes.
 _MAX_INTERMEDIATE_PIXELS = 16 * 1024 * 1024 // 4
 
+Size = tuple[int, int]
+"""Width and height."""
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom."""
+Window = tuple[float, float, float, float]
+"""The same, between pixels."""
+
 
 def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """The centre crop of `image` after its short side was resized: size `preprocessing.crop`, mode kept.
@@ -32,24 +39,38 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
     intermediate of over 16 MB (a side ratio of about 60 and more: a 16384×1 image would become 4,194,304×256), the
     part that the crop shows is cut out of the source first.
     """
-    crop_height, crop_width = preprocessing.crop
-    short = preprocessing.resize_short_side
-    width, height = (crop_width, crop_height) if short is None else _resized_size(image.size, short)
-    offset = _floor_offset if preprocessing.floor_crop else _crop_offset
-    left, top = offset(width, crop_width), offset(height, crop_height)
-    box = (left, top, left + crop_width, top + crop_height)
+    (width, height), box = resized_and_crop_box(image.size, preprocessing)
     # Pillow's first pass, width × source rows, is never larger than both the source and the result.
     if width * height <= _MAX_INTERMEDIATE_PIXELS:
         resized = (
             image
             if image.size == (width, height)
-            else image.resize((width, height), _FILTERS[preprocessing.interpolation])
+            else image.resize((width, height), FILTERS[preprocessing.interpolation])
         )
-        return resized.crop(box)
+        return resized if box == (0, 0, width, height) else resized.crop(box)
     return _resize_window(image, (width, height), box, preprocessing.interpolation)
 
 
-def _resized_size(size: tuple[int, int], short: int) -> tuple[int, int]:
+def resized_and_crop_box(size: Size, preprocessing: Preprocessing) -> tuple[Size, Box]:
+    """What an upright image of `size` is resized to, and what is cut out of that.
+
+    The box is partly outside where the crop is larger than the resized image; what is outside is black (torchvision).
+    """
+    crop_height, crop_width = preprocessing.crop
+    short = preprocessing.resize_short_side
+    width, height = (crop_width, crop_height) if short is None else _resized_size(size, short)
+    offset = _floor_offset if preprocessing.floor_crop else _crop_offset
+    left, top = offset(width, crop_width), offset(height, crop_height)
+    return (width, height), (left, top, left + crop_width, top + crop_height)
+
+
+def in_source(box: Box, resized: Size, source: Size) -> Window:
+    """The part of a `source` that becomes `box` when it is resized to `resized`."""
+    scale_x, scale_y = source[0] / resized[0], source[1] / resized[1]
+    return box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y
+
+
+def _resized_size(size: Size, short: int) -> Size:
     """Width and height after the short side became `short`; the long side is cut to a whole pixel (torchvision)."""
     width, height = size
     if width <= height:
@@ -67,12 +88,10 @@ def _floor_offset(side: int, crop: int) -> int:
     return (side - crop) // 2
 
 
-def _resize_window(
-    image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int], interpolation: Interpolation
-) -> Image.Image:
+def _resize_window(image: Image.Image, size: Size, box: Box, interpolation: Interpolation) -> Image.Image:
     """The pixels of `box` in `image.resize(size)`, computed from the source pixels that they depend on alone."""
     scale_x, scale_y = image.width / size[0], image.height / size[1]
-    window = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
+    window = in_source(box, size, image.size)
     # A filter reaches its half-width beyond the window: output pixels where it shrinks, source pixels where it grows.
     reach_x = math.ceil(_SUPPORT[interpolation] * max(scale_x, 1.0)) + 1
     reach_y = math.ceil(_SUPPORT[interpolation] * max(scale_y, 1.0)) + 1
@@ -82,7 +101,7 @@ def _resize_window(
     source = image.crop((left, top, right, bottom))
     return source.resize(
         (box[2] - box[0], box[3] - box[1]),
-        _FILTERS[interpolation],
+        FILTERS[interpolation],
         box=(
             max(0.0, window[0] - left),
             max(0.0, window[1] - top),

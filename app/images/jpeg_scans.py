@@ -1,4 +1,4 @@
-"""How many scans a JPEG has, counted from its markers before any pixel is decoded.
+"""The scans of a JPEG, found by its markers before any pixel is decoded: how many, and which a small picture needs.
 
 A progressive JPEG is decoded by going over the whole picture once for each scan, and a scan that changes nothing is
 smaller than 200 bytes: what a file of this kind costs is its area times its scans, and no pixel limit sees it.
@@ -16,7 +16,7 @@ SIGNATURE = b"\xff\xd8\xff"
 # such bytes too. There FF 00 is a level of 255, and RST0 to RST7 (D0 to D7) are no ends. Codes below C0 have no segment
 # to skip: where libjpeg looks for a restart it goes on behind them, and elsewhere it gives the file up.
 _MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
-_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_SOI, _EOI, _SOS, _PROGRESSIVE_HUFFMAN = 0xD8, 0xD9, 0xDA, 0xC2
 # A segment holds up to 64 kB, so that a file of 10 MB needs 160 of them; ICC profiles have 255 at the most. Segments
 # of 4 bytes are millions, each of which costs Pillow's reader microseconds.
 MAX_SEGMENTS = 4096
@@ -46,3 +46,39 @@ def count_scans(data: bytes, most: int) -> int:
             at += max(2, int.from_bytes(data[at : at + 2], "big"))
         found = _MARKER.search(data, at)
     return scans
+
+
+def without_refinements(data: bytes) -> bytes:
+    """A JPEG that `count_scans` lets in, without what makes its details more precise than a smaller picture shows.
+
+    A progressive JPEG (Huffman coded, SOF2) first gives each coefficient without its last bits, and then scan by scan
+    the bits. Of the scans that bring the last and the last but one bit of the coefficients behind a block's mean, the
+    data is left out: up to 3 steps of the quantisation table. The heads stay, so that libjpeg finds the same faults in
+    the file; a scan whose data ends early it takes as one that changes nothing.
+    """
+    kept: list[bytes] = []
+    begin = 0
+    is_progressive = False
+    found = _MARKER.search(data, 2)
+    while found is not None:
+        code, at = data[found.end() - 1], found.end()
+        if code == _EOI:
+            break
+        if code != _SOI:
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+        is_progressive |= code == _PROGRESSIVE_HUFFMAN
+        end_of_head = at
+        is_left_out = is_progressive and code == _SOS and _brings_last_bits(data[found.end() + 2 : at])
+        found = _MARKER.search(data, at)
+        if is_left_out and found is not None:
+            kept.append(data[begin:end_of_head])
+            begin = found.start()
+    return b"".join([*kept, data[begin:]])
+
+
+def _brings_last_bits(head: bytes) -> bool:
+    """Of a scan's head behind its length: the components, then Ss, Se, and Ah and Al in a byte (ITU T.81, B.2.3)."""
+    if len(head) != 6:  # one component, which all such scans have
+        return False
+    first_coefficient, bits_before = head[3], head[5] >> 4
+    return first_coefficient > 0 and bits_before in (1, 2)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
 from ..errors import EngineUnavailable, ImageCorrupt, ImageTooComplex, Internal, ServiceError
-from ..types import Pixels, Preprocessing
+from ..types import DecodeMode, Pixels, Preprocessing
 from .base import Observe, too_slow
 from .decode import DecodeLimits, image_format
 from .slots import Slots, SlottedDecoder
@@ -43,6 +43,7 @@ class ProcessDecoder(SlottedDecoder):
         memory_bytes: int,
         max_waiting: int,
         timeout_seconds: float,
+        mode: DecodeMode = "exact",
         observe: Observe = lambda image_format, seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -51,7 +52,7 @@ class ProcessDecoder(SlottedDecoder):
         self._timeout_seconds = timeout_seconds
         self._observe = observe
         self._clock = clock
-        self._processes = WorkerProcesses(limits, memory_bytes, timeout_seconds)
+        self._processes = WorkerProcesses(limits, mode, memory_bytes, timeout_seconds)
         self._idle: list[WorkerProcess] = []
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from ..errors import ImageTooComplex, ServiceError
-from ..types import Pixels, Preprocessing
+from ..types import DecodeMode, Pixels, Preprocessing
 from .base import Observe, too_slow
 from .decode import DecodeLimits, decode, image_format
 from .slots import Slots, SlottedDecoder
@@ -35,11 +35,13 @@ class ThreadDecoder(SlottedDecoder):
         spare: int = 0,
         max_waiting: int,
         timeout_seconds: float,
+        mode: DecodeMode = "exact",
         observe: Observe = lambda image_format, seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(slots, Slots(slots, max_waiting, clock))
         self._limits = limits
+        self._mode: DecodeMode = mode
         self._spare = spare
         self._timeout_seconds = timeout_seconds
         self._observe = observe
@@ -71,7 +73,7 @@ class ThreadDecoder(SlottedDecoder):
             pixels: Pixels | None = None
             error: BaseException | None = None
             try:
-                pixels = decode(data, preprocessing, self._limits)
+                pixels = decode(data, preprocessing, self._limits, self._mode)
             except ServiceError as told:
                 # Without its frames, which hold the image: what it says is all that is wanted of it.
                 error = told

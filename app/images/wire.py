@@ -30,8 +30,12 @@ _ERRORS: dict[str, type[ServiceError]] = {
 
 def request_head(data: bytes, preprocessing: Preprocessing) -> bytes:
     """What precedes the image."""
-    document = json.dumps({**asdict(preprocessing), "interpolation": preprocessing.interpolation.value}).encode()
+    document = document_of(preprocessing)
     return REQUEST.pack(len(document), len(data)) + document
+
+
+def document_of(preprocessing: Preprocessing) -> bytes:
+    return json.dumps({**asdict(preprocessing), "interpolation": preprocessing.interpolation.value}).encode()
 
 
 def preprocessing_of(document: bytes) -> Preprocessing:

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from ..errors import ImageTooComplex, Internal, ServiceError
+from ..types import DecodeMode
 from . import wire
 from .decode import FORMATS, DecodeLimits, decode
 
@@ -38,7 +39,7 @@ def main(descriptor: str, options: str) -> None:
             # A parent that was killed can end nothing: the kernel ends this process instead, also inside a decoder.
             signal.setitimer(signal.ITIMER_REAL, settings["last_resort_seconds"])
             try:
-                kind, body = _answer(_receive(parent, sizes[0]), _receive(parent, sizes[1]), limits)
+                kind, body = _answer(_receive(parent, sizes[0]), _receive(parent, sizes[1]), limits, settings["mode"])
                 parent.sendall(wire.ANSWER.pack(kind, len(body)))
                 parent.sendall(body)
             except (EOFError, ConnectionError):
@@ -46,9 +47,9 @@ def main(descriptor: str, options: str) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _answer(document: bytes, data: bytes, limits: DecodeLimits) -> tuple[int, bytes]:
+def _answer(document: bytes, data: bytes, limits: DecodeLimits, mode: DecodeMode) -> tuple[int, bytes]:
     try:
-        return wire.PIXELS, decode(data, wire.preprocessing_of(document), limits).tobytes()
+        return wire.PIXELS, decode(data, wire.preprocessing_of(document), limits, mode).tobytes()
     except ServiceError as error:
         return wire.ERROR, wire.error_body(error)
     except MemoryError:

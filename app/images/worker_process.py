@@ -14,7 +14,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from ..types import Pixels, Preprocessing
+from ..types import DecodeMode, Pixels, Preprocessing
 from . import wire
 from .decode import DecodeLimits
 
@@ -105,10 +105,11 @@ class WorkerProcess:
 class WorkerProcesses:
     """Starts processes for one decoder and knows those that live."""
 
-    def __init__(self, limits: DecodeLimits, memory_bytes: int, timeout_seconds: float) -> None:
+    def __init__(self, limits: DecodeLimits, mode: DecodeMode, memory_bytes: int, timeout_seconds: float) -> None:
         self._options = json.dumps(
             {
                 "limits": asdict(limits),
+                "mode": mode,
                 "memory_bytes": memory_bytes,
                 # For where the parent, who ends it at the limit, cannot.
                 "last_resort_seconds": 2 * timeout_seconds + 1,

@@ -1,0 +1,114 @@
+"""A loaded checkpoint → an ONNX graph that takes pixels as they are decoded and answers with logits."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints import Checkpoint
+from ..errors import ExportFailed
+from ..networks import build_network
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..types import Preprocessing
+
+INPUT, OUTPUT = "pixels", "logits"
+OPSET = 20
+# Whatever changes the graph that a checkpoint gives must change this: exports are kept by it.
+EXPORTER_VERSION = 1
+
+
+def export_graph(checkpoint: Checkpoint) -> bytes:
+    """The serialized ONNX model of `checkpoint`.
+
+    Input `pixels`: `(N, H, W, 3)` uint8 RGB at the preprocessing's crop, any N. Output `logits`: `(N, classes)`
+    float32. Channel order and normalisation are in the graph, in float32 as the torch backend computes them, and batch
+    normalisation is folded into the convolution before it, where there is one. Imports torch; takes seconds.
+
+    Raises `ExportFailed` for a network that cannot be written as ONNX and for a checkpoint that is ONNX already, and
+    `CheckpointError` where the weights do not fit.
+    """
+    if checkpoint.graph is not None:
+        raise ExportFailed(f"{checkpoint.source} is an ONNX file, which is served as it is.")
+    return trace(build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches), checkpoint)
+
+
+def trace(network: torch.nn.Module, checkpoint: Checkpoint) -> bytes:
+    """As `export_graph`, of a network that is built already; it is set to inference."""
+    import torch
+
+    height, width = checkpoint.preprocessing.crop
+    whole = with_preprocessing(network, checkpoint.preprocessing)
+    example = torch.zeros((1, height, width, 3), dtype=torch.uint8)
+    target = io.BytesIO()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # It warns of its own age, and of every Python value that it takes for constant: for a fixed size they are.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                whole,
+                (example,),
+                target,  # type: ignore[arg-type]  # a file is taken too, as its documentation says
+                # Not the exporter by torch.export, which needs onnxscript and folds no batch normalisation.
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}},
+            )
+    except Exception as error:
+        # What it does not know it says in exceptions of many kinds.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportFailed(f"{checkpoint.architecture} cannot be written as ONNX: {reason[:200]}") from error
+    return _without_aliases(target.getvalue())
+
+
+def with_preprocessing(network: torch.nn.Module, preprocessing: Preprocessing) -> torch.nn.Module:
+    """`network` behind channel order and normalisation, in inference: what the exported graph computes."""
+    import torch
+
+    class FromPixels(torch.nn.Module):
+        scale: torch.Tensor
+        shift: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            # (pixel / 255 - mean) / std as one multiplication and one addition.
+            mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
+            std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
+            self.register_buffer("scale", (1 / (255 * std)).to(torch.float32))
+            self.register_buffer("shift", (-mean / std).to(torch.float32))
+
+        def forward(self, pixels: torch.Tensor) -> Any:
+            if preprocessing.is_bgr:
+                pixels = pixels.flip(-1)
+            planes = pixels.permute(0, 3, 1, 2).to(torch.float32)
+            return self.network(planes * self.scale + self.shift)
+
+    return FromPixels().eval()
+
+
+def _without_aliases(model: bytes) -> bytes:
+    """The exporter writes equal tensors once, and an Identity for each further name: readers want tensors."""
+    import onnx
+
+    document = onnx.load_from_string(model)
+    graph = document.graph
+    stored = {tensor.name for tensor in graph.initializer}
+    names: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in stored | names.keys():
+            names[node.output[0]] = names.get(node.input[0], node.input[0])
+        else:
+            kept.append(node)
+    for node in kept:
+        for index, name in enumerate(node.input):
+            node.input[index] = names.get(name, name)
+    del graph.node[:]
+    graph.node.extend(kept)
+    return bytes(document.SerializeToString())

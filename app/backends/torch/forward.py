@@ -1,0 +1,41 @@
+"""Pixels → logits: normalisation on the device, then the network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...types import Preprocessing
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Forward:
+    """A network and the arithmetic before and after it. Holds the weights; callable from several threads at once."""
+
+    def __init__(
+        self, network: torch.nn.Module, preprocessing: Preprocessing, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """`network` is moved and changed; it is the caller's no longer."""
+        import torch
+
+        self.dtype = dtype
+        self._is_bgr = preprocessing.is_bgr
+        network = network.eval().to(device=device, dtype=dtype)
+        self.network: torch.nn.Module = network.to(memory_format=torch.channels_last)
+        # (pixel / 255 - mean) / std as one multiplication and one addition, computed in float32 on the device.
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
+        std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
+        self._scale = (1 / (255 * std)).to(device, torch.float32)
+        self._shift = (-mean / std).to(device, torch.float32)
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`(N, classes)` float32 logits for `(N, H, W, 3)` uint8 RGB on the device."""
+        import torch
+
+        planes = pixels.permute(0, 3, 1, 2)
+        if self._is_bgr:
+            planes = planes.flip(1)
+        inputs = (planes.to(torch.float32) * self._scale).add_(self._shift)
+        logits: torch.Tensor = self.network(inputs.to(self.dtype, memory_format=torch.channels_last))
+        return logits.to(torch.float32)

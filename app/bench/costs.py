@@ -1,0 +1,132 @@
+"""From what each part can do alone to what the whole can do, and how much of that it does."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .loops import Step
+from .rooflines import Pace
+
+STAGES = ("decode", "http", "transfer", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Everything measured once, one right after the other: a slow minute of the machine meets all of it."""
+
+    decode: Pace
+    """In as many processes as there are CPUs."""
+    decode_alone: Pace
+    """In one process."""
+    smallest: Pace
+    """Decoding the image that the HTTP roofline sends, in one process."""
+    model: Pace
+    """The bare loop at the planned batch."""
+    model_alone: Pace
+    """The bare loop at batch 1, one call at a time."""
+    transfer: Pace
+    http: Step
+    """Closed loop on the null backend: bodies as large as the photos, which cost nothing to decode."""
+    http_cpu_seconds: float
+    """Of that server, meanwhile."""
+    served: Step
+    """Closed loop on the service that is measured."""
+    single: Step
+    """The same with one client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds an image, and what follows from them. Each is the median of the rounds."""
+
+    cpus: int
+    side_by_side: bool
+    """Whether the model runs beside the CPUs, on a device of its own, and not on them."""
+    decode_cpu_seconds: float
+    http_cpu_seconds: float
+    transfer_seconds: float
+    model_seconds: float
+    """1 / the bare loop's rate at the planned batch."""
+    shares: dict[str, float]
+    """Of a request's cost, by stage; they sum to 1."""
+    bottleneck: str
+    decode_rate: float
+    """Images a second that these CPUs decode where they do nothing else."""
+    http_rate: float
+    model_rate: float
+    possible_rate: float
+    served_rate: float
+    served_of_possible: float
+    served_of_decode: float
+    single_ms: float
+    """One client's median latency …"""
+    single_parts_ms: float
+    """… and a lone decode and a lone call of the backend, which it cannot be under."""
+    single_ratio: float
+
+
+def costs_of(rounds: Sequence[Round], cpus: int, side_by_side: bool) -> Costs:
+    """Ratios are taken within each round, so that what slows the whole machine down is in both sides."""
+
+    def median(value: Callable[[Round], float]) -> float:
+        return statistics.median(value(each) for each in rounds)
+
+    def cpu(each: Round) -> float:
+        return each.decode.cpu_seconds_an_image + _http_cpu(each)
+
+    def possible(each: Round) -> float:
+        if side_by_side:
+            return min(each.model.rate, cpus / max(cpu(each), 1e-9))
+        return 1 / (1 / each.model.rate + cpu(each) / cpus)
+
+    decode = median(lambda each: each.decode.cpu_seconds_an_image)
+    http = median(_http_cpu)
+    transfer = median(lambda each: each.transfer.seconds / each.transfer.images)
+    model = median(lambda each: 1 / each.model.rate)
+    seconds = dict(zip(STAGES, (decode / cpus, http / cpus, transfer, model), strict=True))
+    total = sum(seconds.values())
+    return Costs(
+        cpus=cpus,
+        side_by_side=side_by_side,
+        decode_cpu_seconds=decode,
+        http_cpu_seconds=http,
+        transfer_seconds=transfer,
+        model_seconds=model,
+        shares={name: value / total for name, value in seconds.items()},
+        bottleneck=_bottleneck(seconds, side_by_side),
+        decode_rate=median(lambda each: each.decode.rate),
+        http_rate=median(lambda each: each.http.throughput),
+        model_rate=median(lambda each: each.model.rate),
+        possible_rate=median(possible),
+        served_rate=median(lambda each: each.served.throughput),
+        served_of_possible=median(lambda each: each.served.throughput / possible(each)),
+        served_of_decode=median(lambda each: each.served.throughput / each.decode.rate),
+        single_ms=median(_single_ms),
+        single_parts_ms=median(_parts_ms),
+        single_ratio=median(lambda each: _single_ms(each) / _parts_ms(each)),
+    )
+
+
+def _http_cpu(each: Round) -> float:
+    """The server's CPU an image beside decoding: what it took for the smallest image, but for decoding that."""
+    answered = max(each.http.good, 1)
+    return max(0.0, each.http_cpu_seconds / answered - each.smallest.cpu_seconds_an_image)
+
+
+def _single_ms(each: Round) -> float:
+    return each.single.latency_ms.p50 if each.single.latency_ms else 0.0
+
+
+def _parts_ms(each: Round) -> float:
+    return each.decode_alone.call_ms + each.model_alone.call_ms
+
+
+def _bottleneck(seconds: dict[str, float], side_by_side: bool) -> str:
+    """The stage to look at: of what everybody waits for, the largest."""
+    if not side_by_side:
+        return max(seconds, key=lambda name: seconds[name])
+    on_device = seconds["model"] + seconds["transfer"] >= seconds["decode"] + seconds["http"]
+    group = ("transfer", "model") if on_device else ("decode", "http")
+    return max(group, key=lambda name: seconds[name])

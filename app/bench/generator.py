@@ -1,0 +1,67 @@
+"""The load generator's process: it runs one loop after the other, as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from .answers import classes_of
+from .bodies import read_bodies
+from .children import answer_commands
+from .clients import Clients, ConnectionFailed, Request, prepare
+from .loops import Step, closed_loop, open_loop
+from .target import Target
+
+
+def run_step(told: dict[str, Any], on_done: Callable[[int], None]) -> dict[str, Any]:
+    """One loop: {"loop": "open" or "closed", "target": …, "bodies": folder, and the loop's own arguments}."""
+    target, requests = _requests(told)
+    loop = told.pop("loop")
+    began = time.process_time()
+    step = uvloop.run(_step(loop, Clients(target, requests), told, on_done))
+    return asdict(replace(step, generator_cpu_seconds=time.process_time() - began))
+
+
+async def _step(loop: str, clients: Clients, told: dict[str, Any], on_done: Callable[[int], None]) -> Step:
+    # Answered before anything is measured: what the step before left in the server's queue is gone by then.
+    await asyncio.wait([asyncio.create_task(clients.ask(0))], timeout=told.get("give_up_seconds", 60.0))
+    try:
+        return await (closed_loop if loop == "closed" else open_loop)(clients.ask, on_done=on_done, **told)
+    finally:
+        clients.close()
+
+
+def learn(told: dict[str, Any], on_done: Callable[[int], None]) -> list[list[int]]:
+    """What the server answers to each body where nobody else asks: the two best classes."""
+    target, requests = _requests(told)
+    return uvloop.run(_learn(Clients(target, requests), requests))
+
+
+async def _learn(clients: Clients, requests: list[Request]) -> list[list[int]]:
+    found = []
+    for number in range(len(requests)):
+        try:
+            found.append(classes_of(await clients.body_of(number))[:2])
+        except (ConnectionFailed, OSError, ValueError):
+            found.append([])
+    clients.close()
+    return found
+
+
+def _requests(told: dict[str, Any]) -> tuple[Target, list[Request]]:
+    target = Target(**told.pop("target"))
+    folder = Path(told.pop("bodies"))
+    return target, [prepare(target, body, expected) for body, expected in read_bodies(folder)]
+
+
+if __name__ == "__main__":
+    # Nothing of this lives in cycles, and the collector would stop everything now and then.
+    gc.disable()
+    answer_commands({"step": run_step, "learn": learn})

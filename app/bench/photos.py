@@ -1,0 +1,119 @@
+"""The photos that are sent: somebody's own, scikit-image's, or made ones; the report says which."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import ServiceError, SettingError
+from ..types import Pixels
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
+_MOST = 200
+# The usual size of ImageNet's photos, and a quality that makes files as large as those are (60 to 100 kB).
+_SIZE, _QUALITY = (500, 375), 95
+_CARRIED = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry")
+_MADE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Photos:
+    """Encoded images, and where they are from."""
+
+    source: str
+    bodies: tuple[bytes, ...]
+    skipped: tuple[str, ...] = ()
+    """Files that the service would refuse."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoFacts:
+    source: str
+    count: int
+    smallest_bytes: int
+    median_bytes: float
+    mean_bytes: float
+    largest_bytes: int
+
+
+def facts_of(photos: Photos) -> PhotoFacts:
+    sizes = [len(body) for body in photos.bodies]
+    return PhotoFacts(
+        photos.source, len(sizes), min(sizes), statistics.median(sizes), statistics.fmean(sizes), max(sizes)
+    )
+
+
+def find_photos(folder: Path | None, decode: Callable[[bytes], Pixels]) -> Photos:
+    """The first 200 images in `folder`, by name; without one, photos that are at hand. Blocks.
+
+    Raises `SettingError` for a folder without an image that `decode` takes.
+    """
+    if folder is None:
+        return _carried() or _made()
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)[:_MOST]
+        bodies = {path.name: path.read_bytes() for path in paths}
+    except OSError as error:
+        raise SettingError(f"--photos: {folder} cannot be read: {error.strerror}.") from None
+    good: list[bytes] = []
+    skipped: list[str] = []
+    for name, body in bodies.items():
+        try:
+            decode(body)
+        except ServiceError as refused:
+            skipped.append(f"{name}: {refused.detail}")
+        else:
+            good.append(body)
+    if not good:
+        why = f" The first: {skipped[0]}" if skipped else f" It has no {', '.join(sorted(_SUFFIXES))}."
+        raise SettingError(f"--photos: {folder} holds no image that can be sent.{why}")
+    return Photos(f"{len(good)} files of {folder.resolve().name}", tuple(good), tuple(skipped))
+
+
+def smallest_image(padded_to_bytes: int) -> bytes:
+    """A BMP of one pixel with bytes behind it that no decoder reads: it costs HTTP what a photo of that size does."""
+    return encoded(Image.new("RGB", (1, 1), (120, 130, 140)), "BMP").ljust(padded_to_bytes, b"\0")
+
+
+def encoded(image: Image.Image, image_format: str = "JPEG", **options: Any) -> bytes:
+    target = io.BytesIO()
+    image.save(target, image_format, **options)
+    return target.getvalue()
+
+
+def _carried() -> Photos | None:
+    try:
+        data = importlib.import_module("skimage.data")
+    except ImportError:
+        return None
+    images = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in _CARRIED]
+    source = f"{len(images)} photos that scikit-image carries, at {_SIZE[0]}×{_SIZE[1]}"
+    return Photos(source, tuple(_as_sent(image) for image in images))
+
+
+def _made() -> Photos:
+    source = f"{_MADE} made pictures of {_SIZE[0]}×{_SIZE[1]}: no photos (give yours with --photos)"
+    return Photos(source, tuple(_as_sent(made_picture(seed)) for seed in range(_MADE)))
+
+
+def _as_sent(image: Image.Image) -> bytes:
+    return encoded(image.resize(_SIZE, Image.Resampling.LANCZOS), quality=_QUALITY)
+
+
+def made_picture(seed: int) -> Image.Image:
+    """Noise whose strength falls with its frequency, as in photos: a JPEG of it costs about what a photo's does."""
+    generator = np.random.default_rng(seed)
+    picture = np.zeros((_SIZE[1], _SIZE[0], 3), np.float32)
+    for octave in range(2, 9):
+        coarse = generator.integers(0, 256, (2**octave * 3 // 4, 2**octave, 3), dtype=np.uint8)
+        fine = Image.fromarray(coarse).resize(_SIZE, Image.Resampling.BICUBIC)
+        picture += (np.asarray(fine, np.float32) - 128) * 0.75 ** (octave - 2)
+    return Image.fromarray(np.clip(picture * 0.4 + 128, 0, 255).astype(np.uint8))

@@ -1,0 +1,78 @@
+"""How long a run takes over each thing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from .loops import Arrivals
+
+Kind = Literal["standard", "quick", "soak"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run measures, and for how long."""
+
+    kind: Kind
+    p99_ms: float
+    clients: int
+    arrivals: Arrivals
+    seconds: float
+    """For one measurement; some take half of it."""
+    step_requests: int
+    """Fewest requests of an open-loop step."""
+    step_targets: float
+    """Shortest length of an open-loop step, in targets. Where a rate is over what the service can do by a part x, the
+    queue takes a target / x to grow so long that the target is missed: 20 of them show 5% too much."""
+    most_step_seconds: float
+    """However few requests those are: a slow service would hold the run for ever."""
+    rounds: int
+    tolerance: float
+    most_steps: int
+    curve: tuple[float, ...]
+    """Rates beside the search's, as parts of the closed loop's throughput."""
+    soak_requests: int = 0
+    wait_seconds: float = 300.0
+
+    def requests_at(self, rate: float) -> int:
+        """How many requests a step at this rate has."""
+        wanted = max(self.step_requests, math.ceil(rate * max(self.seconds, self.step_targets * self.p99_ms / 1e3)))
+        return max(1, min(wanted, int(rate * self.most_step_seconds)))
+
+    @property
+    def give_up_seconds(self) -> float:
+        """After a step's last arrival: what is later than that has missed every target."""
+        return max(2.0, 4 * self.p99_ms / 1e3)
+
+
+def plan_run(
+    *,
+    quick: bool,
+    p99_ms: float,
+    clients: int,
+    arrivals: Arrivals,
+    seconds: float | None,
+    step_requests: int | None,
+    rounds: int | None,
+    soak_requests: int | None,
+    wait_seconds: float,
+) -> Plan:
+    """The standard run, the quick one (about 20 s on a service that answers 20 a second), or a soak."""
+    return Plan(
+        kind="soak" if soak_requests else "quick" if quick else "standard",
+        p99_ms=p99_ms,
+        clients=clients,
+        arrivals=arrivals,
+        seconds=seconds or (1.0 if quick else 5.0),
+        step_requests=step_requests or (40 if quick else 500),
+        step_targets=4.0 if quick else 20.0,
+        most_step_seconds=4.0 if quick else 90.0,
+        rounds=rounds or (1 if quick else 3),
+        tolerance=0.2 if quick else 0.05,
+        most_steps=4 if quick else 14,
+        curve=(0.5,) if quick else (0.5, 1.5),
+        soak_requests=soak_requests or 0,
+        wait_seconds=wait_seconds,
+    )

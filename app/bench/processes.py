@@ -1,0 +1,94 @@
+"""What a process and its children take of the machine, read from /proc (Linux)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySample:
+    """A process with all its children at one moment; memory that several of them share counts in each."""
+
+    seconds: float
+    """Since the watch began."""
+    rss_bytes: int
+    open_files: int
+
+
+def family(pid: int) -> list[int]:
+    """The process and everything it started that lives."""
+    found = [pid]
+    for each in found:
+        for children in Path(f"/proc/{each}/task").glob("*/children"):
+            with suppress(OSError):
+                found += [int(word) for word in children.read_text(encoding="ascii").split()]
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of the process and its children that live, in all their threads."""
+    return sum(_cpu_seconds(each) for each in family(pid))
+
+
+def rss_bytes(pid: int) -> int:
+    return sum(_rss_bytes(each) for each in family(pid))
+
+
+def open_files(pid: int) -> int:
+    """Files, sockets and pipes that are open."""
+    return sum(_open_files(each) for each in family(pid))
+
+
+def _cpu_seconds(pid: int) -> float:
+    with suppress(OSError):
+        # The name, in brackets, may hold anything; the 14th and 15th fields are utime and stime (proc_pid_stat(5)).
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
+    return 0.0
+
+
+def _rss_bytes(pid: int) -> int:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE_BYTES
+    return 0
+
+
+def _open_files(pid: int) -> int:
+    with suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    return 0
+
+
+@asynccontextmanager
+async def memory_watch(pid: int | None, every_seconds: float = 1.0) -> AsyncIterator[list[MemorySample]]:
+    """Samples of a process, added while the block runs: one at its beginning, one at its end. None: no samples."""
+    samples: list[MemorySample] = []
+    if pid is None:
+        yield samples
+        return
+    began = time.monotonic()
+
+    def sample() -> None:
+        samples.append(MemorySample(time.monotonic() - began, rss_bytes(pid), open_files(pid)))
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(every_seconds)
+            sample()
+
+    sample()
+    task = asyncio.create_task(watch())
+    try:
+        yield samples
+    finally:
+        task.cancel()
+        sample()

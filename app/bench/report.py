@@ -1,0 +1,143 @@
+"""A run's report: what is written as JSON, and what text and picture are made of."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ..errors import SettingError
+from .costs import Costs, Round
+from .loops import Step
+from .machine import Machine
+from .photos import PhotoFacts
+from .search import Highest
+from .soak import Memory
+
+# A 99th percentile of fewer requests hangs on four of them.
+ENOUGH_REQUESTS = 500
+_LAG_MS = 5.0
+_QUIET = 0.9
+
+
+class ServerFacts(BaseModel):
+    """What was measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    was_started: bool
+    """By the run itself, with these settings."""
+    settings: dict[str, str]
+    version: str
+    model: str
+    model_version: str
+    backend: str
+    device: str
+    planned_batch: int | None
+    """What the warm-up chooses here; None where it was not measured."""
+    ready_seconds: float | None
+
+
+class Report(BaseModel):
+    """Everything that a run found, with what it was found on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    command: str
+    began_at: str
+    """UTC, ISO 8601."""
+    seconds: float
+    kind: Literal["standard", "quick", "soak"]
+    machine: Machine
+    """Where the load came from; the server too, if it was started by the run."""
+    versions: dict[str, str]
+    server: ServerFacts
+    photos: PhotoFacts
+    target_p99_ms: float
+    arrivals: str
+    clients: int
+    rounds: tuple[Round, ...]
+    rooflines_missing: str | None
+    """Why there are none."""
+    costs: Costs | None
+    closed: Step
+    """The last closed loop, or the soak."""
+    single: Step | None
+    """The last one with one client."""
+    curve: tuple[Step, ...]
+    """Open-loop steps by their rate."""
+    highest: Highest | None
+    memory: Memory | None
+    warnings: tuple[str, ...]
+
+    @property
+    def failures(self) -> list[str]:
+        """What makes the run a failed one: wrong answers, and growth in a soak."""
+        found = []
+        if wrong := sum(step.wrong for step in self.all_steps):
+            found.append(f"{wrong} answers were wrong: no prediction, or not that of the image that was sent.")
+        if self.kind == "soak" and self.memory is not None and self.memory.grew:
+            found.append("The server grew: see its memory and open files.")
+        return found
+
+    @property
+    def all_steps(self) -> list[Step]:
+        rounds = [step for each in self.rounds for step in (each.http, each.served, each.single)]
+        return [*(rounds or [self.closed]), *self.curve]
+
+
+def warnings_of(steps: list[Step], rounds: Sequence[Round], cpus: int, skipped: tuple[str, ...]) -> tuple[str, ...]:
+    """What a reader must know before believing the figures."""
+    found = [f"Not sent: {each}" for each in skipped]
+    # Decoding needs nothing but CPU: where it got less than all of it, others had the rest.
+    got = min((each.decode.rate * each.decode.cpu_seconds_an_image / cpus for each in rounds), default=1.0)
+    if got < _QUIET:
+        found.append(
+            f"Decoding alone got {got:.0%} of the {cpus} CPUs: other processes took the rest. Ratios to what is "
+            "possible, and latencies, are not to be trusted; measure on a quiet machine."
+        )
+    if skimpy := [step.requests for step in steps if step.loop == "open" and step.requests < ENOUGH_REQUESTS]:
+        found.append(
+            f"Some steps have {min(skimpy)} requests: a 99th percentile of fewer than {ENOUGH_REQUESTS} is a hint only."
+        )
+    late = max((step.send_lag_p99_ms for step in steps), default=0.0)
+    if late > _LAG_MS:
+        found.append(
+            f"The load generator was up to {late:.0f} ms late (99th percentile of a step), which is in the latencies: "
+            "it has too little CPU beside the server."
+        )
+    if failed := sum(sum(step.connection_errors.values()) for step in steps):
+        found.append(f"{failed} requests ended with their connection.")
+    return tuple(found)
+
+
+def check_writable(path: Path) -> None:
+    """Before minutes of measuring. Raises `SettingError`."""
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise SettingError(f"--output: {path.parent} is no folder that can be written to.")
+
+
+def write_report(report: Report, path: Path) -> None:
+    """As JSON, whole or not at all."""
+    write_whole(path, (json.dumps(report.model_dump(mode="json"), indent=1) + "\n").encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """The file's old content stays until the new one is there."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise

@@ -1,0 +1,174 @@
+"""The server that is measured: one that is started for it, or one that a person's URL names."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from ..errors import SettingError, StartError
+from ..settings import ENV_PREFIX, Settings
+from . import children
+from .target import Target
+
+_POLL_SECONDS = 0.1
+_STOP_SECONDS = 30.0
+_FIELDS = ("state", "ready", "version")
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A server that is ready."""
+
+    target: Target
+    health: dict[str, Any]
+    """What its /readyz says: model, backend, device, version."""
+    pid: int | None = None
+    """Of one that was started here."""
+    ready_seconds: float | None = None
+    """From its start to the first 200 of /readyz."""
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """This process's environment with exactly these settings in it, for a process of this service."""
+    kept = {name: value for name, value in children.environment().items() if not name.startswith(ENV_PREFIX)}
+    return kept | {f"{ENV_PREFIX}{name.upper()}": value for name, value in given(settings).items()}
+
+
+def given(settings: Settings) -> dict[str, str]:
+    """The settings that somebody set, by flag or environment, as text that says the same."""
+    values = {
+        name: getattr(settings, name) for name in type(settings).model_fields if name in settings.model_fields_set
+    }
+    return {
+        name: ",".join(value) if isinstance(value, tuple) else str(value)
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def null_settings(settings: Settings) -> Settings:
+    """The same service without a model: what is said of the model does not hold for the null backend."""
+    of_model = {"weights", "weights_fallback", "architecture", "labels", "preprocessing", "model_name", "device"}
+    of_network = {"stride_in", "stem", "pool", "epsilon", "precision", "backend"}
+    kept = {
+        name: getattr(settings, name)
+        for name in type(settings).model_fields
+        if name in settings.model_fields_set and name not in of_model | of_network
+    }
+    return type(settings).model_construct(**kept, backend="null", _fields_set={*kept, "backend"})
+
+
+@asynccontextmanager
+async def started(settings: Settings, name: str, folder: Path, wait_seconds: float) -> AsyncIterator[Serving]:
+    """`resnet-serve serve` as a process of its own, ready on a free port of this machine; it ends with the block.
+
+    Raises `StartError` with what it said last where it ends, or is not ready in time.
+    """
+    port = _free_port()
+    log = folder / f"{name}.log"
+    own = {f"{ENV_PREFIX}HOST": "127.0.0.1", f"{ENV_PREFIX}PORT": str(port)}
+    began = time.monotonic()
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *children.command("", "serve"),
+            env=environment_of(settings) | own,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            # Ctrl-C is for the run, which ends it in order.
+            start_new_session=True,
+        )
+    target = Target("http", "127.0.0.1", port)
+    ready = asyncio.create_task(_ready(target, wait_seconds, is_starting=True))
+    ended = asyncio.create_task(process.wait())
+    try:
+        await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            raise StartError(f"The server ended with status {ended.result()}.{children.last_words(log)}")
+        try:
+            health = await ready
+        except StartError as error:
+            raise StartError(f"{error}{children.last_words(log)}") from None
+        yield Serving(target, health, process.pid, time.monotonic() - began)
+    finally:
+        ready.cancel()
+        with suppress(ProcessLookupError):
+            # Ctrl-C's signal: nobody else sends it requests, so that it need not linger.
+            process.send_signal(signal.SIGINT)
+        try:
+            await asyncio.wait_for(asyncio.shield(ended), _STOP_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await ended
+
+
+async def reached(target: Target, wait_seconds: float) -> Serving:
+    """The service at a person's URL, once it is ready. No redirect is followed, and no proxy is used.
+
+    Raises `StartError`: nobody listens, who answers is not this service, or it is not ready in time.
+    """
+    return Serving(target, await _ready(target, wait_seconds, is_starting=False))
+
+
+async def _ready(target: Target, wait_seconds: float, *, is_starting: bool) -> dict[str, Any]:
+    give_up_at = time.monotonic() + wait_seconds
+    async with httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=5.0) as client:
+        while True:
+            said = "it does not answer"
+            try:
+                response = await client.get(f"{target.url}/readyz")
+            except httpx.TimeoutException:
+                pass
+            except (httpx.HTTPError, OSError) as error:
+                if not is_starting:
+                    raise SettingError(
+                        f"{target.url} cannot be reached: {error or type(error).__name__}. Is the service running "
+                        "there? `resnet-serve serve` starts one; without --url, bench starts its own."
+                    ) from None
+            else:
+                document = _document(target, response)
+                if response.status_code == 200:
+                    return document
+                said = str(document.get("detail") or document["state"])
+            if time.monotonic() >= give_up_at:
+                raise SettingError(f"{target.url} is not ready after {wait_seconds:g} s: {said}")
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+def _document(target: Target, response: httpx.Response) -> dict[str, Any]:
+    """What /readyz says. Raises `SettingError` for an answer that is not this service's."""
+    if response.is_redirect:
+        raise SettingError(
+            f"{target.url} answers with a redirect to {response.headers.get('location')!r}, which is not followed. "
+            "If that is the service, give its address."
+        )
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    known = isinstance(document, dict) and (
+        all(name in document for name in _FIELDS) if response.status_code == 200 else "state" in document
+    )
+    if not known:
+        raise SettingError(
+            f"What answers at {target.url} is not resnet-serve: GET /readyz gave {response.status_code} and not its "
+            "health. Give the address of the service itself, with the path prefix it has there."
+        )
+    assert isinstance(document, dict)
+    return document
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,69 @@
+"""Whether a server grows: its memory and open files over many requests."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .processes import MemorySample
+
+# Its pools, caches and allocator fill up first; that is no growth.
+_WARM_UP_SHARE = 0.2
+ENOUGH_TO_GROW = 20_000
+"""Requests from which on a soak tells growth from warming up."""
+_ALLOWED_SHARE = 0.02
+_ALLOWED_BYTES = 4_000_000
+_ALLOWED_FILES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A server's memory over a run: it and its children, read once a second."""
+
+    before_bytes: int
+    """Ready, before the first request."""
+    peak_bytes: int
+    early_bytes: float
+    """The median of the second fifth of the samples …"""
+    late_bytes: float
+    """… and of the last one."""
+    files_before: int
+    files_peak: int
+    files_early: float
+    files_late: float
+    grew: bool | None
+    """Late over early by more than 2% and 4 MB, or by more than 8 files; None in a run that is no soak, or a short one,
+    which is all warm-up."""
+    samples: tuple[MemorySample, ...]
+
+
+def memory_of(samples: Sequence[MemorySample], is_long: bool) -> Memory | None:
+    """None without samples: a server elsewhere. Growth is judged only of a soak that `is_long`."""
+    if not samples:
+        return None
+    early, late = _part(samples, _WARM_UP_SHARE, 2 * _WARM_UP_SHARE), _part(samples, 1 - _WARM_UP_SHARE, 1.0)
+    early_bytes, late_bytes = (statistics.median(each.rss_bytes for each in part) for part in (early, late))
+    files_early, files_late = (statistics.median(each.open_files for each in part) for part in (early, late))
+    grown = late_bytes - early_bytes
+    return Memory(
+        before_bytes=samples[0].rss_bytes,
+        peak_bytes=max(each.rss_bytes for each in samples),
+        early_bytes=early_bytes,
+        late_bytes=late_bytes,
+        files_before=samples[0].open_files,
+        files_peak=max(each.open_files for each in samples),
+        files_early=files_early,
+        files_late=files_late,
+        grew=(
+            None
+            if not is_long or len(samples) < 10
+            else grown > max(_ALLOWED_SHARE * early_bytes, _ALLOWED_BYTES) or files_late - files_early > _ALLOWED_FILES
+        ),
+        samples=tuple(samples),
+    )
+
+
+def _part(samples: Sequence[MemorySample], since: float, until: float) -> Sequence[MemorySample]:
+    first, last = int(since * len(samples)), int(until * len(samples))
+    return samples[first : max(last, first + 1)] or samples[-1:]

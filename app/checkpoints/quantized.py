@@ -1,0 +1,164 @@
+"""What `quantize` writes into an ONNX file beside the graph: what it is of, how well it agrees, and how to see so."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import platform
+import zlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..agreement import Agreement
+from ..errors import CheckpointError
+from ..resources import int8_features
+from ..types import Pixels, Preprocessing
+
+RECORD_KEY = "resnet_serve"
+SOURCE = "the file's own word"
+MAX_CHECK_IMAGES = 64
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Written(BaseModel):
+    """A later version adds members and changes none."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class Cpu(_Written):
+    """What decides how 8-bit products are added up."""
+
+    machine: str = Field(max_length=64)
+    features: tuple[str, ...] = Field(max_length=64)
+    """Of the instruction sets that the kernels for 8 bits choose by, those it has."""
+
+    @classmethod
+    def here(cls) -> Cpu:
+        return cls(machine=platform.machine(), features=tuple(sorted(int8_features())))
+
+    def describe(self) -> str:
+        return f"{self.machine} with {', '.join(self.features) or 'none of the instruction sets for 8 bits'}"
+
+
+class Speeds(_Written):
+    """Single images, both networks measured in turn in one run: medians in seconds."""
+
+    float32_seconds: float = Field(gt=0)
+    int8_seconds: float = Field(gt=0)
+    threads: int = Field(ge=1)
+
+    @property
+    def ratio(self) -> float:
+        return self.float32_seconds / self.int8_seconds
+
+
+class CheckImages(_Written):
+    """Images that were held out, as the network takes them, and what float32 answers to each."""
+
+    shape: tuple[int, int, int, int]
+    """(N, H, W, 3)."""
+    pixels: str
+    """uint8, deflated, in base64."""
+    classes: tuple[Count, ...]
+    """float32's first class of each."""
+    probabilities: tuple[Share, ...]
+    """And its probability."""
+
+    @classmethod
+    def of(cls, pixels: Pixels, reference: NDArray[np.float64]) -> CheckImages:
+        """`pixels` (N, H, W, 3), `reference` float32's probabilities (N, classes)."""
+        count, height, width, channels = pixels.shape
+        best = reference.argmax(axis=1)
+        return cls(
+            shape=(count, height, width, channels),
+            pixels=base64.b64encode(zlib.compress(pixels.tobytes(), 9)).decode("ascii"),
+            classes=tuple(best.tolist()),
+            probabilities=tuple(reference.max(axis=1).clip(0, 1).tolist()),
+        )
+
+    @model_validator(mode="after")
+    def _fits(self) -> CheckImages:
+        count, height, width, channels = self.shape
+        if not (1 <= count <= MAX_CHECK_IMAGES and 1 <= height <= 1024 and 1 <= width <= 1024 and channels == 3):
+            raise ValueError("a shape that no images have")
+        if len(self.classes) != count or len(self.probabilities) != count:
+            raise ValueError("answers to another number of images")
+        self.images()
+        return self
+
+    def images(self) -> Pixels:
+        """(N, H, W, 3) uint8. Raises ValueError where they are not what the shape says."""
+        size = int(np.prod(self.shape))
+        try:
+            inflater = zlib.decompressobj()
+            data = inflater.decompress(base64.b64decode(self.pixels, validate=True), size + 1)
+        except (zlib.error, binascii.Error):
+            raise ValueError("damaged images") from None
+        if len(data) != size or not inflater.eof:
+            raise ValueError("images of another size")
+        return np.frombuffer(data, np.uint8).reshape(self.shape)
+
+
+class QuantizedRecord(_Written):
+    """The whole record of a quantized model."""
+
+    version: Literal[1] = 1
+    architecture: str = Field(max_length=64)
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    takes_pixels: bool
+    """Whether channel order and normalisation are in the graph."""
+    source: str
+    """The checkpoint's file name."""
+    source_sha256: str
+    graph_sha256: str
+    """Of the graph as `onnx_process` digests it: a record beside another graph says nothing."""
+    method: Literal["entropy", "percentile", "minmax"]
+    per_channel: bool
+    reduce_range: bool
+    """Whether weights have 7 bits, so that sums of 16 bits hold the products of two."""
+    kept_float: tuple[str, ...]
+    """Layers that stayed in float32."""
+    layers: Count
+    calibration_images: Count
+    agreement: Agreement
+    """With float32, on images that calibration has not seen."""
+    speeds: Speeds
+    cpu: Cpu
+    versions: dict[str, str]
+    check: CheckImages
+
+    @property
+    def class_count(self) -> int:
+        return len(self.labels)
+
+    @model_validator(mode="after")
+    def _fits(self) -> QuantizedRecord:
+        agreement = self.agreement
+        if not (0 <= agreement.top1 <= 1 and 0 <= agreement.top5 <= 1 and agreement.images >= 1):
+            raise ValueError("an agreement that is none")
+        if max(self.check.classes) >= self.class_count or self.check.shape[1:3] != self.preprocessing.crop:
+            raise ValueError("images of another network")
+        return self
+
+    def describe(self) -> str:
+        """One line for a person."""
+        kept = f"{len(self.kept_float)} of {self.layers} layers kept in float32" if self.kept_float else "all layers"
+        return f"int8 ({kept}), agrees with float32: {self.agreement.describe()}"
+
+
+def read_record(text: str, path: Path) -> QuantizedRecord:
+    """Raises `CheckpointError` where the text is no record."""
+    try:
+        return QuantizedRecord.model_validate_json(text)
+    except ValidationError:
+        raise CheckpointError(
+            f"{path} has a damaged record of how it was quantized. Quantize the checkpoint again."
+        ) from None

@@ -1,0 +1,88 @@
+"""Which backend serves what the settings mean: ONNX Runtime from a kept export on the CPU, torch otherwise."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..checkpoints import Checkpoint
+from ..errors import ExportFailed
+from ..opening import LoadCancelled, Reporter, find_weights, open_checkpoint
+from ..resources import cuda_device_count
+from ..settings import Settings
+from .key import key_of, key_parts
+from .looking_up import NotRemembered, look_up_remembered
+from .process import CannotWrite, export_apart
+from .store import Store
+
+logger = logging.getLogger(__name__)
+
+
+def open_served(settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> tuple[Checkpoint, str]:
+    """The checkpoint that the settings name and the backend that is to serve it, "torch" or "onnx".
+
+    For ONNX Runtime the checkpoint is a graph, kept on disk from the first start on: later ones import no torch. A
+    network that cannot be exported is served by torch, with a warning, unless the settings say onnx. Raises a
+    `StartError`. Blocks, at a first start for seconds.
+    """
+    if not is_for_cpu(settings):
+        checkpoint = open_checkpoint(settings, reporter, is_cancelled)
+        return checkpoint, "onnx" if checkpoint.graph is not None else "torch"
+    try:
+        return _exported(settings, reporter, is_cancelled), "onnx"
+    except ExportFailed as error:
+        if settings.backend == "onnx":
+            raise
+        checkpoint = open_checkpoint(settings, reporter, is_cancelled)
+        warning = f"{error} So it is served by PyTorch, which is slower on a CPU."
+        return replace(checkpoint, warnings=(*checkpoint.warnings, warning)), "torch"
+
+
+def is_for_cpu(settings: Settings) -> bool:
+    """Whether ONNX Runtime is to serve: on the CPU, in float32, unless another backend is named."""
+    if settings.backend not in ("auto", "onnx") or settings.precision not in ("auto", "float32"):
+        return False
+    if settings.device == "auto":
+        return settings.backend == "onnx" or cuda_device_count() == 0
+    return settings.device == "cpu"
+
+
+def _exported(settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
+    store = Store(settings.cache_dir)
+    kept = _kept(settings, store, reporter, is_cancelled)
+    if kept is not None:
+        return kept
+    if is_cancelled():
+        raise LoadCancelled("Stopped while loading.")
+    reporter.step("Starting PyTorch in a process of its own")
+    try:
+        made = store.read(export_apart(settings, reporter, is_cancelled))
+        reason = "it could not be read back"
+    except CannotWrite as error:
+        made, reason = None, str(error)
+    if made is not None:
+        return made
+    reporter.warn(
+        f"The export cannot be kept in {settings.cache_dir}: {reason}. Each start makes it again and takes more "
+        f"memory. Give RESNET_CACHE_DIR a folder that the service's user may write to."
+    )
+    from .build import export_in_memory
+
+    checkpoint = open_checkpoint(settings, reporter, is_cancelled)
+    reporter.step(f"Exporting {checkpoint.architecture} for this CPU")
+    return export_in_memory(checkpoint)
+
+
+def _kept(settings: Settings, store: Store, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint | None:
+    """The export of an earlier start, if there is a whole one. Imports no torch."""
+    try:
+        found = find_weights(settings, reporter, is_cancelled, look_up_remembered(store))
+        reporter.step("Looking for its export")
+        return store.read(key_of(key_parts(settings, found)))
+    except NotRemembered:
+        return None
+    except OSError as error:
+        # Reading the checkpoint says it in its own words.
+        logger.debug("%s", error)
+        return None

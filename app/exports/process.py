@@ -1,0 +1,116 @@
+"""The parent's side of the process that exports."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from .. import errors
+from ..errors import StartError
+from ..opening import LoadCancelled, Reporter
+from ..settings import Settings
+
+# In front of the worker's own lines; in libraries' it does not occur.
+MARK = "\x1e"
+_LOOK_SECONDS = 0.1
+_EXIT_SECONDS = 10.0
+_LAST_LINES = 5
+
+
+class CannotWrite(Exception):
+    """The cache cannot be written; the message says why."""
+
+
+def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> str:
+    """Have a process of its own export what the settings mean and keep it; returns its key. Blocks.
+
+    Raises the `StartError` that was raised there, one that says how the process ended if it did so by itself,
+    `CannotWrite`, and `LoadCancelled`.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "app.exports.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # Libraries' own words, of which the last are told if it crashes.
+        stderr=subprocess.STDOUT,
+        env=_environment(),
+        # Ctrl-C on a terminal is for the service.
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+    with process.stdout, process.stdin:
+        try:
+            # It may be gone already.
+            with suppress(BrokenPipeError):
+                process.stdin.write(settings.model_dump_json().encode() + b"\n")
+                process.stdin.flush()
+            for line in _lines(process.stdout.fileno(), is_cancelled):
+                if not line.startswith(MARK):
+                    last_lines.append(line)
+                    continue
+                message = json.loads(line.removeprefix(MARK))
+                if message["kind"] == "done":
+                    return str(message["key"])
+                _pass_on(message, reporter)
+        finally:
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+            try:
+                process.wait(_EXIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    said = f" It said last: {' / '.join(last_lines)}" if last_lines else ""
+    raise StartError(
+        f"The process that reads and exports the checkpoint ended by itself (status {process.returncode}"
+        f"{', killed: perhaps memory ran out' if process.returncode == -9 else ''}). Give it more memory, or set "
+        f"RESNET_BACKEND=torch, which needs no export.{said}"
+    )
+
+
+def _pass_on(message: dict[str, Any], reporter: Reporter) -> None:
+    """To the reporter; what ended it is raised."""
+    kind = message["kind"]
+    if kind == "step":
+        reporter.step(message["text"])
+    elif kind == "warn":
+        reporter.warn(message["text"])
+    elif kind == "downloading":
+        reporter.downloading(message["name"], message["received"], message["expected"])
+    elif kind == "cannot_write":
+        raise CannotWrite(message["text"])
+    else:
+        error = getattr(errors, message["type"], StartError)
+        raise error(message["text"])
+
+
+def _lines(descriptor: int, is_cancelled: Callable[[], bool]) -> Iterator[str]:
+    """The lines that the process writes until it closes its end. Raises `LoadCancelled`."""
+    pending = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while True:
+            if is_cancelled():
+                raise LoadCancelled("Stopped while loading.")
+            if not selector.select(_LOOK_SECONDS):
+                continue
+            received = os.read(descriptor, 65536)
+            if not received:
+                return
+            *lines, pending = (pending + received).split(b"\n")
+            yield from (line.decode(errors="replace") for line in lines)
+
+
+def _environment() -> dict[str, str]:
+    # What can be imported here can be imported there, however this process found it.
+    folders = [folder or os.getcwd() for folder in sys.path]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(folders), "PYTHONIOENCODING": "utf-8"}

@@ -1,0 +1,44 @@
+"""How long batches took, kept beside the export that they were measured with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..checkpoints import Graph
+
+
+class KeptTimings:
+    """Batch size → seconds, in a small file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def read(self) -> Mapping[int, float]:
+        try:
+            document = json.loads(self._file.read_bytes())
+            return {int(size): float(seconds) for size, seconds in document.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def keep(self, seconds: Mapping[int, float]) -> None:
+        """In one step. Where it cannot be written, the next start measures again."""
+        if self.read() == dict(seconds):
+            return
+        with contextlib.suppress(OSError):
+            descriptor, temporary = tempfile.mkstemp(prefix=".", dir=self._file.parent)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(seconds, file)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, self._file)
+
+
+def timings_of(graph: Graph | None, threads: int, max_batch_size: int | str) -> KeptTimings | None:
+    """Those of `graph` run on `threads` threads, of the sizes that the setting has measured; None if it is not kept."""
+    if graph is None or graph.path is None:
+        return None
+    return KeptTimings(graph.path.with_name(f"seconds-{threads}-threads-batch-{max_batch_size}.json"))

@@ -1,0 +1,64 @@
+"""The same picture with fewer pixels on the way: close to what `geometry` gives, and not equal to it.
+
+- A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, by a smaller inverse transform of each of its blocks, where that is
+  still at least twice as large as what it is then resized to. Of a progressive one, the scans that bring its details'
+  last bits are left out (`jpeg_scans.without_refinements`).
+- Only what the crop shows is resized, in one step from the stored pixels. The reference resizes everything and then
+  crops; the window's corners are Pillow's single-precision numbers, and its filter's weights differ in the last bit.
+- A large image of another format is first averaged over whole blocks, also to no less than twice the final size.
+- The image is turned upright last, when it is small.
+"""
+
+from __future__ import annotations
+
+from PIL import Image, ImageFile
+
+from ..types import Preprocessing
+from .colour import to_rgb
+from .geometry import FILTERS, Box, Size, Window, in_source, resized_and_crop_box
+from .orientation import orientation_of, stored_window, turn_upright, turned_size
+
+# How many times the final size an image has, at the least, before the filter of the model's preprocessing makes it
+# small. Below about two, what was done before shows.
+_GAP = 2
+
+
+def shrink_jpeg(image: ImageFile.ImageFile, preprocessing: Preprocessing) -> int:
+    """Have a JPEG that is not loaded yet decoded at 1/1, 1/2, 1/4 or 1/8 of its size; the divisor.
+
+    `image.size` becomes smaller, where it cannot be divided rounded up.
+    """
+    orientation = orientation_of(image)
+    resized, _ = resized_and_crop_box(turned_size(image.size, orientation), preprocessing)
+    least_width, least_height = turned_size(resized, orientation)
+    # Pillow takes the largest divisor whose result is not smaller than this.
+    stored_width = image.width
+    drafted = image.draft(None, (_GAP * least_width, _GAP * least_height))
+    return 1 if drafted is None else round(stored_width / drafted[1][2])
+
+
+def upright_crop(image: Image.Image, stored: Size, divisor: int, preprocessing: Preprocessing) -> Image.Image:
+    """The centre crop, upright and in RGB, of an image of the size `stored` that was loaded at 1/`divisor` of it."""
+    orientation = orientation_of(image)
+    upright = turned_size(stored, orientation)
+    resized, box = resized_and_crop_box(upright, preprocessing)
+    visible = max(box[0], 0), max(box[1], 0), min(box[2], resized[0]), min(box[3], resized[1])
+    window = stored_window(in_source(visible, resized, upright), upright, orientation)
+    size = turned_size((visible[2] - visible[0], visible[3] - visible[1]), orientation)
+    left, top, right, bottom = (edge / divisor for edge in window)
+    small = _resize(to_rgb(image), size, (left, top, right, bottom), preprocessing)
+    shown = turn_upright(small, orientation)
+    # Outside of what is visible a crop is black.
+    return shown if visible == box else shown.crop(_moved(box, visible))
+
+
+def _resize(image: Image.Image, size: Size, window: Window, preprocessing: Preprocessing) -> Image.Image:
+    left, top = round(window[0]), round(window[1])
+    pixels = (left, top, left + size[0], top + size[1])
+    if window == pixels:
+        return image.crop(pixels)
+    return image.resize(size, FILTERS[preprocessing.interpolation], box=window, reducing_gap=_GAP)
+
+
+def _moved(box: Box, origin: Box) -> Box:
+    return box[0] - origin[0], box[1] - origin[1], box[2] - origin[0], box[3] - origin[1]

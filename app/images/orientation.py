@@ -1,0 +1,55 @@
+"""Which way up a stored image is, by its EXIF orientation (EXIF 2.32, tag 0x0112)."""
+
+from __future__ import annotations
+
+from PIL import ExifTags, Image
+
+from .geometry import Size, Window
+
+UPRIGHT = 1
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_MIRRORED_X = frozenset({2, 3, 6, 7})
+_MIRRORED_Y = frozenset({3, 4, 7, 8})
+_FIRST_ON_ITS_SIDE = 5
+
+
+def orientation_of(image: Image.Image) -> int:
+    """1 to 8; 1, which is upright, where the file does not say or its metadata is damaged.
+
+    Of a PNG it may stand behind the pixels, which this loads.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    except Exception:
+        # Damaged metadata says nothing about the pixels: the image is taken as it is stored. Pillow's EXIF reader
+        # fails with whatever its parsing meets (struct.error, SyntaxError, KeyError, …).
+        return UPRIGHT
+    return orientation if isinstance(orientation, int) and orientation in _TURNS else UPRIGHT
+
+
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = _TURNS.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def turned_size(size: Size, orientation: int) -> Size:
+    """Of a stored size the upright one, and the other way round."""
+    return size if orientation < _FIRST_ON_ITS_SIDE else (size[1], size[0])
+
+
+def stored_window(upright: Window, size: Size, orientation: int) -> Window:
+    """Where a window of the upright image of `size` lies in the stored one."""
+    left, top, right, bottom = upright
+    if orientation in _MIRRORED_X:
+        left, right = size[0] - right, size[0] - left
+    if orientation in _MIRRORED_Y:
+        top, bottom = size[1] - bottom, size[1] - top
+    return (left, top, right, bottom) if orientation < _FIRST_ON_ITS_SIDE else (top, left, bottom, right)

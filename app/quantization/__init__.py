@@ -1,0 +1,22 @@
+"""int8 for CPUs: a checkpoint and photos → an ONNX file that is served like any other, and a report."""
+
+from .artefact import write
+from .photos import FEW_PHOTOS, MIN_PHOTOS, Photos, read_photos
+from .picture import check_can_draw, draw
+from .quantize import Options, Progress, quantize
+from .report import NEAR_TIE, Report
+
+__all__ = [
+    "FEW_PHOTOS",
+    "MIN_PHOTOS",
+    "NEAR_TIE",
+    "Options",
+    "Photos",
+    "Progress",
+    "Report",
+    "check_can_draw",
+    "draw",
+    "quantize",
+    "read_photos",
+    "write",
+]

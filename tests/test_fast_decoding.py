@@ -1,0 +1,314 @@
+"""Fast mode: how near it is to exact mode, on real photos and a real network, and that nothing else differs."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+
+from app.checkpoints import published_resnet50_preprocessing
+from app.errors import BadRequest, ImageTooComplex, ImageTooLarge, ServiceError
+from app.images import DecodeLimits, decode, fast, geometry
+from app.images.jpeg_scans import count_scans, without_refinements
+from app.ranking import rank
+from app.types import Interpolation, Pixels, Preprocessing, Want
+from tests import images_made as made
+from tests.checkpoints_made import load
+from tests.images_made import largest_difference, photo
+from tests.photos import LIMITS, encode
+from tests.test_images import SEEDS, SMALL, damaged
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\..*")
+
+RESNET50 = published_resnet50_preprocessing()
+PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
+LARGE = photo("coffee").resize((2404, 1601), Image.Resampling.LANCZOS)
+# In levels of 255. At 1/8 each block of 8×8 is its mean alone, and the reference's bilinear filter sees what is in it.
+LARGEST, MEAN = 24, 1.5
+# Of small files: so small that these, too, are decoded smaller.
+THUMBNAIL = Preprocessing(12, (8, 10), Interpolation.BILINEAR, RESNET50.mean, RESNET50.std)
+
+
+def both(data: bytes, preprocessing: Preprocessing = RESNET50, limits: DecodeLimits = LIMITS) -> tuple[Pixels, Pixels]:
+    return decode(data, preprocessing, limits, "exact"), decode(data, preprocessing, limits, "fast")
+
+
+def squash(interpolation: Interpolation = Interpolation.BICUBIC) -> Preprocessing:
+    return Preprocessing(None, (96, 160), interpolation, RESNET50.mean, RESNET50.std)
+
+
+# --- near
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    """Real photos, as they are and enlarged to 1.5 and 4 megapixels, baseline and progressive."""
+    found = {}
+    for name in PHOTOS:
+        for width in (None, 1500, 2400):
+            image = photo(name)
+            if width is not None:
+                image = image.resize((width, width * image.height // image.width), Image.Resampling.LANCZOS)
+            for kind in ({}, {"progressive": True}):
+                found[f"{name} {width} {kind}"] = encode(image, "JPEG", quality=92, **kind)
+    return found
+
+
+def test_a_real_network_answers_as_in_exact_mode(files: dict[str, bytes]) -> None:
+    """No probability differs by more than 0.05, 0.01 on average, and a first class only where two are as near."""
+    model = load(weights="offline-demo")
+    network = model.engine.backend  # type: ignore[attr-defined]
+    changes, differences, flips = [], [], []
+    for name, data in files.items():
+        pixels = both(data, model.preprocessing)
+        outputs = network.infer(np.stack(pixels), Want.SCORES)
+        exact, quick = (rank(row, outputs.kind, model.labels, model.class_count) for row in outputs.scores)
+        changes.append(np.abs(by_class(exact) - by_class(quick)).max())
+        differences.append(largest_difference(*pixels))
+        if exact[0].class_id != quick[0].class_id:
+            flips.append(name)
+            assert exact[0].probability - by_class(exact)[quick[0].class_id] <= 0.05
+    network.close()
+    assert len(flips) <= len(files) // 10
+    assert 0 < max(changes) <= 0.05
+    assert np.mean(changes) <= 0.01
+    assert max(differences) <= LARGEST
+
+
+def by_class(ranking: tuple[object, ...]) -> NDArray[np.float64]:
+    found = np.zeros(len(ranking))
+    for prediction in ranking:
+        found[prediction.class_id] = prediction.probability  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_a_photo_that_is_not_reduced_differs_by_a_rounding(name: str) -> None:
+    """Where nothing is decoded smaller, the one step from source to crop costs no more than a level or two."""
+    data = encode(photo(name).resize((500, 375)), quality=90)
+    exact, quick = both(data)
+    assert largest_difference(exact, quick) <= 2
+
+
+FILES = {
+    "JPEG": encode(LARGE, quality=95),
+    "progressive JPEG": encode(LARGE, quality=95, progressive=True),
+    "JPEG with restarts": encode(LARGE, quality=95, progressive=True, restart_marker_blocks=5),
+    "JPEG 4:4:4": encode(LARGE, quality=95, subsampling=0, progressive=True),
+    "grey JPEG": encode(LARGE.convert("L"), quality=95, progressive=True),
+    "CMYK JPEG": encode(LARGE.convert("CMYK"), quality=95),
+    "MPO": encode(LARGE, "MPO", save_all=True, append_images=[Image.new("RGB", LARGE.size, "red")], quality=95),
+    "PNG": encode(LARGE, "PNG", compress_level=1),
+    "PNG with alpha": encode(LARGE.convert("RGBA"), "PNG", compress_level=1),
+    "palette PNG": encode(LARGE.quantize(64), "PNG", compress_level=1),
+    "WebP": encode(LARGE, "WEBP", method=0),
+    "GIF": encode(LARGE, "GIF"),
+    "BMP": encode(LARGE, "BMP"),
+}
+
+
+@pytest.mark.parametrize("preprocessing", [RESNET50, squash(), squash(Interpolation.LANCZOS)], ids=str)
+@pytest.mark.parametrize("name", FILES)
+def test_every_format_shows_the_photo(name: str, preprocessing: Preprocessing) -> None:
+    """Every kind of file gives nearly the pixels of exact mode, in the same place."""
+    exact, quick = both(FILES[name], preprocessing)
+    assert quick.shape == (*preprocessing.crop, 3)
+    assert quick.dtype == np.uint8
+    assert largest_difference(exact, quick) <= LARGEST
+    assert np.abs(exact.astype(float) - quick).mean() <= MEAN
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("image_format", "size"),
+    [("JPEG", (2404, 1601)), ("JPEG", (1601, 2405)), ("JPEG", (503, 377)), ("PNG", (1201, 799)), ("PNG", (400, 256))],
+)
+def test_every_orientation_is_turned_upright(orientation: int, image_format: str, size: tuple[int, int]) -> None:
+    """The eight ways to store one photo show it upright and in the same place, also where a side is odd."""
+    stored = Image.fromarray(made.stored_turned(np.asarray(photo("astronaut").resize(size)), orientation))
+    data = encode(stored, image_format, exif=made.exif_orientation(orientation), quality=95, compress_level=1)
+    for preprocessing in (RESNET50, squash()):
+        exact, quick = both(data, preprocessing)
+        assert largest_difference(exact, quick) <= LARGEST
+        assert np.abs(exact.astype(float) - quick).mean() <= MEAN
+
+
+def test_an_image_that_needs_no_resizing_is_only_cut() -> None:
+    """Where the short side has its final length already, both modes cut the same pixels out."""
+    for data in (encode(photo().resize((300, 256)), "PNG"), encode(photo().resize((256, 700)))):
+        assert np.array_equal(*both(data))
+
+
+@pytest.mark.parametrize("size", [(640, 480), (90, 300), (1700, 1201)])
+def test_what_a_crop_has_outside_is_black(size: tuple[int, int]) -> None:
+    """A crop larger than the resized image is filled up with black on the same sides in both modes."""
+    preprocessing = Preprocessing(100, (131, 120), Interpolation.BILINEAR, RESNET50.mean, RESNET50.std)
+    exact, quick = both(encode(photo().resize(size), exif=made.exif_orientation(6)), preprocessing)
+    assert np.array_equal(exact.any(axis=2), quick.any(axis=2))
+    assert largest_difference(exact, quick) <= LARGEST
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 16_384), (16_384, 1), (2, 16_384), (16_384, 3)])
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
+def test_extreme_shapes_show_their_colour(size: tuple[int, int], image_format: str) -> None:
+    """The thinnest images give a whole crop of their colour."""
+    quick = decode(encode(Image.new("RGB", size, (10, 200, 30)), image_format), RESNET50, LIMITS, "fast")
+    assert quick.shape == (224, 224, 3)
+    assert np.abs(quick.astype(int) - (10, 200, 30)).max() <= 2
+
+
+def test_a_large_jpeg_is_decoded_smaller() -> None:
+    """A photo of 12 megapixels is decoded at a quarter of its width and height, and one of half a megapixel whole."""
+    for size, divisor in (((4000, 3000), 4), ((3000, 4000), 4), ((800, 600), 1), ((9000, 8200), 8)):
+        with JpegImageFile(io.BytesIO(made.forged_jpeg(*size))) as image:
+            assert fast.shrink_jpeg(image, RESNET50) == divisor
+
+
+sides = st.integers(1, 16_384)
+preprocessings = st.builds(
+    Preprocessing,
+    st.one_of(st.none(), st.integers(1, 600)),
+    st.tuples(st.integers(1, 600), st.integers(1, 600)),
+    st.sampled_from(Interpolation),
+    st.just(RESNET50.mean),
+    st.just(RESNET50.std),
+    floor_crop=st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(sides, sides, preprocessings, st.integers(1, 8))
+def test_no_jpeg_is_decoded_below_twice_its_final_size(
+    width: int, height: int, preprocessing: Preprocessing, orientation: int
+) -> None:
+    """Whatever its size, crop and orientation, what is decoded smaller is at least twice what it is resized to, and
+    could not be one step smaller."""
+    upright = (width, height) if orientation < 5 else (height, width)
+    final, _ = geometry.resized_and_crop_box(upright, preprocessing)
+    if orientation >= 5:
+        final = (final[1], final[0])
+    data = bytearray(encode(Image.new("L", (8, 8)), exif=made.exif_orientation(orientation)))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    with JpegImageFile(io.BytesIO(bytes(data))) as image:
+        divisor = fast.shrink_jpeg(image, preprocessing)
+        assert divisor in (1, 2, 4, 8)
+        assert image.size == (-(-width // divisor), -(-height // divisor))
+    least = min(width / final[0], height / final[1])
+    assert divisor == 1 or least / divisor >= 2
+    assert divisor == 8 or least / divisor < 4
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.integers(1, 700),
+    st.integers(1, 700),
+    st.sampled_from([RESNET50, THUMBNAIL, squash(), squash(Interpolation.NEAREST)]),
+    st.integers(1, 8),
+    st.sampled_from(["JPEG", "PNG"]),
+)
+def test_any_size_gives_a_whole_crop(
+    width: int, height: int, preprocessing: Preprocessing, orientation: int, image_format: str
+) -> None:
+    """An image of one colour gives a whole crop of that colour, whatever its size, crop and orientation."""
+    image = Image.new("RGB", (width, height), (200, 40, 90))
+    data = encode(image, image_format, exif=made.exif_orientation(orientation), compress_level=1)
+    exact, quick = both(data, preprocessing)
+    assert quick.shape == exact.shape
+    assert largest_difference(exact, quick) <= 2
+
+
+# --- what is left out
+
+
+def test_what_is_left_out_of_a_progressive_jpeg() -> None:
+    """Of a progressive file the data of the last scans goes, and no scan's head; any other file stays as it is."""
+    progressive = FILES["progressive JPEG"]
+    shorter = without_refinements(progressive)
+    assert len(shorter) < 0.7 * len(progressive)
+    assert count_scans(shorter, 99) == count_scans(progressive, 99) == 10
+    assert without_refinements(FILES["JPEG"]) == FILES["JPEG"]
+    assert without_refinements(b"") == b""
+
+
+def test_a_scan_that_has_no_end_is_not_left_out() -> None:
+    """Of a file that ends in the middle of a scan, the end is kept: it must be seen to be missing."""
+    cut = FILES["progressive JPEG"][:-2000]
+    assert without_refinements(cut)[-1000:] == cut[-1000:]
+
+
+def test_coarse_bits_are_not_left_out() -> None:
+    """A scan that brings a bit worth more than two steps of the table stays, and so does one of a block's mean."""
+    data = FILES["progressive JPEG"]
+    heads = [at for at in range(len(data)) if data[at : at + 4] == b"\xff\xda\x00\x08"]
+    refining = [at for at in heads if data[at + 9] >> 4 and data[at + 7]]
+    assert len(refining) == 4
+    at = refining[0]
+    coarse = data[: at + 9] + b"\x32" + data[at + 10 :]
+    mean = data[: at + 7] + b"\x00" + data[at + 8 :]
+    assert len(data) > len(without_refinements(coarse)) > len(without_refinements(data))
+    assert len(without_refinements(mean)) == len(without_refinements(coarse))
+
+
+# --- hostile bytes
+
+HOSTILE = {
+    "empty": b"",
+    "text": b"%PDF-1.7 ",
+    "signature": b"\xff\xd8\xff",
+    "pixel bomb": made.forged_jpeg(60_000, 60_000),
+    "scan bomb": made.scan_bomb((64, 64), 100),
+    "large PNG": made.png(60_000, 60_000, 8, made.RGB, [bytes(64)]),
+} | {
+    f"{name} to {share}": data[: int(len(data) * share)]
+    for name, data in FILES.items()
+    if name != "MPO"
+    for share in (0.01, 0.5, 0.97)
+}
+
+
+def outcome(data: bytes, mode: str, preprocessing: Preprocessing, limits: DecodeLimits) -> str:
+    """The error and what it says, or the shape."""
+    try:
+        return str(decode(data, preprocessing, limits, mode).shape)  # type: ignore[arg-type]
+    except ServiceError as error:
+        return f"{type(error).__name__}: {error.detail}"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_have_the_same_errors(name: str) -> None:
+    """What exact mode refuses, fast mode refuses in the same words."""
+    for preprocessing in (RESNET50, THUMBNAIL):
+        with pytest.raises(BadRequest) as refusal:
+            decode(HOSTILE[name], preprocessing, LIMITS)
+        said = f"{type(refusal.value).__name__}: {refusal.value.detail}"
+        assert outcome(HOSTILE[name], "fast", preprocessing, LIMITS) == said
+
+
+@pytest.mark.parametrize(
+    ("limits", "error"),
+    [
+        (DecodeLimits(1_000_000, 25_000_000, 16_384), ImageTooLarge),
+        (DecodeLimits(50_000_000, 25_000_000, 2000), ImageTooLarge),
+        (DecodeLimits(50_000_000, 25_000_000, 16_384, max_jpeg_scans=9), ImageTooComplex),
+        (DecodeLimits(50_000_000, 25_000_000, 16_384, max_jpeg_megapixel_scans=38), ImageTooComplex),
+    ],
+)
+def test_limits_hold(limits: DecodeLimits, error: type[ServiceError]) -> None:
+    """An image over a limit by the size that its file says is refused, however small it would be decoded."""
+    with pytest.raises(error):
+        decode(FILES["progressive JPEG"], RESNET50, limits, "fast")
+
+
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from([*SEEDS, encode(SMALL, progressive=True, restart_marker_blocks=1)]).flatmap(damaged))
+def test_damaged_files_have_the_same_errors(data: bytes) -> None:
+    """A valid file with damage anywhere gives pixels in both modes, or the same error."""
+    limits = DecodeLimits(4_000_000, 4_000_000, LIMITS.max_side)
+    assert outcome(data, "fast", THUMBNAIL, limits) == outcome(data, "exact", THUMBNAIL, limits)
