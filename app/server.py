@@ -74,6 +74,8 @@ class Parts:
     keep_loaded: Callable[[Classifier, Hooks], Coroutine[Any, Any, None]]
     """Gives the classifier its model, and every later one; runs until the app ends, or until the hooks are told why
     it cannot go on."""
+    until_presentable: Callable[[], Coroutine[Any, Any, None]]
+    """Returns when connections may be accepted."""
 
 
 def decode_limits(settings: Settings) -> DecodeLimits:
@@ -147,6 +149,8 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
         )
         watching = asyncio.create_task(metrics.look_often())
         try:
+            if parts:
+                await parts.until_presentable()
             yield {"service": Service(classifier, settings, metrics)}
         finally:
             cancellation.cancel()

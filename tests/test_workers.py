@@ -222,7 +222,8 @@ def test_front_ends_that_never_start_end_the_service(tmp_path: Path) -> None:
 
 def test_it_can_be_stopped_while_it_loads(tmp_path: Path) -> None:
     """A signal during loading ends all processes with status 0 and no trace."""
-    with service_process("--weights", "offline-demo", "--http-workers", "2", folder=tmp_path) as service:
+    flags = ("--weights", "offline-demo", "--http-workers", "2", "--cache-dir", str(tmp_path))
+    with service_process(*flags, folder=tmp_path) as service:
         service.wait_for("Reading")
         assert service.stop() == 0
     assert not any("Traceback" in line for line in service.lines)

@@ -35,9 +35,10 @@ def main(role: str, descriptor: str) -> None:
 
         serve_engine(settings, control, metrics, *descriptors)
     else:
-        from .front_end import serve_front_end
+        from .front_end import Place, serve_front_end
 
-        leave(serve_front_end(settings, control, metrics, start.fields["number"], *descriptors))
+        place = Place(start.fields["number"], start.fields["is_replacement"])
+        leave(serve_front_end(settings, control, metrics, place, *descriptors))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 
 from ..classifier import Classifier, Places
 from ..engine.board import Board
@@ -27,15 +28,27 @@ from .facts import facts_from_json, with_engine
 
 logger = logging.getLogger(__name__)
 
+# How long a replacement may keep those waiting who have connected.
+_PATIENCE_SECONDS = 5.0
 _FAILED = "The model's process ends again and again; this server ends, to be started again."
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which front-end this is."""
+
+    number: int
+    """Its cell on the board."""
+    is_replacement: bool
+    """The service is ready without it: it accepts nobody before it has a model, so that no client is refused for it."""
+
+
 def serve_front_end(
-    settings: Settings, control: Control, metrics: Metrics, number: int, listener: int, board: int
+    settings: Settings, control: Control, metrics: Metrics, place: Place, listener: int, board: int
 ) -> int:
     """Serve on the socket `listener` until the supervisor says otherwise, or is gone; the exit status.
 
-    `settings` are this front-end's own, `number` is its place on the board.
+    `settings` are this front-end's own.
     """
     shared = Board(board)
 
@@ -45,7 +58,9 @@ def serve_front_end(
 
     front_end = _FrontEnd(control, shared, metrics, lambda sent: server.handle_exit(sent, None))
     hooks = Hooks(LogReporter(), lambda model: None, on_failure)
-    server = build_server(settings, hooks, Parts(metrics, _SharedPlaces(shared, number), front_end.keep_loaded))
+    places = _SharedPlaces(shared, place.number)
+    presentable = front_end.until_ready if place.is_replacement else front_end.at_once
+    server = build_server(settings, hooks, Parts(metrics, places, front_end.keep_loaded, presentable))
     _take_signals_from_the_supervisor(server)
     spare_requests_from_collection()
     server.run(sockets=[socket.socket(fileno=listener)])
@@ -90,6 +105,16 @@ class _FrontEnd:
         self._metrics = metrics
         self._on_signal = on_signal
         self._engines: asyncio.Queue[Message] = asyncio.Queue()
+        self._is_ready = asyncio.Event()
+
+    async def at_once(self) -> None:
+        """Who comes while the model loads is told so."""
+
+    async def until_ready(self) -> None:
+        """Until there is a model, or that takes too long, or it is to stop."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self._is_ready.wait()
 
     async def keep_loaded(self, classifier: Classifier, hooks: Hooks) -> None:
         """A model for each life of the engine: for ever."""
@@ -98,6 +123,7 @@ class _FrontEnd:
             if message.kind == "engine":
                 self._engines.put_nowait(message)
             elif message.kind == "signal":
+                self._is_ready.set()
                 self._on_signal(message.fields["number"])
             elif message.kind == "failed":
                 classifier.failure = _FAILED
@@ -128,6 +154,7 @@ class _FrontEnd:
         classifier.model = model
         spare_requests_from_collection()
         self._metrics.look()
+        self._is_ready.set()
         self._control.tell("ready")
         await engine.until_lost()
         self._metrics.look()

@@ -153,6 +153,7 @@ class Supervisor:
                 {"PROMETHEUS_MULTIPROC_DIR": str(self._metrics_folder)},
                 settings=self._divided[number].model_dump_json(),
                 number=number,
+                is_replacement=self._engine is not None and self._engine.is_ready,
             )
             self._front_ends[number] = child
             if self._is_stopping:
