@@ -62,7 +62,7 @@ def _exact(image: ImageFile.ImageFile, data: bytes, preprocessing: Preprocessing
 def _fast(image: ImageFile.ImageFile, data: bytes, preprocessing: Preprocessing) -> Image.Image:
     stored = image.size
     divisor = fast.shrink_jpeg(image, preprocessing) if image.format in _JPEG_FAMILY else 1
-    if divisor > 1 and "progressive" in image.info:
+    if divisor >= fast.REFINED_BELOW and "progressive" in image.info:
         data = jpeg_scans.without_refinements(data)
         image.close()
         image = _open(data)
