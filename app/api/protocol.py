@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ..errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError
 from .problems import MEDIA_TYPE, problem
@@ -29,6 +29,8 @@ _DISCARD_BYTES = 64 * 1024 * 1024
 _DISCARD_SECONDS = 2.0
 # Around its chunks a chunked body may have as many bytes as a chunk a byte long takes, and a bit.
 _FRAMING = 8
+# What may precede an answer.
+_CONTINUE = b"HTTP/1.1 100 "
 _FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
 
 
@@ -151,7 +153,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._raise(MalformedRequest(_NOT_HTTP))
         super().on_headers_complete()
         if self.scope["method"] != "HEAD":
-            self.cycle.transport = _JoinedWrites(self.cycle, self.transport)  # type: ignore[assignment]
+            self.cycle.transport = _JoinedWrites(self.transport)  # type: ignore[assignment]
         self.scope["close_connection"] = partial(setattr, self.cycle, "keep_alive", False)  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
@@ -258,18 +260,17 @@ class _JoinedWrites:
     reads. An answer without a body, to HEAD, is not for this.
     """
 
-    def __init__(self, cycle: RequestResponseCycle, transport: asyncio.Transport) -> None:
-        self._cycle = cycle
+    def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._head: bytes | None = None
 
     def write(self, data: bytes) -> None:
-        if self._head is None and self._cycle.response_started:
+        if self._head is None and not data.startswith(_CONTINUE):
             self._head = data
         elif self._head:
             self._transport.writelines((self._head, data))
             self._head = b""
-        else:  # the rest of the body, or 100 Continue
+        else:
             self._transport.write(data)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from ..errors import DeviceLost, EngineUnavailable, Internal, OutOfMemory
 from .cap import BatchCap
@@ -94,6 +94,8 @@ class BatchRunner(Generic[Item, Result]):
         self._observe(len(part), seconds)
         self._cap.ran_well(len(part))
         for waiting, result in zip(part, results, strict=True):
+            # Its answer can be on its way before this batch is put away: the pixels go first.
+            waiting.item = cast("Item", None)
             if not waiting.answer.done():
                 waiting.answer.set_result(Batched(result, len(part), started_at - waiting.enqueued_at, seconds))
         return []
