@@ -11,7 +11,6 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import SettingError
-from .types import DecodeMode
 
 ENV_PREFIX = "RESNET_"
 AutoOrCount = Literal["auto"] | Annotated[int, Field(ge=1)]
@@ -113,7 +112,7 @@ class Settings(BaseSettings):
     compute_threads: AutoOrCount = Field(
         "auto", description="Threads of the network on CPU. auto: the CPUs it may use."
     )
-    decode: DecodeMode = Field(
+    decode: Literal["exact", "fast"] = Field(
         "exact",
         description=(
             "exact: pixels as the reference transform makes them. fast: large JPEGs are decoded smaller, "
