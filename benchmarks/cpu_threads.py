@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from app.backends.onnx import session_options
+from app.backends.onnx_sessions import session_options
 from app.exports import open_served
 from app.images import DecodeLimits, decode
 from app.opening import LogReporter

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import torch
 import torchvision.models
 
 from app.backends import BackendOptions, create_backend
-from app.backends.onnx import OnnxBackend, open_session
+from app.backends.onnx import OnnxBackend
+from app.backends.onnx_sessions import Sessions, open_session
 from app.checkpoints import Checkpoint, CheckpointFile
 from app.errors import CheckpointError, ExportFailed, SettingError, StartError
 from app.exports import build, choice, key, open_served, process, timings_of, worker
@@ -495,7 +497,7 @@ def test_torch_is_still_had_by_name(weights: Path, cache: Path, made: list[str])
 
 
 def test_threads_are_as_many_as_were_asked_for(weights: Path, cache: Path) -> None:
-    """The session has the threads of the options, one batch at a time, and none that spins while it waits."""
+    """A session has the threads of the options, and none that spins while it waits."""
     checkpoint, _ = opened(settings_of(weights, cache))
     assert checkpoint.graph is not None
     for threads in (1, 2):
@@ -506,6 +508,52 @@ def test_threads_are_as_many_as_were_asked_for(weights: Path, cache: Path) -> No
     backend = create_backend("onnx", checkpoint, BackendOptions(threads=2))
     assert backend.device == "cpu (2 threads, float32)"
     assert isinstance(backend, OnnxBackend)
+
+
+@pytest.mark.parametrize(("threads", "alone", "together"), [(2, 2, [1, 1]), (4, 4, [2, 2]), (5, 5, [2, 2])])
+def test_calls_at_once_share_the_threads(
+    weights: Path, cache: Path, threads: int, alone: int, together: list[int]
+) -> None:
+    """A call that is alone has all threads; while one runs, those that begin have half of them each."""
+    checkpoint, _ = opened(settings_of(weights, cache))
+    assert checkpoint.graph is not None
+    sessions = Sessions(checkpoint.graph, threads)
+
+    def threads_of(session: Any) -> int:
+        return int(session.get_session_options().intra_op_num_threads)
+
+    assert sessions.calls == 2
+    with ExitStack() as first:
+        assert threads_of(first.enter_context(sessions.borrow())) == alone
+        with sessions.borrow() as second:
+            assert threads_of(second) == together[0]
+            first.close()
+            with sessions.borrow() as third:
+                assert [threads_of(second), threads_of(third)] == together
+                assert (third is second) is (together[0] == 1)
+    with sessions.borrow() as again:
+        assert threads_of(again) == alone
+
+
+@pytest.mark.parametrize("threads", [1, None])
+def test_one_thread_runs_one_call(weights: Path, cache: Path, threads: int | None) -> None:
+    """Where there is nothing to share there is one session."""
+    checkpoint, _ = opened(settings_of(weights, cache))
+    assert checkpoint.graph is not None
+    assert Sessions(checkpoint.graph, threads).calls == 1
+
+
+def test_answers_do_not_depend_on_who_else_asks(weights: Path, cache: Path) -> None:
+    """Two calls at once answer what each answers alone, to the last bits of float32."""
+    checkpoint, _ = opened(settings_of(weights, cache))
+    backend = create_backend("onnx", checkpoint, BackendOptions(threads=2))
+    crop = checkpoint.preprocessing.crop
+    batches = np.random.default_rng(0).integers(0, 256, (8, 2, *crop, 3), dtype=np.uint8)
+    alone = [backend.infer(batch, Want.SCORES).scores for batch in batches]
+    with ThreadPoolExecutor(backend.concurrency) as pool:
+        together = [outputs.scores for outputs in pool.map(lambda batch: backend.infer(batch, Want.SCORES), batches)]
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-5 * np.abs(one).max())
 
 
 # --- what a warm-up measured

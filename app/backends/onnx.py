@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoints import Checkpoint, Graph
-from ..errors import CheckpointError, SettingError
+from ..errors import SettingError
 from ..types import InputSpec, Outputs, Pixels, Preprocessing, ScoreKind, Want
 from .base import BackendOptions
+from .onnx_sessions import Sessions
 
 _MAX_BATCH_SIZE = 32
 
@@ -40,11 +41,10 @@ def create_onnx_backend(checkpoint: Checkpoint, options: BackendOptions) -> Onnx
 
 
 class OnnxBackend:
-    """A session behind the backend contract. Normalisation is numpy's; a graph of a fixed batch is given full ones."""
+    """Sessions behind the backend contract. Normalisation is numpy's; a graph of a fixed batch is given full ones."""
 
     name = "onnx"
     input_specs = frozenset({InputSpec.PIXELS_U8})
-    concurrency = 1
 
     def __init__(self, graph: Graph, preprocessing: Preprocessing, kind: ScoreKind, options: BackendOptions) -> None:
         self._graph = graph
@@ -55,7 +55,8 @@ class OnnxBackend:
         mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
         self._scale = (1 / (255 * std)).astype(np.float32)
         self._shift = (-mean / std).astype(np.float32)
-        self._session: Any = open_session(graph, options.threads)
+        self._sessions = Sessions(graph, options.threads)
+        self.concurrency = self._sessions.calls
         self._largest_warmed = 0
         self.max_batch_size = graph.batch_size or _MAX_BATCH_SIZE
         threads = f"{options.threads} threads, " if options.threads else ""
@@ -71,7 +72,8 @@ class OnnxBackend:
         if size is not None and len(images) < size:
             # The last image again: zeros could meet operators that no photo meets.
             images = np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
-        (scores,) = self._session.run([self._graph.output_name], {self._graph.input_name: images}, options)
+        with self._sessions.borrow() as session:
+            (scores,) = session.run([self._graph.output_name], {self._graph.input_name: images}, options)
         rows = np.asarray(scores, np.float32).reshape(len(images), self._graph.class_count)
         return Outputs(np.ascontiguousarray(rows[: len(batch)]), self._kind)
 
@@ -90,7 +92,7 @@ class OnnxBackend:
         return options
 
     def close(self) -> None:
-        self._session = None
+        self._sessions.close()
 
     def prepared(self, batch: Pixels) -> NDArray[Any]:
         """The batch in the graph's own layout, numbers and channel order."""
@@ -105,34 +107,3 @@ class OnnxBackend:
         prepared: NDArray[Any] = np.multiply(images, self._scale.reshape(axes), dtype=np.float32, order="C")
         prepared += self._shift.reshape(axes)
         return prepared.astype(self._graph.dtype, copy=False)
-
-
-def open_session(graph: Graph, threads: int | None) -> Any:
-    """An `onnxruntime.InferenceSession` of `graph` on the CPU. Raises `CheckpointError` where it is not run here."""
-    import onnxruntime
-
-    options = session_options(threads)
-    if graph.is_optimised:
-        # What was checked when it was made is what runs.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return onnxruntime.InferenceSession(
-            str(graph.path) if graph.path is not None else graph.model, options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        # Its exceptions have no common class; the graph ran when it was examined, so that this is the machine's fault.
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"ONNX Runtime cannot load the graph here: {first[:200].rstrip('. ')}.") from None
-
-
-def session_options(threads: int | None) -> Any:
-    """`onnxruntime.SessionOptions` with everything that this service sets."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.inter_op_num_threads = 1
-    # A thread that waits for work by spinning takes a core from decoding: measured in docs/backends.md.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # what fails is raised
-    return options

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.exporting import INPUT, OUTPUT, trace, with_preprocessing
-from ..backends.onnx import open_session, session_options
+from ..backends.onnx_sessions import open_session, session_options
 from ..checkpoints import Checkpoint, Graph
 from ..errors import ExportFailed
 from ..networks import build_network
