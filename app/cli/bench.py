@@ -23,6 +23,8 @@ from .options import with_settings
 
 T = TypeVar("T")
 
+_FILE_COLUMNS = 130
+
 
 def bench(
     serve_flags: Annotated[
@@ -102,6 +104,9 @@ def bench(
         with stderr.status("Drawing …"):
             draw_report(report, drawing)
         written.append(str(drawing))
+    if not stdout.is_terminal:
+        # A file or a pipe has no width of its own, and 80 columns cut the table of loads.
+        stdout.width = max(stdout.width, _FILE_COLUMNS)
     stdout.print(render(report))
     stdout.print(f"Written: {', '.join(written)}", markup=False)
     if report.failures:
