@@ -6,7 +6,7 @@ import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import Checkpoint
+from ..checkpoints import Checkpoint, Graph
 from ..errors import ExportFailed
 from ..networks import build_network
 
@@ -34,6 +34,22 @@ def export_graph(checkpoint: Checkpoint) -> bytes:
     if checkpoint.graph is not None:
         raise ExportFailed(f"{checkpoint.source} is an ONNX file, which is served as it is.")
     return trace(build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches), checkpoint)
+
+
+def described(checkpoint: Checkpoint, model: bytes = b"") -> Graph:
+    """What a reader of the exported `model` of `checkpoint` needs to know of it."""
+    return Graph(
+        model=model,
+        input_name=INPUT,
+        output_name=OUTPUT,
+        dtype="uint8",
+        layout="nhwc",
+        size=checkpoint.preprocessing.crop,
+        batch_size=None,
+        class_count=checkpoint.class_count,
+        takes_pixels=True,
+        computes_in="float32",
+    )
 
 
 def trace(network: torch.nn.Module, checkpoint: Checkpoint) -> bytes:

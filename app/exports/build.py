@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.exporting import INPUT, OUTPUT, trace, with_preprocessing
+from ..backends.exporting import INPUT, OUTPUT, described, trace, with_preprocessing
 from ..backends.onnx_sessions import open_session, session_options
 from ..checkpoints import Checkpoint, Graph
 from ..errors import ExportFailed
@@ -34,7 +34,7 @@ def export_into(checkpoint: Checkpoint, folder: Path, threads: int) -> Graph:
         return replace(checkpoint.graph, model=b"", path=folder / MODEL)
     network = build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches)
     optimise(trace(network, checkpoint), folder, threads)
-    graph = replace(_graph_of(checkpoint), path=folder / MODEL, is_optimised=True)
+    graph = replace(described(checkpoint), path=folder / MODEL, is_optimised=True)
     images = trial_images(checkpoint.preprocessing.crop)
     with torch.inference_mode():
         expected = with_preprocessing(network, checkpoint.preprocessing)(torch.from_numpy(images)).numpy()
@@ -48,7 +48,7 @@ def export_in_memory(checkpoint: Checkpoint) -> Checkpoint:
     if checkpoint.graph is not None:
         return checkpoint
     network = build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches)
-    return replace(checkpoint, weights={}, graph=replace(_graph_of(checkpoint), model=trace(network, checkpoint)))
+    return replace(checkpoint, weights={}, graph=described(checkpoint, trace(network, checkpoint)))
 
 
 def optimise(model: bytes, folder: Path, threads: int) -> None:
@@ -87,18 +87,3 @@ def check_same(found: NDArray[np.float32], expected: NDArray[np.float32], archit
             f"{architecture} as ONNX answers otherwise than PyTorch: logits differ by up to {difference:.2g}, where "
             f"the largest is {largest:.2g}."
         )
-
-
-def _graph_of(checkpoint: Checkpoint) -> Graph:
-    return Graph(
-        model=b"",
-        input_name=INPUT,
-        output_name=OUTPUT,
-        dtype="uint8",
-        layout="nhwc",
-        size=checkpoint.preprocessing.crop,
-        batch_size=None,
-        class_count=checkpoint.class_count,
-        takes_pixels=True,
-        computes_in="float32",
-    )

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..backends.exporting import INPUT, OUTPUT, export_graph
+from ..backends.exporting import described, export_graph
 from ..backends.onnx import OnnxBackend
 from ..checkpoints import Checkpoint, Graph
 from ..errors import QuantizationError
@@ -37,18 +37,7 @@ def float_graph(checkpoint: Checkpoint) -> Graph:
     """The network of `checkpoint` in float32. Raises `QuantizationError` for a graph that cannot be quantized."""
     graph = checkpoint.graph
     if graph is None:
-        return Graph(
-            model=export_graph(checkpoint),
-            input_name=INPUT,
-            output_name=OUTPUT,
-            dtype="uint8",
-            layout="nhwc",
-            size=checkpoint.preprocessing.crop,
-            batch_size=None,
-            class_count=checkpoint.class_count,
-            takes_pixels=True,
-            computes_in="float32",
-        )
+        return described(checkpoint, export_graph(checkpoint))
     if graph.computes_in == "int8":
         raise QuantizationError(f"{checkpoint.source} is quantized already. Name the float32 checkpoint it is made of.")
     if graph.dtype == "float16" or graph.batch_size is not None:
