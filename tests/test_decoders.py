@@ -340,21 +340,48 @@ def test_the_service_answers_with_either(decoder: str) -> None:
 
 
 async def test_a_slot_that_comes_as_its_caller_leaves_is_passed_on() -> None:
-    """A caller that is cancelled in the moment of its turn does not take the slot with it."""
+    """A caller that is cancelled in the moment before its turn is passed over; just after, its work has begun."""
     slots = Slots(1, 8)
     begun: list[asyncio.Future[int]] = []
 
     def wait() -> asyncio.Task[int]:
         return asyncio.create_task(slots.run(begun.append, time.monotonic() + 60))
 
-    first, leaver, last = wait(), wait(), wait()
-    await until(lambda: slots.waiting == 2)
+    first, leaver, late_leaver, last = wait(), wait(), wait(), wait()
+    await until(lambda: slots.waiting == 3)
     begun[0].set_result(1)
-    slots.give_back()
     leaver.cancel()
-    await until(lambda: len(begun) == 2)
+    slots.give_back()
+    late_leaver.cancel()
+    assert len(begun) == 2 and begun[1].cancelled() and slots.waiting == 1
+    slots.give_back()
+    begun[2].set_result(4)
+    assert (await first, await last) == (1, 4)
+    await asyncio.wait({leaver, late_leaver})
+    assert (leaver.cancelled(), late_leaver.cancelled(), slots.waiting) == (True, True, 0)
+
+
+async def test_work_that_cannot_begin_leaves_its_slot_to_the_next() -> None:
+    slots = Slots(1, 8)
+    begun: list[asyncio.Future[int]] = []
+
+    def fail(outcome: asyncio.Future[int]) -> None:
+        raise OSError("no thread")
+
+    first, broken, last = (
+        asyncio.create_task(slots.run(begin, time.monotonic() + 60)) for begin in (begun.append, fail, begun.append)
+    )
+    await until(lambda: slots.waiting == 2)
+    slots.give_back()
+    begun[0].set_result(1)
     begun[1].set_result(3)
-    assert (await first, await last, leaver.cancelled(), slots.waiting) == (1, 3, True, 0)
+    with pytest.raises(OSError, match="no thread"):
+        await broken
+    assert (await first, await last) == (1, 3)
+    slots.give_back()
+    with pytest.raises(OSError, match="no thread"):
+        await slots.run(fail, time.monotonic() + 60)
+    assert slots.predicted_wait_seconds == 0.0  # it is free
 
 
 # --- threads

@@ -7,7 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from ..errors import DeadlineExceeded, EngineUnavailable, Overloaded
 
@@ -15,6 +16,26 @@ T = TypeVar("T")
 
 _ALL_LOST = "Every decoder is held by an image that takes longer than this server allows."
 _CLOSED = "This server decodes no more images."
+
+
+@dataclass(slots=True, eq=False)
+class _Turn(Generic[T]):
+    """Work that waits for its slot."""
+
+    begin: Callable[[asyncio.Future[T]], None]
+    outcome: asyncio.Future[T]
+    waits: bool = True
+
+    def begins(self) -> bool:
+        """Begin; False where that fails, which its caller is told, and the slot is free as before."""
+        self.waits = False
+        try:
+            self.begin(self.outcome)
+        except Exception as error:
+            if not self.outcome.done():
+                self.outcome.set_exception(error)
+            return False
+        return True
 
 
 class Slots:
@@ -30,7 +51,7 @@ class Slots:
         self._free = count
         self._max_waiting = max_waiting
         self._clock = clock
-        self._turns: deque[asyncio.Future[None]] = deque()
+        self._turns: deque[_Turn[Any]] = deque()
         self._refusal = ""
         self._stuck_since: float | None = None
         self._usual_seconds = 0.0
@@ -60,28 +81,25 @@ class Slots:
         leaves or `deadline`, an absolute monotonic time, passes. Raises `Overloaded` at once where too many wait,
         `EngineUnavailable` where no slot is usable, and `DeadlineExceeded`.
         """
-        await self._take(deadline)
-        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        try:
-            begin(outcome)
-        except BaseException:
-            self.give_back()
-            raise
+        turn: _Turn[T] = _Turn(begin, asyncio.get_running_loop().create_future())
+        self._take(turn, deadline)
         try:
             async with asyncio.timeout(self._seconds_to(deadline)):
-                return await outcome
+                return await turn.outcome
         except TimeoutError:
             raise DeadlineExceeded() from None
         finally:
+            if turn.waits:
+                with suppress(ValueError):
+                    self._turns.remove(turn)
             # It holds its error, whose frames hold this one: the image would wait for the garbage collector.
-            del outcome
+            del turn
 
     def give_back(self) -> None:
-        """The slot is free: whoever waits longest has it."""
+        """The slot is free: whoever waits longest has it, and begins here and now, not in a later round of the loop."""
         while self._turns:
             turn = self._turns.popleft()
-            if not turn.done():
-                turn.set_result(None)
+            if not turn.outcome.done() and turn.begins():
                 return
         self._free += 1
 
@@ -103,30 +121,19 @@ class Slots:
         self._refusal = _CLOSED
         self._refuse_all(_CLOSED)
 
-    async def _take(self, deadline: float) -> None:
+    def _take(self, turn: _Turn[Any], deadline: float) -> None:
+        """Begin, or wait."""
         refusal = self._refusal or ("" if self.usable else _ALL_LOST)
         if refusal:
             raise EngineUnavailable(refusal, retry_after_seconds=5.0)
         if self._clock() >= deadline:
             raise DeadlineExceeded()
         if self._free:
-            self._free -= 1
+            self._free -= turn.begins()
             return
         if len(self._turns) >= self._max_waiting:
             raise Overloaded(retry_after_seconds=1.0)
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._turns.append(turn)
-        try:
-            async with asyncio.timeout(self._seconds_to(deadline)):
-                await turn
-        except BaseException as error:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.give_back()  # the slot came in the same moment
-            with suppress(ValueError):
-                self._turns.remove(turn)
-            if isinstance(error, TimeoutError):
-                raise DeadlineExceeded() from None
-            raise
 
     def _seconds_to(self, deadline: float) -> float:
         return max(0.0, deadline - self._clock())
@@ -134,8 +141,8 @@ class Slots:
     def _refuse_all(self, reason: str) -> None:
         while self._turns:
             turn = self._turns.popleft()
-            if not turn.done():
-                turn.set_exception(EngineUnavailable(reason, retry_after_seconds=5.0))
+            if not turn.outcome.done():
+                turn.outcome.set_exception(EngineUnavailable(reason, retry_after_seconds=5.0))
 
 
 class SlottedDecoder:
