@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -44,11 +43,10 @@ from .logs import dropped_lines
 from .metrics import Metrics
 from .opening import LoadCancelled, LogReporter, Reporter
 from .settings import Settings
+from .threads import in_a_thread
 from .types import Pixels, Preprocessing
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class Hooks:
@@ -227,8 +225,8 @@ async def _load_and_watch(
     A failure is told once and leaves the service not ready and not alive.
     """
     try:
-        model = await _in_a_daemon_thread(
-            lambda: load_model(settings, metrics, hooks.reporter, cancellation.is_cancelled)
+        model = await in_a_thread(
+            lambda: load_model(settings, metrics, hooks.reporter, cancellation.is_cancelled), "load"
         )
         await classifier.decoder.start()
         classifier.model = model
@@ -245,29 +243,3 @@ async def _load_and_watch(
         return
     hooks.on_ready(model)
     hooks.on_failure(await model.engine.until_lost())
-
-
-async def _in_a_daemon_thread(call: Callable[[], T]) -> T:
-    """`call()` on a thread that nothing waits for when the service stops: importing PyTorch takes seconds."""
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if outcome.done():
-            return
-        if error is not None:
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(cast("T", result))
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = call()
-        except BaseException as raised:
-            error = raised
-        with suppress(RuntimeError):  # the loop is closed: nobody asks any more
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name="load", daemon=True).start()
-    return await outcome

@@ -353,7 +353,7 @@ async def test_a_slot_that_comes_as_its_caller_leaves_is_passed_on() -> None:
     leaver.cancel()
     slots.give_back()
     late_leaver.cancel()
-    assert len(begun) == 2 and begun[1].cancelled() and slots.waiting == 1
+    assert (len(begun), begun[1].cancelled(), slots.waiting) == (2, True, 1)
     slots.give_back()
     begun[2].set_result(4)
     assert (await first, await last) == (1, 4)

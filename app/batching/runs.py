@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar, cast
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from ..errors import DeviceLost, EngineUnavailable, Internal, OutOfMemory
 from .cap import BatchCap
@@ -28,6 +29,13 @@ class Events:
 
     def lost(self, error: DeviceLost) -> None:
         """The device is beyond repair."""
+
+
+class _Started(NamedTuple, Generic[Result]):
+    """A batch, or a part of one, that runs."""
+
+    at: float
+    call: asyncio.Future[Sequence[Result]]
 
 
 class BatchRunner(Generic[Item, Result]):
@@ -55,26 +63,35 @@ class BatchRunner(Generic[Item, Result]):
         self._clock = clock
         self._events = events
 
-    async def run(self, batch: Sequence[Waiting[Item, Result]]) -> None:
-        """Every item's answer has a result or an error when this returns. Raises `DeviceLost` where no more can run."""
-        parts = [list(batch)]
+    def run(self, batch: Sequence[Waiting[Item, Result]]) -> Coroutine[Any, Any, None]:
+        """Start a batch, now; what is returned ends when every item's answer has a result or an error.
+
+        That raises `DeviceLost` where no more can run.
+        """
+        return self._run(batch, self._start(batch))
+
+    async def _run(self, batch: Sequence[Waiting[Item, Result]], started: _Started[Result]) -> None:
         try:
+            parts = await self._end_part(list(batch), started)
             while parts:
-                part = parts.pop()
-                if len(part) < len(batch):
-                    part = [waiting for waiting in part if self._is_wanted(waiting)]
+                part = [waiting for waiting in parts.pop() if self._is_wanted(waiting)]
                 if part:
-                    parts.extend(await self._run_part(part))
+                    parts.extend(await self._end_part(part, self._start(part)))
         except DeviceLost:
             for waiting in batch:
                 _fail(waiting, EngineUnavailable())
             raise
 
-    async def _run_part(self, part: list[Waiting[Item, Result]]) -> list[list[Waiting[Item, Result]]]:
-        """Run it; the halves that are left to run, first half last, where it failed."""
-        started_at = self._clock()
+    def _start(self, part: Sequence[Waiting[Item, Result]]) -> _Started[Result]:
+        return _Started(self._clock(), asyncio.ensure_future(self._run_batch([waiting.item for waiting in part])))
+
+    async def _end_part(
+        self, part: list[Waiting[Item, Result]], started: _Started[Result]
+    ) -> list[list[Waiting[Item, Result]]]:
+        """Answer a part that has been started; the halves that are left to run, first half last, where it failed."""
+        started_at = started.at
         try:
-            results = await self._watched([waiting.item for waiting in part])
+            results = await self._watched(started.call, len(part))
             if len(results) != len(part):
                 logger.error("A batch of %d came back with %d results.", len(part), len(results))
                 self._events.batch_failed("wrong_count", len(part))
@@ -100,20 +117,17 @@ class BatchRunner(Generic[Item, Result]):
                 waiting.answer.set_result(Batched(result, len(part), started_at - waiting.enqueued_at, seconds))
         return []
 
-    async def _watched(self, items: list[Item]) -> Sequence[Result]:
+    async def _watched(self, call: asyncio.Future[Sequence[Result]], size: int) -> Sequence[Result]:
         """The results. Raises `DeviceLost` where they do not come: the call is left behind, for nothing can end it."""
-        call = asyncio.ensure_future(self._run_batch(items))
-        seconds = self._hang_seconds(len(items))
+        seconds = self._hang_seconds(size)
         try:
-            done, _ = await asyncio.wait({call}, timeout=None if seconds == float("inf") else seconds)
-        except asyncio.CancelledError:
-            call.add_done_callback(_forget)
-            raise
-        if not done:
-            call.add_done_callback(_forget)
-            self._events.batch_failed("hung", len(items))
-            raise DeviceLost(f"A batch of {len(items)} has not come back for {seconds:.0f} seconds")
-        return call.result()
+            async with asyncio.timeout(None if math.isinf(seconds) else seconds) as limit:
+                return await call
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            self._events.batch_failed("hung", size)
+            raise DeviceLost(f"A batch of {size} has not come back for {seconds:.0f} seconds") from None
 
     def _halves(self, part: list[Waiting[Item, Result]], error: Exception) -> list[list[Waiting[Item, Result]]]:
         if len(part) == 1:
@@ -126,9 +140,3 @@ class BatchRunner(Generic[Item, Result]):
 def _fail(waiting: Waiting[Item, Result], error: Exception) -> None:
     if not waiting.answer.done():
         waiting.answer.set_exception(error)
-
-
-def _forget(call: asyncio.Future[Sequence[Result]]) -> None:
-    """Retrieve the outcome nobody waits for, so that asyncio does not report it as lost."""
-    if not call.cancelled():
-        call.exception()

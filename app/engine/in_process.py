@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from ..backends import Backend
 from ..batching import Batcher, Events, LatencyModel
 from ..errors import DeviceLost, EngineUnavailable, Internal, OutOfMemory
 from ..metrics import Metrics
-from ..types import InputSpec, Outputs, Pixels, ScoreKind, Scores, Want
+from ..threads import Threads
+from ..types import InputSpec, Pixels, ScoreKind, Scores, Want
 from .base import EngineState, Scored
 from .planning import BatchPlan, Timings, plan_batches
 
@@ -52,7 +53,7 @@ class InProcessEngine:
         self._max_queue = max_queue
         self._timings = timings
         self._metrics = metrics or Metrics()
-        self._threads = ThreadPoolExecutor(backend.concurrency, thread_name_prefix="infer")
+        self._threads = Threads(backend.concurrency, "infer")
         self._closing = threading.Event()
         self._plan: BatchPlan | None = None
         self._lost: asyncio.Future[DeviceLost] | None = None
@@ -79,8 +80,7 @@ class InProcessEngine:
         return self._plan
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        plan = await loop.run_in_executor(self._threads, self._warm_up)
+        plan = await self._threads.run(self._warm_up)
         # Each further slot sets up its own stream and buffers: a barrier keeps one thread from warming twice.
         others = self.backend.concurrency - 1
         if others:
@@ -90,7 +90,7 @@ class InProcessEngine:
                 barrier.wait(timeout=60)
                 self.backend.warm_up(plan.max_batch_size)
 
-            await asyncio.gather(*[loop.run_in_executor(self._threads, warm) for _ in range(others + 1)])
+            await asyncio.gather(*[self._threads.run(warm) for _ in range(others + 1)])
         self._batcher.cap.plan(plan.max_batch_size)
         self._batcher.expect(LatencyModel(plan.seconds))
         # Room for a full queue beside full batches: whoever was admitted is not sent away after decoding.
@@ -149,9 +149,9 @@ class InProcessEngine:
         has_ended = await self._batcher.close()
         # A call that does not come back holds its thread, and the device with it: the process ends without them.
         if self._plan is not None and has_ended and self._batcher.lost is None:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self.backend.close)
+            await self._threads.run(self.backend.close)
         # A warm-up that still runs is not waited for: a service that is told to stop while it starts should stop.
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.stop()
 
     def _longest(self, batch_size: int) -> float:
         return max(self._hang_seconds, _HUNG_TIMES * self._batcher.latency.predict(batch_size))
@@ -161,14 +161,14 @@ class InProcessEngine:
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(error)
 
-    async def _run_batch(self, items: Sequence[Pixels]) -> Sequence[_Row]:
+    def _run_batch(self, items: Sequence[Pixels]) -> asyncio.Future[Sequence[_Row]]:
         self._metrics.batch_size.observe(len(items))
-        outputs = await asyncio.get_running_loop().run_in_executor(self._threads, self._infer, items)
-        return [(row, outputs.kind) for row in outputs.scores]
+        return self._threads.run(partial(self._infer, items))
 
-    def _infer(self, items: Sequence[Pixels]) -> Outputs:
+    def _infer(self, items: Sequence[Pixels]) -> Sequence[_Row]:
         try:
-            return self.backend.infer(np.stack(items), Want.SCORES)
+            outputs = self.backend.infer(np.stack(items), Want.SCORES)
+            return [(row, outputs.kind) for row in outputs.scores]
         except (OutOfMemory, DeviceLost):
             raise
         except MemoryError:
