@@ -23,6 +23,7 @@ from .api import (
     Guard,
     RequestContext,
     Service,
+    ShortWay,
     State,
     UploadLimits,
     Uploads,
@@ -190,6 +191,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
                 ),
                 metrics=metrics,
             ),
+            Middleware(ShortWay),
         ],
     )
     app.state.classifier = classifier

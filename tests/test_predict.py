@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -26,10 +27,21 @@ def form(*files: bytes, field: str = "image") -> list[tuple[str, Any]]:
     return [(field, (f"photo{number}.jpg", content, "image/jpeg")) for number, content in enumerate(files)]
 
 
+class Chunks:
+    """A body in pieces, as often as it is asked for."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._pieces)
+
+
 @pytest.mark.parametrize(
     "request_arguments",
     [
         {"content": IMAGE},
+        {"content": IMAGE, "params": {"top_k": 5}},
         {"content": IMAGE, "headers": {"Content-Type": "image/jpeg"}},
         {"content": IMAGE, "headers": {"Content-Type": "image/png"}},
         {"content": IMAGE, "headers": {"Content-Type": "text/html"}},
@@ -163,18 +175,19 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], int, str]] = {
     "half a photo": ({"content": IMAGE[: len(IMAGE) // 2]}, 422, "image_corrupt"),
     "more bytes than are read": ({"content": bytes(10_000_001)}, 413, "body_too_large"),
     "more bytes than are read, uncounted": (
-        {"content": iter([bytes(1_000_000)] * 11)},
+        {"content": Chunks([bytes(1_000_000)] * 11)},
         413,
         "body_too_large",
     ),
 }
 
 
+@pytest.mark.parametrize("parameters", [{}, {"unknown": "1"}], ids=["plain", "through FastAPI"])
 @pytest.mark.parametrize("name", BAD_REQUESTS)
-def test_bad_requests_are_told_what_is_wrong(client: httpx.Client, name: str) -> None:
+def test_bad_requests_are_told_what_is_wrong(client: httpx.Client, name: str, parameters: dict[str, str]) -> None:
     """Each bad request gets the status and code of its fault, as a problem that names the request."""
     arguments, status, code = BAD_REQUESTS[name]
-    answer = client.post("/predict", **arguments)
+    answer = client.post("/predict", **{**arguments, "params": arguments.get("params", {}) | parameters})
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     check_problem(answer)
     assert best(client.post("/predict", content=IMAGE)) == null_classes(IMAGE)[0]

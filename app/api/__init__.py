@@ -6,6 +6,7 @@ from .docs import router as docs_router
 from .error_reference import router as errors_router
 from .health import router as health_router
 from .middleware import Admission, BodyLimits, EarlyAnswers, Guard, RequestContext
+from .predict import ShortWay
 from .predict import router as predict_router
 from .problems import problem_handlers
 from .protocol import ConnectionLimits, HttpProtocol
@@ -22,6 +23,7 @@ __all__ = [
     "HttpProtocol",
     "RequestContext",
     "Service",
+    "ShortWay",
     "State",
     "UploadLimits",
     "Uploads",

@@ -8,6 +8,7 @@ The order, outermost first, is set in `server.create_app`:
     Admission        whether the service takes images now
     BodyLimits       declared and counted size, content encoding
     Uploads          how many bodies are on their way, how long each may take, how much is held (uploads.py)
+    ShortWay         the most frequent request, straight to its endpoint (predict.py)
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ class Admission:
         self.admit = admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and _own_path(scope) in self.paths:
+        if scope["type"] == "http" and scope["method"] == "POST" and own_path(scope) in self.paths:
             try:
                 scope["admitted"] = self.admit(_asked_seconds(Headers(scope=scope)))
             except ServiceError as error:
@@ -197,7 +198,7 @@ class BodyLimits:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        limit = self.by_path.get(_own_path(scope), self.default_bytes)
+        limit = self.by_path.get(own_path(scope), self.default_bytes)
         if headers.get("content-encoding", "identity").lower() not in ("", "identity"):
             await refuse(UnsupportedEncoding(), scope, receive, send)
             return
@@ -224,7 +225,7 @@ def _asked_seconds(headers: Headers) -> float | None:
     return int(asked) / 1e3 if asked.isascii() and asked.isdigit() and 0 < len(asked) < 10 and int(asked) else None
 
 
-def _own_path(scope: Scope) -> str:
+def own_path(scope: Scope) -> str:
     """The path without the prefix that a proxy stripped."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))

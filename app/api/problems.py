@@ -93,6 +93,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return _answer(request, known.get(error.status_code, fallback), error.headers)
 
 
+async def answer_to(request: Request, error: ServiceError | ClientDisconnect) -> Response:
+    """What `problem_handlers` answers to one of these, for who meets it outside FastAPI's reach."""
+    handle = _on_service_error if isinstance(error, ServiceError) else _on_client_gone
+    return await handle(request, error)
+
+
 def problem_handlers() -> dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]:
     """One handler for each family of errors, for `FastAPI(exception_handlers=…)`."""
     return {
