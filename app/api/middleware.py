@@ -18,7 +18,6 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import BodyTooLarge, Internal, ServiceError, UnsupportedEncoding
 from .access_log import CLIENT_GONE, AccessLog
 from .problems import problem_response
+from .request_id import new_request_id
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         sent = Headers(scope=scope).get("x-request-id", "")
-        request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid4().hex
+        request_id = sent if _REQUEST_ID.fullmatch(sent) else new_request_id()
         scope["request_id"] = request_id
         began = time.monotonic()
         status = CLIENT_GONE

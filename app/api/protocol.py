@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ..errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError
 from .problems import MEDIA_TYPE, problem
+from .request_id import new_request_id
 
 _NOT_HTTP = "This is not a valid HTTP/1.1 request."
 # After a refusal, how much more is read and thrown away, and for how long: closing a socket with unread data resets it,
@@ -216,7 +216,7 @@ class HttpProtocol(HttpToolsProtocol):
             scope["answered_below"] = True
         else:
             scope = {"root_path": self.root_path, "client": self.client}
-        scope.setdefault("request_id", uuid4().hex)
+        scope.setdefault("request_id", new_request_id())
         body = json.dumps(problem(error, scope), separators=(",", ":")).encode()
         head = {
             "content-type": MEDIA_TYPE,

@@ -1,0 +1,14 @@
+"""Names for requests whose clients give them none."""
+
+from __future__ import annotations
+
+import random
+
+# Seeded by the operating system once. To ask it for each request is a system call, for which Python lets go of its lock
+# and waits behind the decoding threads to have it back. An id is unlike all others; nobody need be unable to guess it.
+_random = random.Random(random.SystemRandom().getrandbits(256))
+
+
+def new_request_id() -> str:
+    """32 hex digits."""
+    return f"{_random.getrandbits(128):032x}"
