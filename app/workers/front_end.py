@@ -40,7 +40,8 @@ class Place:
     number: int
     """Its cell on the board."""
     is_replacement: bool
-    """The service is ready without it: it accepts nobody before it has a model, so that no client is refused for it."""
+    """The service is ready without it: for up to five seconds it accepts nobody before it has a model, so that no
+    client is refused for it."""
 
 
 def serve_front_end(
