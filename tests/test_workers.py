@@ -231,6 +231,17 @@ def test_front_ends_that_never_start_end_the_service(tmp_path: Path) -> None:
         assert "do not start; the last one ended with exit status 3" in service.wait_for("Error:")
 
 
+def test_front_ends_that_cannot_decode_end_the_service(tmp_path: Path) -> None:
+    """Where no decoding process starts, front-ends are not replaced for ever: the service ends with status 1."""
+    fault = "import os, sys\nif 'app.images.worker' in sys.orig_argv: os._exit(3)\n"
+    (tmp_path / "sitecustomize.py").write_text(fault)
+    environment = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    flags = ("--backend", "null", "--http-workers", "2", "--decoder", "processes", "--decode-threads", "2")
+    with service_process(*flags, folder=tmp_path, environment=environment) as service:
+        assert service.ended() == 1
+        assert "do not start; the last one ended with exit status 1" in service.wait_for("Error:")
+
+
 def test_it_can_be_stopped_while_it_loads(tmp_path: Path) -> None:
     """A signal during loading ends all processes with status 0 and no trace."""
     flags = ("--weights", "offline-demo", "--http-workers", "2", "--cache-dir", str(tmp_path))

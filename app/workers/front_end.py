@@ -131,9 +131,10 @@ class _FrontEnd:
 
         # Without a supervisor nobody would stop this process: what was accepted is answered, and that is all.
         self._control.listen(on_message, lambda: self._on_signal(signal.SIGINT))
-        self._control.tell("up")
         try:
             await classifier.decoder.start()
+            # Not before: one that cannot decode has not started, and to try that for ever is no cure.
+            self._control.tell("up")
             while True:
                 await self._serve_one(classifier, await self._engines.get())
         except Exception as error:

@@ -32,7 +32,7 @@ OnReady = Callable[[ModelFacts, str], None]
 ENGINE = "engine"
 # The third death within five minutes is the last: what two restarts did not cure, a third will not.
 _MOST_ENGINE_DEATHS, _ENGINE_WINDOW_SECONDS = 3, 300.0
-# Of a front-end that never got as far as to listen.
+# Of a front-end that never got as far as to listen and to decode.
 _MOST_FALSE_STARTS = 3
 # Beyond linger and grace, until a front-end that does not end is killed.
 _EXTRA_SECONDS = 5.0
