@@ -16,6 +16,8 @@ import pytest
 
 from app.backends.null import NullBackend
 from app.images import decode
+from app.loading import plan_decoding
+from app.settings import Settings
 from app.workers.control import Control
 from tests.photos import LIMITS, make_jpeg
 from tests.running import wait_until
@@ -117,6 +119,32 @@ def test_a_model_call_that_hangs_is_cured_by_a_restart(tmp_path: Path) -> None:
         several.wait_until_ready()
         assert several.pids("engine") != [engine]
         assert statuses(ask_all(several, pool, range(4))) == [200] * 4
+        assert several.service.stop() == 0
+
+
+def test_a_front_end_whose_decoders_are_all_lost_is_replaced(tmp_path: Path) -> None:
+    """Where images hold all of a front-end's decoders for longer than any that ends, it alone ends and is replaced, and
+    whichever front-end is asked, the service is alive again."""
+    hanging = """
+if "front-end" in sys.orig_argv:
+    import threading
+    from app import classifier
+    from app.images import threads
+
+    classifier._STUCK_SECONDS = 0.5
+    decode = threads.decode
+    threads.decode = lambda data, *how: threading.Event().wait() if data == b"hang" else decode(data, *how)
+"""
+    memory = str(2 * plan_decoding(Settings(decode_threads=1)).slot_bytes)
+    flags = ("--decode-threads", "2", "--decode-memory-bytes", memory, "--decode-timeout-seconds", "0.1")
+    with several_processes(tmp_path, *flags, at_start=hanging) as several, several.client() as client:
+        before = several.pids("front-end")
+        assert client.post("/predict", content=b"hang").json()["code"] == "image_too_complex"
+        assert "This process ends, to be replaced" in several.service.wait_for("Every decoder is held")
+        wait_until(lambda: len(several.pids("front-end")) == 2 and several.pids("front-end") != before)
+        several.wait_until_ready()
+        assert len(set(before) & set(several.pids("front-end"))) == 1
+        assert {client.get("/healthz").status_code for _ in range(8)} == {200}
         assert several.service.stop() == 0
 
 
