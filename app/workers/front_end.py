@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -138,6 +139,7 @@ class _FrontEnd:
         looking = asyncio.create_task(self._look_often(classifier, hooks))
         try:
             await classifier.decoder.start()
+            self._board.beat(self._number, time.monotonic())
             # Not before: one that cannot decode has not started, and to try that for ever is no cure.
             self._control.tell("up")
             while True:
@@ -149,8 +151,9 @@ class _FrontEnd:
             looking.cancel()
 
     async def _look_often(self, classifier: Classifier, hooks: Hooks) -> None:
-        """End the process where its decoders are beyond hope, which a successor's are not; for ever."""
+        """Show that the event loop turns, and end the process where its decoders are beyond hope; for ever."""
         while True:
+            self._board.beat(self._number, time.monotonic())
             state = classifier.state()
             if state.phase == "failed" and classifier.failure is None:
                 logger.critical("%s This process ends, to be replaced.", state.reason)

@@ -24,6 +24,7 @@ from .child import Child
 from .control import Message
 from .pairing import Pairing
 from .restarts import Restarts
+from .watch import kill_what_stands_still
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,11 @@ class Supervisor:
             loop.create_task(self._guarded(self._keep_front_end(number))) for number in range(len(self._divided))
         ]
         engine = loop.create_task(self._guarded(self._keep_engine()))
+        watching = loop.create_task(
+            self._guarded(kill_what_stands_still(self._board, lambda: self._engine, self._front_ends))
+        )
         await self._stop.wait()
+        watching.cancel()
         await self._end_all(front_ends, engine)
         return self._failure
 
