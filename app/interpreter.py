@@ -1,4 +1,6 @@
-"""The Python interpreter of a process that serves: what its garbage collector may do, and how it ends."""
+"""The Python interpreter of a process that serves: what its garbage collector may do, how it ends, what its children
+import.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +37,11 @@ def leave(status: int) -> NoReturn:
     last_words.start()
     last_words.join(_FLUSH_SECONDS)
     os._exit(status)
+
+
+def import_path() -> str:
+    """A PYTHONPATH for a child: what can be imported here can be imported there, however this process found it."""
+    return os.pathsep.join(folder or os.getcwd() for folder in sys.path)
 
 
 def _flush() -> None:

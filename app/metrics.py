@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,9 @@ class SharedFiles:
         """The process has died: what it counted stays, what it measured is no more."""
         for kind in _FILE_KINDS:
             if kind.startswith("gauge"):
-                with self._file(kind).open("r+b") as file:
+                # Somebody may have tidied the folder for temporary files, or no file may be opened now: until the next
+                # process of this name writes its own gauges, these are old, and that is all.
+                with suppress(OSError), self._file(kind).open("r+b") as file:
                     file.write(bytes(8))  # how much of it is used
 
     def _file(self, kind: str) -> Path:

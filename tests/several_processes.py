@@ -136,12 +136,20 @@ class Several:
 
 @contextlib.contextmanager
 def several_processes(
-    folder: Path, *flags: str, workers: int = 2, wait: bool = True, backend: tuple[str, ...] = ("--backend", "null")
+    folder: Path,
+    *flags: str,
+    workers: int = 2,
+    wait: bool = True,
+    backend: tuple[str, ...] = ("--backend", "null"),
+    at_start: str = "",
 ) -> Iterator[Several]:
-    """The service as `workers` front-ends and an engine; with `wait`, begin once it is ready."""
-    (folder / "sitecustomize.py").write_text(DEVICE)
+    """The service as `workers` front-ends and an engine; with `wait`, begin once it is ready.
+
+    Each of its processes runs the Python of `at_start` before all else; its temporary files lie in `folder`.
+    """
+    (folder / "sitecustomize.py").write_text(DEVICE + at_start)
     (folder / "gate").touch()
-    environment = {"PYTHONPATH": f"{folder}:{REPOSITORY}"}
+    environment = {"PYTHONPATH": f"{folder}:{REPOSITORY}", "TMPDIR": str(folder)}
     given = (*backend, "--http-workers", str(workers), *flags)
     with (
         service_process(*given, folder=folder, environment=environment) as service,

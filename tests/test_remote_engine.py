@@ -388,7 +388,8 @@ def test_slots_hold_an_image_and_its_scores_and_do_not_overlap(height: int, widt
 
 
 def test_the_board_adds_up_and_its_prediction_ages() -> None:
-    """Held images are summed over front-ends; a wait that was predicted is shorter a moment later."""
+    """Held images are summed over front-ends; a wait that was predicted is shorter a moment later; each process's last
+    sign is its own."""
     descriptor = create_board()
     here, there = Board(descriptor), Board(descriptor)
     os.close(descriptor)
@@ -402,3 +403,7 @@ def test_the_board_adds_up_and_its_prediction_ages() -> None:
     assert (state.ready, state.predicted_wait_seconds, state.predicted_run_seconds) == (True, 0.5, 0.5)
     assert state.capacity == 16
     assert there.state("restarting", now=103.0) == EngineState(False, "restarting", 0.0, 0.5, 16)
+    here.beat(0, 104.0)
+    there.beat(63, 105.0)
+    assert (there.engine_beat, there.front_end_beat(0), here.front_end_beat(63)) == (100.0, 104.0, 105.0)
+    assert here.held() == 4

@@ -201,6 +201,17 @@ def test_a_start_that_fails_says_why_and_ends(tmp_path: Path, flags: tuple[str, 
     assert not any("Traceback" in line for line in service.lines)
 
 
+def test_a_start_without_room_for_metrics_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Where the files that the processes share cannot be written, the start says what to do, and takes its own away."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
+    program = f"{limit}; from app.cli import main; main()"
+    flags = ("--backend", "null", "--http-workers", "2")
+    with service_process(*flags, folder=tmp_path, environment={"TMPDIR": str(tmp_path)}, program=program) as service:
+        assert service.ended() == 1
+        assert "Set TMPDIR to a folder with some megabytes of room" in service.wait_for("Error:")
+    assert not list(tmp_path.glob("resnet-serve-*"))
+
+
 def test_a_taken_port_is_told_at_once(service: Several, tmp_path: Path) -> None:
     """A second service on the port of one that has several sockets there is told so, and takes none of its clients."""
     port = service.address.rpartition(":")[2]
@@ -218,6 +229,17 @@ def test_front_ends_that_never_start_end_the_service(tmp_path: Path) -> None:
     with service_process(*flags, folder=tmp_path, environment=environment) as service:
         assert service.ended() == 1
         assert "do not start; the last one ended with exit status 3" in service.wait_for("Error:")
+
+
+def test_front_ends_that_cannot_decode_end_the_service(tmp_path: Path) -> None:
+    """Where no decoding process starts, front-ends are not replaced for ever: the service ends with status 1."""
+    fault = "import os, sys\nif 'app.images.worker' in sys.orig_argv: os._exit(3)\n"
+    (tmp_path / "sitecustomize.py").write_text(fault)
+    environment = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    flags = ("--backend", "null", "--http-workers", "2", "--decoder", "processes", "--decode-threads", "2")
+    with service_process(*flags, folder=tmp_path, environment=environment) as service:
+        assert service.ended() == 1
+        assert "do not start; the last one ended with exit status 1" in service.wait_for("Error:")
 
 
 def test_it_can_be_stopped_while_it_loads(tmp_path: Path) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 
 from app.backends.null import NullBackend
 from app.images import decode
+from app.loading import plan_decoding
+from app.settings import Settings
+from app.workers.control import Control
 from tests.photos import LIMITS, make_jpeg
 from tests.running import wait_until
 from tests.several_processes import Several, ask_all, other_checkpoint, several_processes, statuses
@@ -112,6 +120,100 @@ def test_a_model_call_that_hangs_is_cured_by_a_restart(tmp_path: Path) -> None:
         assert several.pids("engine") != [engine]
         assert statuses(ask_all(several, pool, range(4))) == [200] * 4
         assert several.service.stop() == 0
+
+
+def test_a_front_end_whose_decoders_are_all_lost_is_replaced(tmp_path: Path) -> None:
+    """Where images hold all of a front-end's decoders for longer than any that ends, it alone ends and is replaced, and
+    whichever front-end is asked, the service is alive again."""
+    hanging = """
+if "front-end" in sys.orig_argv:
+    import threading
+    from app import classifier
+    from app.images import threads
+
+    classifier._STUCK_SECONDS = 0.5
+    decode = threads.decode
+    threads.decode = lambda data, *how: threading.Event().wait() if data == b"hang" else decode(data, *how)
+"""
+    memory = str(2 * plan_decoding(Settings(decode_threads=1)).slot_bytes)
+    flags = ("--decode-threads", "2", "--decode-memory-bytes", memory, "--decode-timeout-seconds", "0.1")
+    with several_processes(tmp_path, *flags, at_start=hanging) as several, several.client() as client:
+        before = several.pids("front-end")
+        assert client.post("/predict", content=b"hang").json()["code"] == "image_too_complex"
+        assert "This process ends, to be replaced" in several.service.wait_for("Every decoder is held")
+        wait_until(lambda: len(several.pids("front-end")) == 2 and several.pids("front-end") != before)
+        several.wait_until_ready()
+        assert len(set(before) & set(several.pids("front-end"))) == 1
+        assert {client.get("/healthz").status_code for _ in range(8)} == {200}
+        assert several.service.stop() == 0
+
+
+@pytest.mark.parametrize("role", ["front-end", "engine"])
+def test_a_child_for_which_the_system_has_no_room_is_started_later(tmp_path: Path, role: str) -> None:
+    """Where no process can be started for a moment, the others go on and the one that died is replaced after it."""
+    with several_processes(tmp_path) as several:
+        supervisor, killed = several.service.process.pid, several.pids(role)[0]
+        before = held(supervisor)
+        limits = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (3, limits[1]))
+        os.kill(killed, signal.SIGKILL)
+        said = several.service.wait_for("could not be started")
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, limits)
+        assert "Too many open files" in said
+        wait_until(lambda: several.pids(role) and killed not in several.pids(role))
+        several.wait_until_ready()
+        assert isinstance(answer := several.post(1), httpx.Response)
+        assert answer.status_code == 200
+        assert held(supervisor) == before
+        assert several.service.stop() == 0
+
+
+def test_metrics_files_that_were_tidied_away_cost_no_restart(tmp_path: Path) -> None:
+    """Where somebody took the files of gauges out of the folder for temporary files, what dies is replaced as ever."""
+    with several_processes(tmp_path) as several:
+        for file in tmp_path.glob("resnet-serve-*/gauge*"):
+            file.unlink()
+        for role in ("front-end", "engine"):
+            killed = several.pids(role)[0]
+            os.kill(killed, signal.SIGKILL)
+            wait_until(lambda role=role, killed=killed: several.pids(role) and killed not in several.pids(role))
+            several.wait_until_ready()
+        assert several.service.stop() == 0
+
+
+def test_a_fault_of_the_supervisor_ends_the_service_in_good_order(tmp_path: Path) -> None:
+    """What it cannot cope with is told to the front-ends, which answer what they have accepted; the status is 1."""
+    fault = """
+if "serve" in sys.orig_argv:
+    from app.metrics import SharedFiles
+
+    def broken(files):
+        raise RuntimeError("a fault")
+
+    SharedFiles.forget_gauges = broken
+"""
+    with several_processes(tmp_path, at_start=fault) as several, ThreadPoolExecutor(12) as pool:
+        several.hold()
+        asking = ask_all(several, pool, range(12))
+        wait_until(lambda: sum(several.entered) + several.metric('resnet_queue_depth{stage="device"}') == 12)
+        os.kill(several.pids("front-end")[0], signal.SIGKILL)
+        several.service.wait_for("failed unexpectedly", seconds=10)
+        several.release()
+        outcomes = statuses(asking)
+        assert set(outcomes) == {200, 0}
+        assert several.service.ended() == 1
+        assert several.service.wait_for("failed unexpectedly (RuntimeError)")
+        assert several.pids("front-end") == several.pids("engine") == []
+
+
+def test_a_child_that_is_to_stop_before_it_has_begun_leaves_quietly() -> None:
+    """A signal that comes while a process is being started, and so first of all, is no fault."""
+    control, theirs = Control.pair()
+    with theirs, contextlib.closing(control):
+        control.send("signal", number=int(signal.SIGINT))
+        command = [sys.executable, "-m", "app.workers", "front-end", str(theirs.fileno())]
+        ended = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
 def test_a_new_checkpoint_is_served_whole_once_the_engine_has_it(tmp_path: Path) -> None:

@@ -158,6 +158,8 @@ class _FrontEnd(asyncio.Protocol):
 
     def _has_settled(self, request_id: int, slot: int, task: asyncio.Task[Scored]) -> None:
         del self._tasks[request_id]
+        # The slot of one that was cancelled may be written again before the device's thread has copied it: that spoils
+        # the row of this item alone, which nobody waits for.
         self._slots.discard(slot)
         self._let_go()
         error = None if task.cancelled() else task.exception()

@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import errors
 from ..errors import StartError
+from ..interpreter import import_path
 from ..opening import LoadCancelled, Reporter
 from ..settings import Settings
 
@@ -40,7 +41,7 @@ def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[
         stdout=subprocess.PIPE,
         # Libraries' own words, of which the last are told if it crashes.
         stderr=subprocess.STDOUT,
-        env=_environment(),
+        env=os.environ | {"PYTHONPATH": import_path(), "PYTHONIOENCODING": "utf-8"},
         # Ctrl-C on a terminal is for the service.
         start_new_session=True,
     )
@@ -108,9 +109,3 @@ def _lines(descriptor: int, is_cancelled: Callable[[], bool]) -> Iterator[str]:
                 return
             *lines, pending = (pending + received).split(b"\n")
             yield from (line.decode(errors="replace") for line in lines)
-
-
-def _environment() -> dict[str, str]:
-    # What can be imported here can be imported there, however this process found it.
-    folders = [folder or os.getcwd() for folder in sys.path]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(folders), "PYTHONIOENCODING": "utf-8"}

@@ -14,6 +14,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from ..interpreter import import_path
 from ..types import DecodeMode, Pixels, Preprocessing
 from . import wire
 from .decode import DecodeLimits
@@ -174,8 +175,6 @@ def describe_status(status: int) -> str:
 
 
 def _environment() -> dict[str, str]:
-    # What can be imported here can be imported there, however this process found it.
-    folders = [folder or os.getcwd() for folder in sys.path]
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     # One thread: each would reserve memory of its own.
-    return {**kept, "PYTHONPATH": os.pathsep.join(folders), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    return {**kept, "PYTHONPATH": import_path(), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

@@ -22,7 +22,8 @@ def main(role: str, descriptor: str) -> None:
     os.set_inheritable(int(descriptor), False)
     control = Control(socket.socket(fileno=int(descriptor)))
     start = control.receive()
-    if start is None:
+    # A stop that came while this process was being started is all that it is told.
+    if start is None or start.kind != "start":
         return
     settings = Settings.model_validate_json(start.fields["settings"])
     *descriptors, log_lock = start.descriptors

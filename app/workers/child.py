@@ -26,7 +26,7 @@ class Child:
         self.is_up = False
         self.is_ready = False
         self.failure: str | None = None
-        """As it says of itself."""
+        """Why it ends, where that is known: as it says of itself, or why it was killed."""
 
     @classmethod
     async def start(
@@ -34,35 +34,36 @@ class Child:
         role: str,
         name: str,
         on_message: Callable[[Child, Message], None],
-        descriptors: Sequence[int],
         environment: dict[str, str],
-        **fields: Any,
     ) -> Child:
-        """Start one, and send it a `start` message with `fields` and `descriptors`."""
+        """Start one, which waits for its `start` message. Raises `OSError` where the system has no room for it."""
         control, theirs = Control.pair()
         with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", __package__, role, str(theirs.fileno())),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                env=_environment() | environment,
-                # Ctrl-C on a terminal is for the supervisor, which tells the others.
-                process_group=0,
-            )
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-P", "-m", __package__, role, str(theirs.fileno())),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    env=_environment() | environment,
+                    # Ctrl-C on a terminal is for the supervisor, which tells the others.
+                    process_group=0,
+                )
+            except BaseException:
+                control.close()
+                raise
         child = cls(name, process, control)
-        with suppress(OSError):  # it has died already, as its exit status will say
-            control.send("start", descriptors, name=name, **fields)
         control.listen(lambda message: on_message(child, message))
         return child
 
     async def ended(self) -> str:
-        """Wait for its end; how it ended, for a person."""
+        """Wait for its end; how it ended, for a person: "was killed by SIGKILL (process 12)"."""
         status = await self.process.wait()
         self.control.close()  # reads what it said last
+        how = f"ended with exit status {status}"
         if status < 0:
             with suppress(ValueError):
-                return f"killed by {signal.Signals(-status).name}"
-        return f"exit status {status}"
+                how = f"was killed by {signal.Signals(-status).name}"
+        return f"{how} (process {self.process.pid})" + (f": {self.failure}" if self.failure else "")
 
     def send(self, kind: str, descriptors: Sequence[int] = (), **fields: Any) -> None:
         """A message. One that does not read its messages is killed: it has hung, or ended."""
@@ -71,7 +72,8 @@ class Child:
         except OSError:
             self.kill()
 
-    def kill(self) -> None:
+    def kill(self, why: str | None = None) -> None:
+        self.failure = self.failure or why
         with suppress(ProcessLookupError):
             self.process.kill()
 

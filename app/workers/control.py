@@ -3,7 +3,7 @@
     to the engine          start (settings), attach (a front-end's connection and memory), stop
     to a front-end         start (settings), engine (a connection, its memory, what the model is), signal, failed
     from the engine        step, warn, downloading (what loading does), loaded (the model's facts), ready, failed
-    from a front-end       up (it answers), ready (it serves a model)
+    from a front-end       up (it answers, and can decode), ready (it serves a model)
 
 A message and its descriptors come whole or not at all (SOCK_SEQPACKET). That the other end is gone is told too.
 """

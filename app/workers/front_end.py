@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 # How long a replacement may keep those waiting who have connected.
 _PATIENCE_SECONDS = 5.0
+_LOOK_SECONDS = 0.5
 _FAILED = "The model's process ends again and again; this server ends, to be started again."
 
 
@@ -40,7 +42,8 @@ class Place:
     number: int
     """Its cell on the board."""
     is_replacement: bool
-    """The service is ready without it: it accepts nobody before it has a model, so that no client is refused for it."""
+    """The service is ready without it: for up to five seconds it accepts nobody before it has a model, so that no
+    client is refused for it."""
 
 
 def serve_front_end(
@@ -56,7 +59,7 @@ def serve_front_end(
         # At once: a stop in good order closes the door, behind which the next one's clients wait.
         leave(1)
 
-    front_end = _FrontEnd(control, shared, metrics, lambda sent: server.handle_exit(sent, None))
+    front_end = _FrontEnd(control, shared, place.number, metrics, lambda sent: server.handle_exit(sent, None))
     hooks = Hooks(LogReporter(), lambda model: None, on_failure)
     places = _SharedPlaces(shared, place.number)
     presentable = front_end.until_ready if place.is_replacement else front_end.at_once
@@ -99,9 +102,12 @@ class _SharedPlaces(Places):
 class _FrontEnd:
     """What the supervisor says, and the models that follow from it."""
 
-    def __init__(self, control: Control, board: Board, metrics: Metrics, on_signal: Callable[[int], None]) -> None:
+    def __init__(
+        self, control: Control, board: Board, number: int, metrics: Metrics, on_signal: Callable[[int], None]
+    ) -> None:
         self._control = control
         self._board = board
+        self._number = number
         self._metrics = metrics
         self._on_signal = on_signal
         self._engines: asyncio.Queue[Message] = asyncio.Queue()
@@ -130,14 +136,29 @@ class _FrontEnd:
 
         # Without a supervisor nobody would stop this process: what was accepted is answered, and that is all.
         self._control.listen(on_message, lambda: self._on_signal(signal.SIGINT))
-        self._control.tell("up")
+        looking = asyncio.create_task(self._look_often(classifier, hooks))
         try:
             await classifier.decoder.start()
+            self._board.beat(self._number, time.monotonic())
+            # Not before: one that cannot decode has not started, and to try that for ever is no cure.
+            self._control.tell("up")
             while True:
                 await self._serve_one(classifier, await self._engines.get())
         except Exception as error:
             logger.exception("The front-end cannot go on.")
             hooks.on_failure(error)
+        finally:
+            looking.cancel()
+
+    async def _look_often(self, classifier: Classifier, hooks: Hooks) -> None:
+        """Show that the event loop turns, and end the process where its decoders are beyond hope; for ever."""
+        while True:
+            self._board.beat(self._number, time.monotonic())
+            state = classifier.state()
+            if state.phase == "failed" and classifier.failure is None:
+                logger.critical("%s This process ends, to be replaced.", state.reason)
+                hooks.on_failure(EngineUnavailable(state.reason))
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _serve_one(self, classifier: Classifier, message: Message) -> None:
         """Use one engine until its process ends."""

@@ -7,13 +7,13 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..engine.board import Board, create_board
-from ..engine.segment import SlotLayout, create_segment
 from ..errors import DeviceLost, StartError
 from ..loading import ModelFacts
 from ..logs import share_output
@@ -21,9 +21,10 @@ from ..metrics import SharedFiles
 from ..opening import Reporter
 from ..settings import Settings
 from .child import Child
-from .control import Message, take_from_memory
-from .facts import facts_from_json
+from .control import Message
+from .pairing import Pairing
 from .restarts import Restarts
+from .watch import kill_what_stands_still
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ OnReady = Callable[[ModelFacts, str], None]
 ENGINE = "engine"
 # The third death within five minutes is the last: what two restarts did not cure, a third will not.
 _MOST_ENGINE_DEATHS, _ENGINE_WINDOW_SECONDS = 3, 300.0
-# Of a front-end that never got as far as to listen.
+# Of a front-end that never got as far as to listen and to decode.
 _MOST_FALSE_STARTS = 3
 # Beyond linger and grace, until a front-end that does not end is killed.
 _EXTRA_SECONDS = 5.0
@@ -69,9 +70,7 @@ class Supervisor:
         self._log_lock = os.memfd_create("resnet-log", os.MFD_CLOEXEC)
         self._front_ends: dict[int, Child] = {}
         self._engine: Child | None = None
-        self._facts: int | None = None
-        """The descriptor of what the living engine's model is; None until it has loaded."""
-        self._layout: SlotLayout | None = None
+        self._pairing = Pairing()
         self._is_stopping = False
         self._failure: Exception | None = None
         self._stop = asyncio.Event()
@@ -82,18 +81,25 @@ class Supervisor:
         share_output(self._log_lock)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        front_ends = [loop.create_task(self._keep_front_end(number)) for number in range(len(self._divided))]
-        engine = loop.create_task(self._keep_engine())
-        stop = loop.create_task(self._stop.wait())
-        # A keeper that ends by itself has failed, in a way that nobody thought of.
-        await asyncio.wait([stop, engine, *front_ends], return_when=asyncio.FIRST_COMPLETED)
-        self._begin_stop()
+        front_ends = [
+            loop.create_task(self._guarded(self._keep_front_end(number))) for number in range(len(self._divided))
+        ]
+        engine = loop.create_task(self._guarded(self._keep_engine()))
+        watching = loop.create_task(
+            self._guarded(kill_what_stands_still(self._board, lambda: self._engine, self._front_ends))
+        )
+        await self._stop.wait()
+        watching.cancel()
         await self._end_all(front_ends, engine)
-        for task in (engine, *front_ends):
-            if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error("The supervisor failed unexpectedly.", exc_info=error)
-                self._fail(DeviceLost("The supervisor failed unexpectedly"))
         return self._failure
+
+    async def _guarded(self, keeper: Coroutine[Any, Any, None]) -> None:
+        """One that fails, in a way that nobody thought of, ends the service in good order."""
+        try:
+            await keeper
+        except Exception as error:
+            logger.exception("The supervisor failed unexpectedly.")
+            self._fail(DeviceLost(f"The supervisor failed unexpectedly ({type(error).__name__})"))
 
     # --- the end
 
@@ -110,8 +116,10 @@ class Supervisor:
         self._stop.set()
 
     def _fail(self, error: Exception) -> None:
-        """End the service: to start its processes again is no cure."""
-        self._failure = self._failure or error
+        """End the service: to start its processes again is no cure. What fails after that changes nothing."""
+        if self._failure is not None:
+            return
+        self._failure = error
         for child in self._front_ends.values():
             child.send("failed")
         self._begin_stop()
@@ -138,39 +146,58 @@ class Supervisor:
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
 
+    async def _live(
+        self,
+        role: str,
+        name: str,
+        on_message: Callable[[Child, Message], None],
+        begin: Callable[[Child], None],
+    ) -> tuple[Child | None, str]:
+        """One life of a child, None where it could not be started, and how it ended."""
+        environment = {"PROMETHEUS_MULTIPROC_DIR": str(self._metrics_folder)}
+        try:
+            child = await Child.start(role, name, on_message, environment)
+        except OSError as error:
+            return None, f"could not be started ({error.strerror or error})"
+        begin(child)
+        return child, await child.ended()
+
     # --- front-ends
 
     async def _keep_front_end(self, number: int) -> None:
         deaths = Restarts(None, 60.0, 0.1)
         false_starts = Restarts(_MOST_FALSE_STARTS, _ENGINE_WINDOW_SECONDS, 0.5)
         files = SharedFiles(self._metrics_folder, front_end_name(number))
+        on_message, begin = partial(self._from_front_end, number), partial(self._begin_front_end, number)
         while not self._is_stopping:
-            child = await Child.start(
-                "front-end",
-                files.process,
-                partial(self._from_front_end, number),
-                [self._listeners[number].fileno(), self._board_descriptor, self._log_lock],
-                {"PROMETHEUS_MULTIPROC_DIR": str(self._metrics_folder)},
-                settings=self._divided[number].model_dump_json(),
-                number=number,
-                is_replacement=self._engine is not None and self._engine.is_ready,
-            )
-            self._front_ends[number] = child
-            if self._is_stopping:
-                child.send("signal", number=int(signal.SIGINT))
-            self._pair(number)
-            how = await child.ended()
-            del self._front_ends[number]
+            child, how = await self._live("front-end", files.process, on_message, begin)
+            self._front_ends.pop(number, None)
             self._board.hold(number, 0)
             files.forget_gauges()
             if self._is_stopping:
                 return
-            delay = deaths.died() if child.is_up else false_starts.died()
+            delay = deaths.died() if child is not None and child.is_up else false_starts.died()
             if delay is None:
-                self._fail(StartError(f"Front-end processes do not start; the last one ended with {how}."))
+                self._fail(StartError(f"Front-end processes do not start; the last one {how}."))
                 return
-            logger.error("Front-end process %d (%d) ended: %s. It is replaced.", number, child.process.pid, how)
+            logger.error("Front-end process %d %s. It is replaced.", number, how)
             await self._pause(delay)
+
+    def _begin_front_end(self, number: int, child: Child) -> None:
+        self._front_ends[number] = child
+        if self._is_stopping:
+            # Since it was being started: its listener is closed.
+            child.send("signal", number=int(signal.SIGINT))
+            return
+        child.send(
+            "start",
+            [self._listeners[number].fileno(), self._board_descriptor, self._log_lock],
+            name=child.name,
+            settings=self._divided[number].model_dump_json(),
+            number=number,
+            is_replacement=self._engine is not None and self._engine.is_ready,
+        )
+        self._pairing.pair(self._engine, child)
 
     def _from_front_end(self, number: int, child: Child, message: Message) -> None:
         if message.kind == "up":
@@ -181,10 +208,11 @@ class Supervisor:
 
     def _announce(self) -> None:
         everybody = [self._front_ends.get(number) for number in range(len(self._divided))]
-        if self._has_announced or self._facts is None or not all(child and child.is_ready for child in everybody):
+        if self._has_announced or not all(child and child.is_ready for child in everybody):
             return
-        self._has_announced = True
-        self._on_ready(facts_from_json(take_from_memory(self._facts)))
+        if (facts := self._pairing.facts) is not None:
+            self._has_announced = True
+            self._on_ready(facts)
 
     # --- the engine
 
@@ -193,40 +221,35 @@ class Supervisor:
         files = SharedFiles(self._metrics_folder, ENGINE)
         has_served = False
         while not self._is_stopping:
-            self._engine = child = await Child.start(
-                ENGINE,
-                files.process,
-                self._from_engine,
-                [self._board_descriptor, self._log_lock],
-                {"PROMETHEUS_MULTIPROC_DIR": str(self._metrics_folder)},
-                settings=self._settings.model_dump_json(),
-            )
-            if self._is_stopping:
-                child.send("stop")
-            how = await child.ended()
+            child, how = await self._live(ENGINE, files.process, self._from_engine, self._begin_engine)
             self._engine = None
-            self._forget_facts()
+            self._pairing.forget()
             files.forget_gauges()
-            has_served = has_served or child.is_ready
+            has_served = has_served or (child is not None and child.is_ready)
             if self._is_stopping:
                 return
-            if child.failure is not None and not has_served:
+            if child is not None and child.failure is not None and not has_served:
                 self._fail(StartError(child.failure))
                 return
-            why = f"{child.failure} ({how})" if child.failure else how
             delay = deaths.died()
             if delay is None:
                 self._fail(
                     DeviceLost(
                         f"The model's process has ended {_MOST_ENGINE_DEATHS} times within "
-                        f"{_ENGINE_WINDOW_SECONDS / 60:.0f} minutes, at last: {why}. To start it again is no cure"
+                        f"{_ENGINE_WINDOW_SECONDS / 60:.0f} minutes; the last one {how}. To start it again is no cure"
                     )
                 )
                 return
-            logger.error(
-                "The model's process (%d) ended: %s. It is started again in %.1f s.", child.process.pid, why, delay
-            )
+            logger.error("The model's process %s. It is started again in %.1f s.", how, delay)
             await self._pause(delay)
+
+    def _begin_engine(self, child: Child) -> None:
+        self._engine = child
+        if self._is_stopping:
+            child.send("stop")
+            return
+        settings = self._settings.model_dump_json()
+        child.send("start", [self._board_descriptor, self._log_lock], name=child.name, settings=settings)
 
     def _from_engine(self, child: Child, message: Message) -> None:
         fields = message.fields
@@ -237,31 +260,10 @@ class Supervisor:
         elif message.kind == "downloading":
             self._reporter.downloading(fields["name"], fields["received"], fields["expected"])
         elif message.kind == "loaded":
-            (self._facts,) = message.descriptors
-            self._layout = SlotLayout(**fields["layout"])
-            for number in self._front_ends:
-                self._pair(number)
+            self._pairing.has_loaded(message)
+            for front_end in self._front_ends.values():
+                self._pairing.pair(child, front_end)
         elif message.kind == "ready":
             child.is_ready = True
         elif message.kind == "failed":
             child.failure = fields["error"]
-
-    def _forget_facts(self) -> None:
-        if self._facts is not None:
-            os.close(self._facts)
-        self._facts = self._layout = None
-
-    def _pair(self, number: int) -> None:
-        """Give a front-end and the engine a connection and shared memory, once both are there."""
-        child = self._front_ends.get(number)
-        if child is None or self._engine is None or self._facts is None or self._layout is None:
-            return
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        memory = create_segment(self._layout)
-        layout = self._layout.as_fields()
-        try:
-            with ours, theirs:
-                self._engine.send("attach", [ours.fileno(), memory], layout=layout)
-                child.send("engine", [theirs.fileno(), memory, self._facts], layout=layout)
-        finally:
-            os.close(memory)

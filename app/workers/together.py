@@ -46,11 +46,14 @@ def serve_together(settings: Settings, workers: int, reporter: Reporter, on_read
 
 
 def _metrics_folder(workers: int) -> Path:
+    folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix="resnet-serve-"))
         for name in (ENGINE, *(front_end_name(number) for number in range(workers))):
             SharedFiles(folder, name).create()
     except OSError as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
         raise SettingError(
             f"Several processes share their metrics in files, and none can be written to {tempfile.gettempdir()}: "
             f"{error.strerror}. Set TMPDIR to a folder with some megabytes of room, or RESNET_HTTP_WORKERS to 1."
