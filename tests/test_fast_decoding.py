@@ -39,8 +39,12 @@ def both(data: bytes, preprocessing: Preprocessing = RESNET50, limits: DecodeLim
     return decode(data, preprocessing, limits, "exact"), decode(data, preprocessing, limits, "fast")
 
 
-def squash(interpolation: Interpolation = Interpolation.BICUBIC) -> Preprocessing:
-    return Preprocessing(None, (96, 160), interpolation, RESNET50.mean, RESNET50.std)
+def squash(interpolation: Interpolation = Interpolation.BICUBIC, crop: tuple[int, int] = (96, 160)) -> Preprocessing:
+    return Preprocessing(None, crop, interpolation, RESNET50.mean, RESNET50.std)
+
+
+# As Keras prepares its models' images: a crop that shows all of the image.
+SQUASHES = [squash(Interpolation.BILINEAR, (side, side)) for side in (224, 240, 331)]
 
 
 # --- near
@@ -139,6 +143,17 @@ def test_every_orientation_is_turned_upright(orientation: int, image_format: str
         assert np.abs(exact.astype(float) - quick).mean() <= MEAN
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_a_crop_that_covers_the_whole_image_is_inside_it(orientation: int, image_format: str) -> None:
+    """A squash whose scale is no exact number shows the whole image, whichever way it is stored."""
+    shown = photo("astronaut").resize((246, 300))
+    stored = Image.fromarray(made.stored_turned(np.asarray(shown), orientation))
+    data = encode(stored, image_format, exif=made.exif_orientation(orientation), quality=95, compress_level=1)
+    for preprocessing in SQUASHES:
+        assert largest_difference(*both(data, preprocessing)) <= 2
+
+
 def test_an_image_that_needs_no_resizing_is_only_cut() -> None:
     """Where the short side has its final length already, both modes cut the same pixels out."""
     for data in (encode(photo().resize((300, 256)), "PNG"), encode(photo().resize((256, 700)))):
@@ -205,11 +220,11 @@ def test_no_jpeg_is_decoded_below_twice_its_final_size(
     assert divisor == 8 or least / divisor < 4
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.integers(1, 700),
     st.integers(1, 700),
-    st.sampled_from([RESNET50, THUMBNAIL, squash(), squash(Interpolation.NEAREST)]),
+    st.sampled_from([RESNET50, THUMBNAIL, squash(), squash(Interpolation.NEAREST), *SQUASHES]),
     st.integers(1, 8),
     st.sampled_from(["JPEG", "PNG"]),
 )
