@@ -30,6 +30,7 @@ from .api import (
     describe_openapi,
     docs_router,
     errors_router,
+    fixed_paths,
     health_router,
     predict_router,
     problem_handlers,
@@ -134,7 +135,8 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     hooks = hooks or Hooks(LogReporter())
     metrics = parts.metrics if parts else Metrics()
     metrics.log_lines_dropped.set_function(dropped_lines)
-    access_log = AccessLog(metrics)
+    routers = (predict_router, health_router, docs_router, errors_router)
+    access_log = AccessLog(metrics, fixed_paths(routers))
     # Before the event loop runs: how much may be decoded at once is read from files.
     classifier = build_classifier(settings, metrics, parts.places if parts else None)
 
@@ -197,7 +199,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     app.state.classifier = classifier
     app.state.access_log = access_log
     app.openapi = partial(describe_openapi, app)  # type: ignore[method-assign]
-    for router in (predict_router, health_router, docs_router, errors_router):
+    for router in routers:
         app.include_router(router)
     # Now, and not for the first who asks: it takes longer than a request.
     app.openapi()

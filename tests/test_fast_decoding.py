@@ -31,16 +31,26 @@ PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 LARGE = photo("coffee").resize((2404, 1601), Image.Resampling.LANCZOS)
 # In levels of 255. At 1/8 each block of 8×8 is its mean alone, and the reference's bilinear filter sees what is in it.
 LARGEST, MEAN = 24, 1.5
-# Of small files: so small that these, too, are decoded smaller.
-THUMBNAIL = Preprocessing(12, (8, 10), Interpolation.BILINEAR, RESNET50.mean, RESNET50.std)
+# Of small files: so small that these, too, are decoded smaller, and progressive ones without their last bits.
+THUMBNAIL = Preprocessing(6, (4, 5), Interpolation.BILINEAR, RESNET50.mean, RESNET50.std)
+SMALL_PROGRESSIVE = {
+    "progressive": encode(SMALL, progressive=True),
+    "restarts": encode(SMALL, progressive=True, restart_marker_blocks=1),
+    "grey": encode(SMALL.convert("L"), progressive=True, quality=95),
+    "4:4:4": encode(SMALL, progressive=True, quality=95, subsampling=0),
+}
 
 
 def both(data: bytes, preprocessing: Preprocessing = RESNET50, limits: DecodeLimits = LIMITS) -> tuple[Pixels, Pixels]:
     return decode(data, preprocessing, limits, "exact"), decode(data, preprocessing, limits, "fast")
 
 
-def squash(interpolation: Interpolation = Interpolation.BICUBIC) -> Preprocessing:
-    return Preprocessing(None, (96, 160), interpolation, RESNET50.mean, RESNET50.std)
+def squash(interpolation: Interpolation = Interpolation.BICUBIC, crop: tuple[int, int] = (96, 160)) -> Preprocessing:
+    return Preprocessing(None, crop, interpolation, RESNET50.mean, RESNET50.std)
+
+
+# As Keras prepares its models' images: a crop that shows all of the image.
+SQUASHES = [squash(Interpolation.BILINEAR, (side, side)) for side in (224, 240, 331)]
 
 
 # --- near
@@ -139,6 +149,17 @@ def test_every_orientation_is_turned_upright(orientation: int, image_format: str
         assert np.abs(exact.astype(float) - quick).mean() <= MEAN
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_a_crop_that_covers_the_whole_image_is_inside_it(orientation: int, image_format: str) -> None:
+    """A squash whose scale is no exact number shows the whole image, whichever way it is stored."""
+    shown = photo("astronaut").resize((246, 300))
+    stored = Image.fromarray(made.stored_turned(np.asarray(shown), orientation))
+    data = encode(stored, image_format, exif=made.exif_orientation(orientation), quality=95, compress_level=1)
+    for preprocessing in SQUASHES:
+        assert largest_difference(*both(data, preprocessing)) <= 2
+
+
 def test_an_image_that_needs_no_resizing_is_only_cut() -> None:
     """Where the short side has its final length already, both modes cut the same pixels out."""
     for data in (encode(photo().resize((300, 256)), "PNG"), encode(photo().resize((256, 700)))):
@@ -205,11 +226,11 @@ def test_no_jpeg_is_decoded_below_twice_its_final_size(
     assert divisor == 8 or least / divisor < 4
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.integers(1, 700),
     st.integers(1, 700),
-    st.sampled_from([RESNET50, THUMBNAIL, squash(), squash(Interpolation.NEAREST)]),
+    st.sampled_from([RESNET50, THUMBNAIL, squash(), squash(Interpolation.NEAREST), *SQUASHES]),
     st.integers(1, 8),
     st.sampled_from(["JPEG", "PNG"]),
 )
@@ -225,6 +246,12 @@ def test_any_size_gives_a_whole_crop(
 
 
 # --- what is left out
+
+
+def refinements(data: bytes) -> list[int]:
+    """Where the scans begin that bring a bit more of what lies behind a block's mean; their heads are 10 bytes long."""
+    heads = [at for at in range(len(data)) if data[at : at + 4] == b"\xff\xda\x00\x08"]
+    return [at for at in heads if data[at + 9] >> 4 and data[at + 7]]
 
 
 def test_what_is_left_out_of_a_progressive_jpeg() -> None:
@@ -246,8 +273,7 @@ def test_a_scan_that_has_no_end_is_not_left_out() -> None:
 def test_coarse_bits_are_not_left_out() -> None:
     """A scan that brings a bit worth more than two steps of the table stays, and so does one of a block's mean."""
     data = FILES["progressive JPEG"]
-    heads = [at for at in range(len(data)) if data[at : at + 4] == b"\xff\xda\x00\x08"]
-    refining = [at for at in heads if data[at + 9] >> 4 and data[at + 7]]
+    refining = refinements(data)
     assert len(refining) == 4
     at = refining[0]
     coarse = data[: at + 9] + b"\x32" + data[at + 10 :]
@@ -306,9 +332,61 @@ def test_limits_hold(limits: DecodeLimits, error: type[ServiceError]) -> None:
         decode(FILES["progressive JPEG"], RESNET50, limits, "fast")
 
 
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
-@given(st.sampled_from([*SEEDS, encode(SMALL, progressive=True, restart_marker_blocks=1)]).flatmap(damaged))
-def test_damaged_files_have_the_same_errors(data: bytes) -> None:
-    """A valid file with damage anywhere gives pixels in both modes, or the same error."""
+@pytest.mark.parametrize("code", [0x00, 0x01, 0x02, 0x7F, 0xBF, 0xC0, 0xC8, 0xD0, 0xD8, 0xD9, 0xDD, 0xF0])
+@pytest.mark.parametrize("name", SMALL_PROGRESSIVE)
+def test_a_marker_in_what_is_left_out_has_the_same_outcome(name: str, code: int) -> None:
+    """A marker, or what is none, in the data of a scan that would be left out is met as in exact mode."""
+    data = SMALL_PROGRESSIVE[name]
+    assert refinements(data)
+    for head in refinements(data):
+        marked = data[: head + 12] + bytes([0xFF, code]) + data[head + 12 :]
+        assert outcome(marked, "fast", THUMBNAIL, LIMITS) == outcome(marked, "exact", THUMBNAIL, LIMITS)
+
+
+def test_wrong_codes_in_what_is_left_out_do_not_show() -> None:
+    """Damage that libjpeg takes for other pixels changes exact mode's, and not those of a file whose scan is left
+    out."""
+    data = SMALL_PROGRESSIVE["4:4:4"]
+    at = refinements(data)[-1] + 12
+    wrong = data[:at] + bytes(byte ^ 0x2A for byte in data[at : at + 40]) + data[at + 40 :]
+    assert without_refinements(wrong) == without_refinements(data)
+    whole = Preprocessing(None, (48, 64), Interpolation.BILINEAR, RESNET50.mean, RESNET50.std)
+    assert largest_difference(decode(data, whole, LIMITS), decode(wrong, whole, LIMITS)) > 0
+    assert np.array_equal(decode(data, THUMBNAIL, LIMITS, "fast"), decode(wrong, THUMBNAIL, LIMITS, "fast"))
+
+
+@st.composite
+def marked(draw: st.DrawFn, original: bytes) -> bytes:
+    """A marker, or what is none, put into a scan of `original` or over what is there, and other damage or none."""
+    at = draw(st.integers(original.index(b"\xff\xda"), len(original)))
+    code = bytes([0xFF, draw(st.integers(0, 255))])
+    data = original[:at] + code + original[at + draw(st.sampled_from([0, 2])) :]
+    return draw(damaged(data)) if draw(st.booleans()) else data
+
+
+def has_the_same_outcome(data: bytes) -> None:
     limits = DecodeLimits(4_000_000, 4_000_000, LIMITS.max_side)
     assert outcome(data, "fast", THUMBNAIL, limits) == outcome(data, "exact", THUMBNAIL, limits)
+
+
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(SEEDS).flatmap(damaged))
+def test_damaged_files_have_the_same_errors(data: bytes) -> None:
+    """A valid file with damage anywhere gives pixels in both modes, or the same error."""
+    has_the_same_outcome(data)
+
+
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(sorted(SMALL_PROGRESSIVE.values())).flatmap(lambda data: st.one_of(damaged(data), marked(data))))
+def test_damaged_progressive_files_have_the_same_errors(data: bytes) -> None:
+    """And so does a progressive one, whether or not the damage is where data is left out."""
+    has_the_same_outcome(data)
+
+
+@pytest.mark.parametrize("name", SMALL_PROGRESSIVE)
+def test_what_is_damaged_here_would_be_left_out(name: str) -> None:
+    """The small files are decoded so much smaller that data is left out of them."""
+    data = SMALL_PROGRESSIVE[name]
+    with JpegImageFile(io.BytesIO(data)) as image:
+        assert fast.shrink_jpeg(image, THUMBNAIL) >= fast.REFINED_BELOW
+    assert len(without_refinements(data)) < len(data)

@@ -16,6 +16,7 @@ from app.images import decode
 from app.loading import LoadedModel
 from app.settings import Settings
 from tests.photos import make_jpeg
+from tests.raw_http import ask
 from tests.running import RunningServer, running_server, wait_until
 from tests.test_predict import check_problem
 
@@ -55,6 +56,8 @@ def test_while_it_loads_it_is_alive_and_not_ready(monkeypatch: pytest.MonkeyPatc
             assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
             assert refused.json()["retryable"] is True
             assert int(refused.headers["Retry-After"]) >= 1
+            count = f'resnet_requests_total{{code="not_ready",route="{path}",status="503"}} 1.0'
+            assert count in client.get("/metrics").text
         assert "resnet_ready 0.0" in client.get("/metrics").text
         may_load.set()
         assert isinstance(server.wait_until_loaded(), LoadedModel)
@@ -158,15 +161,39 @@ def test_metrics_count_answers_and_time_stages(client: httpx.Client) -> None:
     client.post("/predict", content=make_jpeg(2))
     client.post("/predict", content=b"text")
     client.get("/nowhere")
+    # Refused before they are routed: those that no route has, and one whose path a client may choose, have no name.
+    for path in ("/predict", "/nowhere", "/static/docs.css"):
+        client.post(path, content=make_jpeg(2), headers={"Content-Encoding": "gzip"})
     answer = client.get("/metrics")
     assert answer.headers["Content-Type"].startswith("text/plain")
     for line in (
         'resnet_requests_total{code="",route="/predict",status="200"} ',
         'resnet_requests_total{code="unsupported_image_format",route="/predict",status="415"} 1.0',
         'resnet_requests_total{code="not_found",route="unmatched",status="404"} 1.0',
+        'resnet_requests_total{code="unsupported_encoding",route="/predict",status="415"} 1.0',
+        'resnet_requests_total{code="unsupported_encoding",route="unmatched",status="415"} 2.0',
         'resnet_model{backend="null",device="none",name="null",version="00000000"} 1.0',
         'resnet_stage_seconds_count{stage="decode"} ',
         'resnet_stage_seconds_count{stage="inference"} ',
         "resnet_batch_size_count ",
     ):
         assert line in answer.text
+
+
+def test_what_never_reaches_a_route_is_counted_by_its_path() -> None:
+    """A request that ends in its body, and one behind a prefix that a proxy strips, are counted at the route that they
+    were for; what has no path yet, and a path that no route has, at none."""
+    bad_chunk = b"POST %b HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n"
+    settings = Settings(backend="null", port=0, log_level="error", root_path="/classify")
+    with running_server(settings) as server, httpx.Client(base_url=server.address, timeout=30) as client:
+        for request in (bad_chunk % b"/predict", bad_chunk % b"/nowhere", b"no request\r\n\r\n"):
+            (answer,) = ask(server, request)
+            assert answer.status == 400
+        assert client.post("/predict/batch", headers={"Content-Encoding": "gzip"}).status_code == 415
+        counts = client.get("/metrics").text
+    for line in (
+        'resnet_requests_total{code="malformed_request",route="/predict",status="400"} 1.0',
+        'resnet_requests_total{code="malformed_request",route="unmatched",status="400"} 2.0',
+        'resnet_requests_total{code="unsupported_encoding",route="/predict/batch",status="415"} 1.0',
+    ):
+        assert line in counts

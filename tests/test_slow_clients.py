@@ -182,6 +182,8 @@ def test_open_uploads_are_bounded() -> None:
             refused = post_image(client, IMAGE)
             assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
             assert refused.headers["Retry-After"] in ("1", "2")
+            count = 'resnet_requests_total{code="overloaded",route="/predict",status="503"} 1.0'
+            assert count in client.get("/metrics").text
             # What has no body takes no place.
             assert client.get("/healthz").status_code == 200
         wait_until(lambda: post_image(client, IMAGE).status_code == 200)

@@ -6,6 +6,7 @@ from .docs import router as docs_router
 from .error_reference import router as errors_router
 from .health import router as health_router
 from .middleware import Admission, BodyLimits, EarlyAnswers, Guard, RequestContext
+from .paths import fixed_paths
 from .predict import ShortWay
 from .predict import router as predict_router
 from .problems import problem_handlers
@@ -30,6 +31,7 @@ __all__ = [
     "describe_openapi",
     "docs_router",
     "errors_router",
+    "fixed_paths",
     "health_router",
     "predict_router",
     "problem_handlers",

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 
 from ..errors import ServiceError
 from ..metrics import Metrics
+from .paths import own_path
 
 logger = logging.getLogger(__name__)
 
@@ -18,20 +19,23 @@ logger = logging.getLogger(__name__)
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 _MAX_TEXT = 256
 CLIENT_GONE = 499
+_UNMATCHED = "unmatched"
 
 
 class AccessLog:
     """Counts and logs answers."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, fixed_paths: frozenset[str]) -> None:
+        """`fixed_paths` are those of the routes by which a request is named that none of them has seen."""
         self._metrics = metrics
+        self._fixed_paths = fixed_paths
 
     def answered(
         self, scope: Mapping[str, Any], status: int, began: float, received_bytes: int, sent_bytes: int
     ) -> None:
         """A request has ended with `status`; `began` is a monotonic time."""
         code = scope.get("problem_code", "client_gone" if status == CLIENT_GONE else "")
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = self._route(scope)
         self._metrics.requests.labels(route, str(status), code).inc()
         level = logging.DEBUG if route in _QUIET and status < 400 else logging.INFO
         if not logger.isEnabledFor(level):
@@ -66,7 +70,7 @@ class AccessLog:
 
     def refused(self, error: ServiceError, scope: Mapping[str, Any]) -> None:
         """A connection ended with `error` before it was a request, or in the middle of one."""
-        self._metrics.requests.labels("unmatched", str(error.status), error.code).inc()
+        self._metrics.requests.labels(self._route(scope), str(error.status), error.code).inc()
         logger.info(
             "%d %s",
             error.status,
@@ -78,6 +82,16 @@ class AccessLog:
                 "code": error.code,
             },
         )
+
+    def _route(self, scope: Mapping[str, Any]) -> str:
+        """The route's path and never the client's, of which there would be endless many.
+
+        Most refusals come before routing; so does the end of a request that is none, which may have no path at all.
+        """
+        if "route" in scope:
+            return getattr(scope["route"], "path", _UNMATCHED)
+        path = own_path(scope) if "path" in scope else ""
+        return path if path in self._fixed_paths else _UNMATCHED
 
 
 def _client(scope: Mapping[str, Any]) -> str | None:

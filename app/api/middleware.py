@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import BodyTooLarge, Internal, ServiceError, UnsupportedEncoding
 from .access_log import CLIENT_GONE, AccessLog
+from .paths import own_path
 from .problems import problem_response
 from .request_id import new_request_id
 
@@ -223,12 +224,6 @@ def _asked_seconds(headers: Headers) -> float | None:
     """X-Request-Timeout-Ms, where it is one; what is wrong with it is said by the route."""
     asked = headers.get("x-request-timeout-ms", "")
     return int(asked) / 1e3 if asked.isascii() and asked.isdigit() and 0 < len(asked) < 10 and int(asked) else None
-
-
-def own_path(scope: Scope) -> str:
-    """The path without the prefix that a proxy stripped."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
 
 
 async def refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -19,7 +19,7 @@ from ..types import Classification
 from .access_log import CLIENT_GONE
 from .bodies import Images, read_many, read_one
 from .examples import BATCH_REQUEST_BODY, REQUEST_BODY
-from .middleware import own_path
+from .paths import own_path
 from .problems import answer_to, problem
 from .schemas import Answer, BatchAnswer, BatchPrediction, ModelBody, problem_responses
 from .service import Service, service_of

@@ -46,7 +46,10 @@ def upright_crop(image: Image.Image, stored: Size, divisor: int, preprocessing: 
     upright = turned_size(stored, orientation)
     resized, box = resized_and_crop_box(upright, preprocessing)
     visible = max(box[0], 0), max(box[1], 0), min(box[2], resized[0]), min(box[3], resized[1])
-    window = stored_window(in_source(visible, resized, upright), upright, orientation)
+    left, top, right, bottom = in_source(visible, resized, upright)
+    # 224 * (246 / 224) is 246.00000000000003, and Pillow refuses a window that is outside by so little.
+    inside = left, top, min(right, upright[0]), min(bottom, upright[1])
+    window = stored_window(inside, upright, orientation)
     size = turned_size((visible[2] - visible[0], visible[3] - visible[1]), orientation)
     left, top, right, bottom = (edge / divisor for edge in window)
     small = _resize(to_rgb(image), size, (left, top, right, bottom), preprocessing)

@@ -16,6 +16,8 @@ SIGNATURE = b"\xff\xd8\xff"
 # such bytes too. There FF 00 is a level of 255, and RST0 to RST7 (D0 to D7) are no ends. Codes below C0 have no segment
 # to skip: where libjpeg looks for a restart it goes on behind them, and elsewhere it gives the file up.
 _MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
+# What libjpeg gives a file up for when it meets it in or behind a scan's data, and `_MARKER` passes over.
+_INVALID_MARKER = re.compile(rb"\xff[\x02-\xbf]")
 _SOI, _EOI, _SOS, _PROGRESSIVE_HUFFMAN = 0xD8, 0xD9, 0xDA, 0xC2
 # A segment holds up to 64 kB, so that a file of 10 MB needs 160 of them; ICC profiles have 255 at the most. Segments
 # of 4 bytes are millions, each of which costs Pillow's reader microseconds.
@@ -53,8 +55,13 @@ def without_refinements(data: bytes) -> bytes:
 
     A progressive JPEG (Huffman coded, SOF2) first gives each coefficient without its last bits, and then scan by scan
     the bits. Of the scans that bring the last and the last but one bit of the coefficients behind a block's mean, the
-    data is left out: up to 3 steps of the quantisation table. The heads stay, so that libjpeg finds the same faults in
-    the file; a scan whose data ends early it takes as one that changes nothing.
+    data is left out: up to 3 steps of the quantisation table. A scan whose data ends early libjpeg takes as one that
+    changes nothing.
+
+    What libjpeg refuses of the whole file it refuses of this too: it gives a file up for its markers, its segments and
+    a missing end, never for the Huffman codes in a scan's data. So the heads stay, a last scan that has no end stays,
+    and a file with an invalid marker in what would go stays as it is. Damaged Huffman codes it
+    takes for other pixels: with their scan left out, these do not show.
     """
     kept: list[bytes] = []
     begin = 0
@@ -71,6 +78,8 @@ def without_refinements(data: bytes) -> bytes:
         is_left_out = is_progressive and code == _SOS and _brings_last_bits(data[found.end() + 2 : at])
         found = _MARKER.search(data, at)
         if is_left_out and found is not None:
+            if _INVALID_MARKER.search(data, end_of_head, found.start()):
+                return data
             kept.append(data[begin:end_of_head])
             begin = found.start()
     return b"".join([*kept, data[begin:]])
