@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime.quantization
 import pytest
 from onnx import numpy_helper
 
 from app.agreement import Agreement, compare, probabilities
+from app.backends.onnx_sessions import session_options
 from app.checkpoints import Checkpoint, Graph
 from app.errors import QuantizationError
 from app.quantization import MIN_PHOTOS, Options, Report
@@ -306,6 +308,29 @@ def test_a_quantized_model_is_not_quantized_again(tmp_path: Path, by_default: tu
     path.write_bytes(by_default[0])
     with pytest.raises(QuantizationError, match="quantized already"):
         made(examine(Settings(), path).checkpoint, colours(32))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_calibrating_keeps_to_the_threads(plain: Checkpoint, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph is prepared, and the photos are run, on as many threads as were asked for."""
+    calibrators: list[Any] = []
+    prepared: list[int | None] = []
+    create = onnxruntime.quantization.create_calibrator
+
+    def created(*arguments: Any, **others: Any) -> Any:
+        calibrators.append(create(*arguments, **others))
+        return calibrators[-1]
+
+    def counted(count: int | None) -> Any:
+        prepared.append(count)
+        return session_options(count)
+
+    monkeypatch.setattr("onnxruntime.quantization.create_calibrator", created)
+    monkeypatch.setattr("app.quantization.graphs.session_options", counted)
+    made(plain, colours(16), Options(keep_float=0, threads=threads))
+    (calibrator,) = calibrators
+    assert calibrator.infer_session.get_session_options().intra_op_num_threads == threads
+    assert prepared == [threads]
 
 
 # -- figures --

@@ -55,7 +55,7 @@ def quantize(checkpoint: Checkpoint, photos: Photos, options: Options, progress:
     Layers are chosen by the photos that calibrate; the report is on those held out. Raises `QuantizationError`.
     """
     progress("Exporting the network", 0, 1)
-    prepared = prepare(float_graph(checkpoint), checkpoint.preprocessing.crop)
+    prepared = prepare(float_graph(checkpoint), checkpoint.preprocessing.crop, options.threads)
     progress("Exporting the network", 1, 1)
     calibrating, held_out = split(len(photos), MOST_CALIBRATING)
     reduce_range = options.reduce_range
@@ -121,7 +121,13 @@ class _Workshop:
         self._pixels = pixels
         self._options = options
         self._progress = progress
-        self.quantizer = Quantizer(prepared, options.method, per_channel=options.per_channel, reduce_range=reduce_range)
+        self.quantizer = Quantizer(
+            prepared,
+            options.method,
+            per_channel=options.per_channel,
+            reduce_range=reduce_range,
+            threads=options.threads,
+        )
         self.damages: dict[str, float] = {}
         """Of each layer, if that was measured."""
 
@@ -184,7 +190,7 @@ def measure_speeds(float32: OnnxBackend, int8: OnnxBackend, image: Pixels, threa
     seconds: dict[str, list[float]] = {"float32": [], "int8": []}
     for done in range(_ROUNDS):
         for name, backend in (("float32", float32), ("int8", int8)):
-            # Untimed: the other's threads still spin for a moment, and its numbers fill the caches.
+            # Untimed: the other's numbers still fill the caches.
             backend.infer(image, Want.SCORES)
             for _ in range(_TIMES):
                 began = time.perf_counter()
