@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUT = "pixels", "logits"
 OPSET = 20
-# Whatever changes the graph that a checkpoint gives must change this: exports are kept by it.
-EXPORTER_VERSION = 1
 
 
 def export_graph(checkpoint: Checkpoint) -> bytes:
@@ -75,10 +73,16 @@ def trace(network: torch.nn.Module, checkpoint: Checkpoint) -> bytes:
                 output_names=[OUTPUT],
                 dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}},
             )
+    except MemoryError:
+        raise
     except Exception as error:
+        if "can't allocate memory" in str(error):  # its allocator's words, in a RuntimeError
+            raise MemoryError("Memory ran out while the network was exported.") from error
         # What it does not know it says in exceptions of many kinds.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportFailed(f"{checkpoint.architecture} cannot be written as ONNX: {reason[:200]}") from error
+        raise ExportFailed(
+            f"{checkpoint.architecture} cannot be written as ONNX: {reason[:200].rstrip('. ')}."
+        ) from error
     return _without_aliases(target.getvalue())
 
 

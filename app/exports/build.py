@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from ..networks import build_network
 from ..types import Pixels
 from .store import MODEL, WEIGHTS
 
+if TYPE_CHECKING:
+    import torch
+
 # Largest difference from torch's logits that is let pass, of the largest logit. Measured of ResNet-50s: under 2e-6.
 TOLERANCE = 1e-4
 # What is smaller stays in the graph's own file.
@@ -27,28 +31,46 @@ def export_into(checkpoint: Checkpoint, folder: Path, threads: int) -> Graph:
 
     Raises `ExportFailed` where the network cannot be exported, or where the graph answers otherwise than torch does.
     """
-    import torch
-
     if checkpoint.graph is not None:
         (folder / MODEL).write_bytes(checkpoint.graph.model)
         return replace(checkpoint.graph, model=b"", path=folder / MODEL)
-    network = build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches)
+    network = _built(checkpoint, threads)
     optimise(trace(network, checkpoint), folder, threads)
     graph = replace(described(checkpoint), path=folder / MODEL, is_optimised=True)
+    _check(graph, network, checkpoint, threads)
+    return graph
+
+
+def export_in_memory(checkpoint: Checkpoint, threads: int) -> Checkpoint:
+    """`checkpoint` as a graph that lies in memory, checked, for where nothing can be written; not optimised yet.
+
+    Raises as `export_into` does.
+    """
+    if checkpoint.graph is not None:
+        return checkpoint
+    network = _built(checkpoint, threads)
+    graph = described(checkpoint, trace(network, checkpoint))
+    _check(graph, network, checkpoint, threads)
+    return replace(checkpoint, weights={}, graph=graph)
+
+
+def _built(checkpoint: Checkpoint, threads: int) -> torch.nn.Module:
+    import torch
+
+    # Its own way would be a thread for each CPU of the machine, also where a container may use fewer.
+    torch.set_num_threads(threads)
+    return build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches)
+
+
+def _check(graph: Graph, network: torch.nn.Module, checkpoint: Checkpoint, threads: int) -> None:
+    """Raises `ExportFailed` where `graph` does not answer as `network` does."""
+    import torch
+
     images = trial_images(checkpoint.preprocessing.crop)
     with torch.inference_mode():
         expected = with_preprocessing(network, checkpoint.preprocessing)(torch.from_numpy(images)).numpy()
     (found,) = open_session(graph, threads).run([OUTPUT], {INPUT: images})
     check_same(found, expected, checkpoint.architecture)
-    return graph
-
-
-def export_in_memory(checkpoint: Checkpoint) -> Checkpoint:
-    """`checkpoint` as a graph that lies in memory, for where nothing can be written; not optimised nor checked yet."""
-    if checkpoint.graph is not None:
-        return checkpoint
-    network = build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches)
-    return replace(checkpoint, weights={}, graph=described(checkpoint, trace(network, checkpoint)))
 
 
 def optimise(model: bytes, folder: Path, threads: int) -> None:
