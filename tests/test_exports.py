@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from app.backends import BackendOptions, create_backend
 from app.backends.null import NULL_CHECKPOINT
 from app.backends.onnx import OnnxBackend
 from app.backends.onnx_sessions import Sessions, open_session, session_options
-from app.checkpoints import Checkpoint, CheckpointFile, PublishedWeights
+from app.checkpoints import Checkpoint, CheckpointFile, Graph, PublishedWeights
 from app.errors import CheckpointError, ExportFailed, SettingError, StartError
 from app.exports import build, choice, key, open_served, process, store, timings_of, worker
 from app.exports.key import SETTINGS, code_digest, cpu_features, key_of, key_parts
@@ -699,10 +700,8 @@ def test_threads_are_as_many_as_were_asked_for(weights: Path, cache: Path) -> No
     assert isinstance(backend, OnnxBackend)
 
 
-@pytest.mark.parametrize(("threads", "alone", "together"), [(2, 2, [1, 1]), (4, 4, [2, 2]), (5, 5, [2, 2])])
-def test_calls_at_once_share_the_threads(
-    weights: Path, cache: Path, threads: int, alone: int, together: list[int]
-) -> None:
+@pytest.mark.parametrize(("threads", "together"), [(2, [1, 1]), (3, [2, 1]), (4, [2, 2]), (5, [3, 2])])
+def test_calls_at_once_share_the_threads(weights: Path, cache: Path, threads: int, together: list[int]) -> None:
     """A call that is alone has all threads; while one runs, those that begin have half of them each."""
     checkpoint, _ = opened(settings_of(weights, cache))
     assert checkpoint.graph is not None
@@ -713,15 +712,26 @@ def test_calls_at_once_share_the_threads(
 
     assert sessions.calls == 2
     with ExitStack() as first:
-        assert threads_of(first.enter_context(sessions.borrow())) == alone
+        assert threads_of(first.enter_context(sessions.borrow())) == threads
         with sessions.borrow() as second:
             assert threads_of(second) == together[0]
             first.close()
             with sessions.borrow() as third:
                 assert [threads_of(second), threads_of(third)] == together
-                assert (third is second) is (together[0] == 1)
+                assert (third is second) is (together == [1, 1])
     with sessions.borrow() as again:
-        assert threads_of(again) == alone
+        assert threads_of(again) == threads
+
+
+@pytest.mark.parametrize(("computes_in", "calls"), [("", 1), ("int8", 2)])
+def test_float_weights_within_a_graph_are_held_once(tmp_path: Path, computes_in: str, calls: int) -> None:
+    """An ONNX file is kept with its weights in it, of which each session has a copy: only int8's are small enough."""
+    graph = Graph(b"", "image", "scores", "float32", "nchw", None, None, 4, computes_in=computes_in)
+    (tmp_path / "model.onnx").write_bytes(Maker().build())
+    sessions = Sessions(replace(graph, path=tmp_path / "model.onnx"), 4)
+    assert sessions.calls == calls
+    with sessions.borrow() as first, sessions.borrow() as second:
+        assert (first is second) is (calls == 1)
 
 
 @pytest.fixture
