@@ -626,9 +626,13 @@ def test_a_card_that_torch_cannot_use_is_told(
     for others in ({"backend": "torch"}, {"precision": "bfloat16"}):
         asked, backend = opened(settings_of(weights, cache, **others))
         assert backend == "torch"
-        assert not [line for line in asked.warnings if "PyTorch cannot use it" in line]
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert opened(settings_of(weights, cache))[1] == "torch"
+        assert "PyTorch cannot use it" in asked.warnings[0]
+    for devices, sees, expected in ((1, True, "torch"), (0, False, "onnx")):
+        monkeypatch.setattr(choice, "cuda_device_count", lambda devices=devices: devices)
+        monkeypatch.setattr("torch.cuda.is_available", lambda sees=sees: sees)
+        served, backend = opened(settings_of(weights, cache))
+        assert backend == expected
+        assert not [line for line in served.warnings if "PyTorch cannot use it" in line]
 
 
 @pytest.mark.parametrize("wrong", [{"precision": "bfloat16"}, {"device": "cuda"}], ids=str)

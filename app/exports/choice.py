@@ -37,12 +37,14 @@ def open_served(settings: Settings, reporter: Reporter, is_cancelled: Callable[[
         # Before the weights are read, which takes a while.
         check_onnx_options(settings.device, settings.precision)
     warnings: tuple[str, ...] = ()
-    if not is_for_cpu(settings):
-        if _is_by_the_card_alone(settings) and not _torch_sees_a_card():
-            warnings = (_NO_CARD_FOR_TORCH,)
-        else:
-            checkpoint = open_checkpoint(settings, reporter, is_cancelled)
-            return checkpoint, "onnx" if checkpoint.graph is not None else "torch"
+    for_cpu = is_for_cpu(settings)
+    if not for_cpu and settings.device == "auto" and cuda_device_count() > 0 and not _torch_sees_a_card():
+        warnings = (_NO_CARD_FOR_TORCH,)
+        for_cpu = is_for_cpu(settings.model_copy(update={"device": "cpu"}))
+    if not for_cpu:
+        checkpoint = open_checkpoint(settings, reporter, is_cancelled)
+        backend = "onnx" if checkpoint.graph is not None else "torch"
+        return replace(checkpoint, warnings=(*warnings, *checkpoint.warnings)), backend
     try:
         checkpoint = _exported(settings, reporter, is_cancelled)
         return replace(checkpoint, warnings=(*warnings, *checkpoint.warnings)), "onnx"
@@ -61,11 +63,6 @@ def is_for_cpu(settings: Settings) -> bool:
     if settings.device == "auto":
         return settings.backend == "onnx" or cuda_device_count() == 0
     return settings.device == "cpu"
-
-
-def _is_by_the_card_alone(settings: Settings) -> bool:
-    """Whether this would be for the CPU if the driver counted no card."""
-    return settings.device == "auto" and is_for_cpu(settings.model_copy(update={"device": "cpu"}))
 
 
 def _torch_sees_a_card() -> bool:
