@@ -97,11 +97,9 @@ def with_preprocessing(network: torch.nn.Module, preprocessing: Preprocessing) -
         def __init__(self) -> None:
             super().__init__()
             self.network = network
-            # (pixel / 255 - mean) / std as one multiplication and one addition.
-            mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
-            std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
-            self.register_buffer("scale", (1 / (255 * std)).to(torch.float32))
-            self.register_buffer("shift", (-mean / std).to(torch.float32))
+            scale, shift = preprocessing.scale_and_shift()
+            self.register_buffer("scale", torch.from_numpy(scale).view(1, 3, 1, 1))
+            self.register_buffer("shift", torch.from_numpy(shift).view(1, 3, 1, 1))
 
         def forward(self, pixels: torch.Tensor) -> Any:
             if preprocessing.is_bgr:

@@ -58,10 +58,7 @@ class OnnxBackend:
         self._kind: ScoreKind = kind
         self._crop = preprocessing.crop
         self._is_bgr = preprocessing.is_bgr
-        # (pixel / 255 - mean) / std as one multiplication and one addition.
-        mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
-        self._scale = (1 / (255 * std)).astype(np.float32)
-        self._shift = (-mean / std).astype(np.float32)
+        self._scale, self._shift = preprocessing.scale_and_shift()
         self._sessions = Sessions(graph, options.threads)
         self.concurrency = self._sessions.calls
         self._largest_warmed = 0

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from ..backends.exporting import INPUT, OUTPUT, described, trace, with_preprocessing
 from ..backends.onnx_sessions import open_session, session_options
+from ..backends.trial import trial_images
 from ..checkpoints import Checkpoint, Graph
 from ..errors import ExportFailed
 from ..networks import build_network
-from ..types import Pixels
 from .store import MODEL, WEIGHTS
 
 if TYPE_CHECKING:
@@ -84,17 +84,6 @@ def optimise(model: bytes, folder: Path, threads: int) -> None:
         "session.optimized_model_external_initializers_min_size_in_bytes", str(_LEAST_OUTSIDE_BYTES)
     )
     onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def trial_images(crop: tuple[int, int]) -> Pixels:
-    """`(3, H, W, 3)`: noise, a ramp of all levels, and noise in large patches."""
-    height, width = crop
-    random = np.random.default_rng(0)
-    noise = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    ramp = np.linspace(0, 255, height * width * 3).reshape(height, width, 3).astype(np.uint8)
-    rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
-    patches = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)[rows][:, columns]
-    return np.stack([noise, ramp, patches])
 
 
 def check_same(found: NDArray[np.float32], expected: NDArray[np.float32], architecture: str) -> None:
