@@ -67,7 +67,7 @@ def load_model(
         reporter.warn(warning)
     check_record(checkpoint, settings.min_agreement)
     reporter.step(f"Building {checkpoint.architecture}")
-    threads = _count(settings.compute_threads, available_cpus())
+    threads = settings.compute_thread_count
     backend: Backend = create_backend(
         backend_name if settings.backend == "auto" else settings.backend,
         checkpoint,

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import SettingError
+from .resources import available_cpus
 
 ENV_PREFIX = "RESNET_"
 AutoOrCount = Literal["auto"] | Annotated[int, Field(ge=1)]
@@ -24,7 +25,14 @@ def _default_cache_dir() -> Path:
 class Settings(BaseSettings):
     """What the service is told at its start; it does not change afterwards."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        frozen=True,
+        extra="forbid",
+        env_ignore_empty=True,
+        # Settings cross to other processes as JSON, where "no limit" would be null otherwise.
+        ser_json_inf_nan="constants",
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -229,6 +237,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
     )
+
+    @property
+    def compute_thread_count(self) -> int:
+        """Threads of the network on CPU."""
+        return available_cpus() if self.compute_threads == "auto" else self.compute_threads
 
     @property
     def longest_request_seconds(self) -> float:

@@ -61,6 +61,11 @@ class Preprocessing:
     floor_crop: bool = False
     """Whether a crop that cannot be centred exactly goes to the smaller offset (Hugging Face), not to the even one."""
 
+    def scale_and_shift(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """`(pixel / 255 - mean) / std` as one multiplication and one addition, of each channel of the network."""
+        mean, std = np.array(self.mean), np.array(self.std)
+        return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+
     def describe(self) -> str:
         """One line for a person."""
         height, width = self.crop

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +24,13 @@ import torch
 import torchvision.models
 
 from app.backends import BackendOptions, create_backend
+from app.backends.null import NULL_CHECKPOINT
 from app.backends.onnx import OnnxBackend
-from app.backends.onnx_sessions import Sessions, open_session
-from app.checkpoints import Checkpoint, CheckpointFile
+from app.backends.onnx_sessions import Sessions, open_session, session_options
+from app.checkpoints import Checkpoint, CheckpointFile, Graph, PublishedWeights
 from app.errors import CheckpointError, ExportFailed, SettingError, StartError
-from app.exports import build, choice, key, open_served, process, timings_of, worker
-from app.exports.key import SETTINGS, cpu_features, key_of, key_parts
+from app.exports import build, choice, key, open_served, process, store, timings_of, worker
+from app.exports.key import SETTINGS, code_digest, cpu_features, key_of, key_parts
 from app.exports.store import Entry, Store
 from app.opening import Found, LoadCancelled, open_checkpoint
 from app.settings import Settings
@@ -231,6 +237,18 @@ def test_each_file_that_is_read_changes_the_key(weights: Path, tmp_path: Path) -
     assert len(set(keys)) == len(keys)
 
 
+def test_one_byte_of_the_code_or_the_labels_changes_the_key(tmp_path: Path, repository: Path) -> None:
+    """What reads and exports is in the key by content, and so are ImageNet's names, which an export carries."""
+    copy = Path(shutil.copytree(repository / "app", tmp_path / "app"))
+    digests = [code_digest.__wrapped__(copy)]
+    for name in ("data/imagenet1k_labels.txt", "labels.py", "exports/build.py", "checkpoints/families.py"):
+        content = bytearray((copy / name).read_bytes())
+        content[100] ^= 1
+        (copy / name).write_bytes(content)
+        digests.append(code_digest.__wrapped__(copy))
+    assert len(set(digests)) == len(digests)
+
+
 def test_each_version_and_the_cpu_change_the_key(
     weights: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,14 +263,13 @@ def test_each_version_and_the_cpu_change_the_key(
     real = key._version
     for package in ("torch", "torchvision", "onnx", "onnxruntime", "timm"):
         changed(key, "_version", lambda name, package=package: "0" if name == package else real(name))
-    changed(key, "EXPORTER_VERSION", -1)
     changed(key, "code_digest", lambda: "other")
     lines = "processor : 0\nmodel name : A CPU\nflags : fma avx2 {}\n\nprocessor : 1\nflags : none\n"
     for flags in ("", "avx512f"):
         (tmp_path / "cpuinfo").write_text(lines.format(flags), encoding="utf-8")
         told = cpu_features(tmp_path / "cpuinfo")
         changed(key, "cpu_features", lambda told=told: told)
-    assert len(set(keys)) == len(keys) == 10
+    assert len(set(keys)) == len(keys) == 9
     assert cpu_features(tmp_path / "none")
 
 
@@ -355,18 +372,94 @@ def test_only_the_newest_exports_are_kept(cache: Path, exported: Path) -> None:
     assert checkpoint is not None
     assert checkpoint.graph is not None
     entry = Entry.of(checkpoint, checkpoint.graph)
-    abandoned = kept.unfinished()
-    os.utime(abandoned, (1, 1))
     for number in range(4):
-        unfinished = kept.unfinished()
-        for name in ("model.onnx", "weights.bin"):
-            shutil.copy(folder / name if folder.exists() else entry_in(exported) / name, unfinished)
-        os.utime(folder, (10, 10))
-        kept.keep(f"key-{number}", unfinished, entry)
+        with kept.unfinished() as unfinished:
+            for name in ("model.onnx", "weights.bin"):
+                shutil.copy(folder / name if folder.exists() else entry_in(exported) / name, unfinished)
+            os.utime(folder, (10, 10))
+            kept.keep(f"key-{number}", unfinished, entry)
         if number < 3:
             os.utime(cache / "exports" / f"key-{number}", (100 + number, 100 + number))
     assert sorted(path.name for path in (cache / "exports").iterdir()) == [f"key-{number}" for number in range(4)]
-    assert not abandoned.exists()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from app.exports.store import Store
+
+with Store(Path(sys.argv[1])).unfinished() as folder:
+    (folder / "weights.bin").write_bytes(bytes(1000))
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_killed_writers_have_left_goes_at_the_next_export(tmp_path: Path) -> None:
+    """A folder that is being written, however old, stays; once its process was killed the next writer removes it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        theirs = Path(writer.stdout.readline().strip())
+        os.utime(theirs, (1, 1))
+        with Store(tmp_path).unfinished() as ours:
+            assert {path.name for path in (tmp_path / "exports").iterdir()} == {theirs.name, ours.name}
+        writer.kill()
+        writer.wait()
+    assert theirs.is_dir()
+    with Store(tmp_path).unfinished() as ours:
+        assert list((tmp_path / "exports").iterdir()) == [ours]
+    assert list((tmp_path / "exports").iterdir()) == []
+
+
+def test_half_an_export_goes_at_the_next_export(cache: Path) -> None:
+    """What a removal that was cut short has left is removed; whole exports and what else is known stay."""
+    kept = entry_in(cache).name
+    (cache / "exports" / "half").mkdir()
+    (cache / "exports" / "half" / "weights.bin").write_bytes(b"half")
+    store = Store(cache)
+    store.remember_failure("key", "It cannot.")
+    store.remember("V1", PublishedWeights("resnet18", "V1", "https://example.org/a.pth", NULL_CHECKPOINT.preprocessing))
+    with store.unfinished() as unfinished:
+        names = {path.name for path in (cache / "exports").iterdir()}
+    assert names == {kept, "failed", "published", unfinished.name}
+
+
+def test_a_disk_that_fails_is_no_damage(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error of the disk while an export is read removes nothing."""
+    folder = entry_in(cache)
+
+    def fails(file: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(file))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "sha256_of", fails)
+        assert Store(cache).read(folder.name) is None
+    assert "Input/output error" in caplog.text
+    assert Store(cache).read(folder.name) is not None
+
+
+def test_a_full_disk_leaves_no_halves(cache: Path) -> None:
+    """What is kept beside exports is written whole or not at all."""
+    checkpoint = Store(cache).read(entry_in(cache).name)
+    assert checkpoint is not None
+    timings = timings_of(checkpoint.graph, 2, "auto")
+    assert timings is not None
+    before = set(cache.rglob("*"))
+    weights = PublishedWeights("resnet18", "V1", "https://example.org/a.pth", NULL_CHECKPOINT.preprocessing)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))
+    try:
+        timings.keep({1: 0.25, 2: 0.5})
+        with pytest.raises(OSError, match="too large"):
+            Store(cache).remember("V1", weights)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert timings.read() == {}
+    assert {path for path in set(cache.rglob("*")) - before if path.is_file()} == set()
 
 
 # --- the process that exports
@@ -385,15 +478,34 @@ def test_errors_come_through_as_they_are(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_is_told(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is killed, for memory perhaps, ends the start with what to do; libraries' last words are passed on."""
-    monkeypatch.setenv("PYTHONSTARTUP", "")
-    program = tmp_path / "app" / "exports"
-    program.mkdir(parents=True)
-    (tmp_path / "app" / "__init__.py").touch()
-    (program / "__init__.py").touch()
-    (program / "worker.py").write_text("import os\nprint('no memory', flush=True)\nos.kill(os.getpid(), 9)\n")
+    put_worker(tmp_path, "import os\nprint('no memory', flush=True)\nos.kill(os.getpid(), 9)\n")
     monkeypatch.setattr("sys.path", [str(tmp_path)])
     with pytest.raises(StartError, match=r"ended by itself \(status -9, killed: .*no memory"):
         process.export_apart(settings_of(weights, tmp_path), Told(), lambda: False)
+
+
+def put_worker(folder: Path, program: str) -> None:
+    """`program` where `app.exports.worker` is looked for, in a folder that is to be the path."""
+    package = folder / "app" / "exports"
+    package.mkdir(parents=True)
+    (folder / "app" / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "worker.py").write_text(program)
+
+
+def test_what_is_said_within_a_line_is_heard(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that has begun a line on either stream hides no message of the process."""
+    put_worker(
+        tmp_path,
+        "import sys\nsys.stderr.write('50% ')\nsys.stderr.flush()\n"
+        f"print({process.MARK + json.dumps({'kind': 'step', 'text': 'Trying'})!r}, flush=True)\n"
+        "sys.stdout.write('and so ')\n"
+        f"print({process.MARK + json.dumps({'kind': 'done', 'key': 'a key'})!r}, flush=True)\n",
+    )
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    told = Told()
+    assert process.export_apart(settings_of(weights, tmp_path), told, lambda: False) == "a key"
+    assert told.steps == ["Trying"]
 
 
 def test_a_cancelled_export_ends_its_process(weights: Path, tmp_path: Path) -> None:
@@ -448,7 +560,89 @@ def test_a_network_that_cannot_be_exported_is_served_by_torch(
     assert "served by PyTorch" in checkpoint.warnings[-1]
     with pytest.raises(ExportFailed, match="answers otherwise"):
         opened(settings_of(weights, tmp_path, backend="onnx"))
-    assert not list(tmp_path.glob("exports/*"))
+    assert [path.name for path in tmp_path.glob("exports/*")] == ["failed"]
+    assert len(made) == 0
+
+
+def test_a_failed_export_is_not_tried_again(
+    weights: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later starts go straight to torch and say why in a line, until what is kept of the failure is removed."""
+    settings = settings_of(weights, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "TOLERANCE", -1.0)
+        opened(settings)
+    told = Told()
+    checkpoint, backend = opened(settings, told)
+    assert backend == "torch"
+    assert not [step for step in told.steps if "process of its own" in step]
+    (warning,) = [line for line in checkpoint.warnings if "as ONNX answers otherwise" in line]
+    (file,) = tmp_path.glob("exports/failed/*")
+    assert f"to try again, remove {file}. So it is served by PyTorch" in warning
+    assert "\n" not in warning
+    file.write_bytes(b"{}")
+    assert opened(settings)[1] == "onnx"
+    file.unlink()
+    assert opened(settings)[1] == "onnx"
+    assert len(made) == 1
+
+
+def test_what_is_not_the_networks_fault_is_tried_again(
+    weights: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that runs out while the network is traced is no reason never to try again."""
+
+    def no_memory(*arguments: object, **others: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.onnx.export", no_memory)
+        with pytest.raises(MemoryError):
+            opened(settings_of(weights, tmp_path))
+    assert not list(tmp_path.glob("exports/failed/*"))
+    assert opened(settings_of(weights, tmp_path))[1] == "onnx"
+
+
+def test_an_export_in_memory_is_checked_too(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be kept, a graph that answers otherwise than torch is not served either."""
+    (tmp_path / "cache").write_text("a file, and no folder", encoding="utf-8")
+    monkeypatch.setattr(build, "TOLERANCE", -1.0)
+    checkpoint, backend = opened(settings_of(weights, tmp_path / "cache"))
+    assert backend == "torch"
+    assert "resnet18 as ONNX answers otherwise than PyTorch" in checkpoint.warnings[-1]
+    with pytest.raises(ExportFailed, match="answers otherwise"):
+        opened(settings_of(weights, tmp_path / "cache", backend="onnx"))
+
+
+def test_a_card_that_torch_cannot_use_is_told(
+    weights: Path, cache: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that counts a card which PyTorch does not see is a warning, and the CPU serves as it would without."""
+    monkeypatch.setattr(choice, "cuda_device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    checkpoint, backend = opened(settings_of(weights, cache))
+    assert (backend, made) == ("onnx", [])
+    assert "PyTorch cannot use it" in checkpoint.warnings[0]
+    for others in ({"backend": "torch"}, {"precision": "bfloat16"}):
+        asked, backend = opened(settings_of(weights, cache, **others))
+        assert backend == "torch"
+        assert "PyTorch cannot use it" in asked.warnings[0]
+    for devices, sees, expected in ((1, True, "torch"), (0, False, "onnx")):
+        monkeypatch.setattr(choice, "cuda_device_count", lambda devices=devices: devices)
+        monkeypatch.setattr("torch.cuda.is_available", lambda sees=sees: sees)
+        served, backend = opened(settings_of(weights, cache))
+        assert backend == expected
+        assert not [line for line in served.warnings if "PyTorch cannot use it" in line]
+
+
+@pytest.mark.parametrize("wrong", [{"precision": "bfloat16"}, {"device": "cuda"}], ids=str)
+def test_what_onnx_cannot_do_is_said_before_reading(weights: Path, cache: Path, wrong: dict[str, str]) -> None:
+    """The reason that is given is the setting that does not fit, and not the checkpoint, which is not read for it."""
+    told = Told()
+    ((name, value),) = wrong.items()
+    with pytest.raises(SettingError, match=f"^RESNET_{name.upper()} is {value}, but ONNX graphs"):
+        opened(settings_of(weights, cache, backend="onnx", **wrong), told)
+    assert told.steps == []
 
 
 @pytest.mark.parametrize(
@@ -510,10 +704,8 @@ def test_threads_are_as_many_as_were_asked_for(weights: Path, cache: Path) -> No
     assert isinstance(backend, OnnxBackend)
 
 
-@pytest.mark.parametrize(("threads", "alone", "together"), [(2, 2, [1, 1]), (4, 4, [2, 2]), (5, 5, [2, 2])])
-def test_calls_at_once_share_the_threads(
-    weights: Path, cache: Path, threads: int, alone: int, together: list[int]
-) -> None:
+@pytest.mark.parametrize(("threads", "together"), [(2, [1, 1]), (3, [2, 1]), (4, [2, 2]), (5, [3, 2])])
+def test_calls_at_once_share_the_threads(weights: Path, cache: Path, threads: int, together: list[int]) -> None:
     """A call that is alone has all threads; while one runs, those that begin have half of them each."""
     checkpoint, _ = opened(settings_of(weights, cache))
     assert checkpoint.graph is not None
@@ -524,15 +716,50 @@ def test_calls_at_once_share_the_threads(
 
     assert sessions.calls == 2
     with ExitStack() as first:
-        assert threads_of(first.enter_context(sessions.borrow())) == alone
+        assert threads_of(first.enter_context(sessions.borrow())) == threads
         with sessions.borrow() as second:
             assert threads_of(second) == together[0]
             first.close()
             with sessions.borrow() as third:
                 assert [threads_of(second), threads_of(third)] == together
-                assert (third is second) is (together[0] == 1)
+                assert (third is second) is (together == [1, 1])
     with sessions.borrow() as again:
-        assert threads_of(again) == alone
+        assert threads_of(again) == threads
+
+
+@pytest.mark.parametrize(("computes_in", "calls"), [("", 1), ("int8", 2)])
+def test_float_weights_within_a_graph_are_held_once(tmp_path: Path, computes_in: str, calls: int) -> None:
+    """An ONNX file is kept with its weights in it, of which each session has a copy: only int8's are small enough."""
+    graph = Graph(b"", "image", "scores", "float32", "nchw", None, None, 4, computes_in=computes_in)
+    (tmp_path / "model.onnx").write_bytes(Maker().build())
+    sessions = Sessions(replace(graph, path=tmp_path / "model.onnx"), 4)
+    assert sessions.calls == calls
+    with sessions.borrow() as first, sessions.borrow() as second:
+        assert (first is second) is (calls == 1)
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    """What is set for torch in this process is as it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("torch_threads")
+def test_the_export_keeps_to_the_setting(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RESNET_COMPUTE_THREADS is for the process that exports as well: for ONNX Runtime and for torch."""
+    counts: list[int | None] = []
+
+    def counted(threads: int | None) -> Any:
+        counts.append(threads)
+        return session_options(threads)
+
+    monkeypatch.setattr(build, "session_options", counted)
+    monkeypatch.setattr("app.backends.onnx_sessions.session_options", counted)
+    worker.export(settings_of(weights, tmp_path, compute_threads=3), Told())
+    assert counts == [3, 3]
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize("threads", [1, None])

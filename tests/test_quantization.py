@@ -8,16 +8,20 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime.quantization
 import pytest
 from onnx import numpy_helper
 
 from app.agreement import Agreement, compare, probabilities
+from app.backends.onnx_sessions import session_options
+from app.backends.parts import infer_all
 from app.checkpoints import Checkpoint, Graph
 from app.errors import QuantizationError
 from app.quantization import MIN_PHOTOS, Options, Report
 from app.quantization.photos import split
 from app.quantization.search import Candidate, damage, smallest_good, worst_first
 from app.resources import int8_features, saturates
+from app.types import Outputs, Pixels, Want
 from tests.onnx_graphs import Maker
 from tests.photos import make_jpeg
 from tests.quantized_made import CONVOLUTIONS, OUTLIER_AFTER, colours, grey, made, read, write_network, write_photos
@@ -306,6 +310,49 @@ def test_a_quantized_model_is_not_quantized_again(tmp_path: Path, by_default: tu
     path.write_bytes(by_default[0])
     with pytest.raises(QuantizationError, match="quantized already"):
         made(examine(Settings(), path).checkpoint, colours(32))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_calibrating_keeps_to_the_threads(plain: Checkpoint, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph is prepared, and the photos are run, on as many threads as were asked for."""
+    calibrators: list[Any] = []
+    prepared: list[int | None] = []
+    create = onnxruntime.quantization.create_calibrator
+
+    def created(*arguments: Any, **others: Any) -> Any:
+        calibrators.append(create(*arguments, **others))
+        return calibrators[-1]
+
+    def counted(count: int | None) -> Any:
+        prepared.append(count)
+        return session_options(count)
+
+    monkeypatch.setattr("onnxruntime.quantization.create_calibrator", created)
+    monkeypatch.setattr("app.quantization.graphs.session_options", counted)
+    made(plain, colours(16), Options(keep_float=0, threads=threads))
+    (calibrator,) = calibrators
+    assert calibrator.infer_session.get_session_options().intra_op_num_threads == threads
+    assert prepared == [threads]
+
+
+class Numbered:
+    """A backend that takes three images at a time and answers each with its first level."""
+
+    max_batch_size = 3
+
+    def infer(self, batch: Pixels, want: Want) -> Outputs:
+        assert 1 <= len(batch) <= self.max_batch_size
+        return Outputs(batch[:, 0, 0].astype(np.float32), "probabilities")
+
+
+def test_any_number_of_images_is_run_in_parts() -> None:
+    """No part is larger than the backend takes, answers are in the images' order, and each part is told."""
+    images = np.arange(8, dtype=np.uint8)[:, None, None, None] + np.zeros((8, 2, 2, 3), np.uint8)
+    told: list[int] = []
+    outputs = infer_all(Numbered(), images, told.append)  # type: ignore[arg-type]
+    assert outputs.kind == "probabilities"
+    assert outputs.scores[:, 0].tolist() == list(range(8))
+    assert told == [3, 6, 8]
 
 
 # -- figures --

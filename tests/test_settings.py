@@ -34,6 +34,15 @@ def test_every_wrong_setting_is_named() -> None:
     assert [line.split(" ")[0] for line in lines] == ["RESNET_PORT", "RESNET_DEVICE", "RESNET_MAX_IMAGES"]
 
 
+@pytest.mark.parametrize("given", ["inf", "1e400", "2.5"])
+def test_settings_reach_other_processes(given: str) -> None:
+    """As JSON and back settings are what they were, one without a bound too."""
+    settings = load_settings(decode_timeout_seconds=given, max_jpeg_megapixel_scans=given, slo_p99_ms=given)
+    again = Settings.model_validate_json(settings.model_dump_json())
+    assert again == settings
+    assert again.slo_p99_ms == float(given)
+
+
 def test_settings_do_not_change() -> None:
     """A setting cannot be assigned once the service has its settings."""
     with pytest.raises(ValueError, match="frozen"):

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUT = "pixels", "logits"
 OPSET = 20
-# Whatever changes the graph that a checkpoint gives must change this: exports are kept by it.
-EXPORTER_VERSION = 1
 
 
 def export_graph(checkpoint: Checkpoint) -> bytes:
@@ -75,10 +73,16 @@ def trace(network: torch.nn.Module, checkpoint: Checkpoint) -> bytes:
                 output_names=[OUTPUT],
                 dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}},
             )
+    except MemoryError:
+        raise
     except Exception as error:
+        if "can't allocate memory" in str(error):  # its allocator's words, in a RuntimeError
+            raise MemoryError("Memory ran out while the network was exported.") from error
         # What it does not know it says in exceptions of many kinds.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportFailed(f"{checkpoint.architecture} cannot be written as ONNX: {reason[:200]}") from error
+        raise ExportFailed(
+            f"{checkpoint.architecture} cannot be written as ONNX: {reason[:200].rstrip('. ')}."
+        ) from error
     return _without_aliases(target.getvalue())
 
 
@@ -93,11 +97,9 @@ def with_preprocessing(network: torch.nn.Module, preprocessing: Preprocessing) -
         def __init__(self) -> None:
             super().__init__()
             self.network = network
-            # (pixel / 255 - mean) / std as one multiplication and one addition.
-            mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
-            std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
-            self.register_buffer("scale", (1 / (255 * std)).to(torch.float32))
-            self.register_buffer("shift", (-mean / std).to(torch.float32))
+            scale, shift = preprocessing.scale_and_shift()
+            self.register_buffer("scale", torch.from_numpy(scale).view(1, 3, 1, 1))
+            self.register_buffer("shift", torch.from_numpy(shift).view(1, 3, 1, 1))
 
         def forward(self, pixels: torch.Tensor) -> Any:
             if preprocessing.is_bgr:

@@ -18,18 +18,11 @@ _MAX_BATCH_SIZE = 32
 
 def create_onnx_backend(checkpoint: Checkpoint, options: BackendOptions) -> OnnxBackend:
     """A session of the graph in `checkpoint`. Raises `SettingError` for what the graph or this machine cannot do."""
+    check_onnx_options(options.device, options.precision)
     graph = checkpoint.graph
     if graph is None:
         raise SettingError(
             f"RESNET_BACKEND is onnx, which serves ONNX files, and {checkpoint.source} is none. Set it to auto."
-        )
-    if options.precision not in ("auto", "float32"):
-        raise SettingError(
-            f"RESNET_PRECISION is {options.precision}, but an ONNX file is served in its own. Set it to auto."
-        )
-    if options.device.startswith("cuda"):
-        raise SettingError(
-            f"RESNET_DEVICE is {options.device}, but ONNX graphs are served on the CPU. Set it to auto or cpu."
         )
     crop = checkpoint.preprocessing.crop
     if graph.size is not None and graph.size != crop:
@@ -38,6 +31,20 @@ def create_onnx_backend(checkpoint: Checkpoint, options: BackendOptions) -> Onnx
             f"{graph.size[0]}×{graph.size[1]}. Set RESNET_PREPROCESSING to auto or to one that fits."
         )
     return OnnxBackend(graph, checkpoint.preprocessing, checkpoint.output, options)
+
+
+def check_onnx_options(device: str, precision: str) -> None:
+    """Raises `SettingError` for a device and a precision that no graph is served on or in."""
+    if precision not in ("auto", "float32"):
+        raise SettingError(
+            f"RESNET_PRECISION is {precision}, but ONNX graphs are served in their own, exported ones in float32. "
+            "Set it to auto, or RESNET_BACKEND to auto."
+        )
+    if device.startswith("cuda"):
+        raise SettingError(
+            f"RESNET_DEVICE is {device}, but ONNX graphs are served on the CPU. Set it to auto or cpu, or "
+            "RESNET_BACKEND to auto."
+        )
 
 
 class OnnxBackend:
@@ -51,10 +58,7 @@ class OnnxBackend:
         self._kind: ScoreKind = kind
         self._crop = preprocessing.crop
         self._is_bgr = preprocessing.is_bgr
-        # (pixel / 255 - mean) / std as one multiplication and one addition.
-        mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
-        self._scale = (1 / (255 * std)).astype(np.float32)
-        self._shift = (-mean / std).astype(np.float32)
+        self._scale, self._shift = preprocessing.scale_and_shift()
         self._sessions = Sessions(graph, options.threads)
         self.concurrency = self._sessions.calls
         self._largest_warmed = 0

@@ -15,22 +15,26 @@ class Sessions:
     """A session of all threads for a call that is alone, and for two calls at once one of half the threads each.
 
     A call on all cores is the soonest answer, and wastes a part of each core where its threads wait for one another,
-    the more so beside decoding. Two calls that share the cores waste less: `docs/backends.md` has the figures. The
-    weights of a kept export are mapped from its file, so that more sessions do not hold them again; of any other graph
-    there is one session.
+    the more so beside decoding. Two calls that share the cores waste less: `docs/backends.md` has the figures. A kept
+    export's weights lie in a file beside its graph and are mapped from there, so that more sessions do not hold them
+    again. Weights within a graph are each session's own: where those are float's there is one session, and only int8's,
+    a quarter as large, are held two or three times.
     """
 
     def __init__(self, graph: Graph, threads: int | None) -> None:
         """Raises `CheckpointError` where the graph is not run here."""
         half = (threads or 1) // 2
-        self.calls = 2 if half and graph.path is not None else 1
+        # An odd one is in the other half: no core idles.
+        other = (threads or 1) - half
+        is_cheap = graph.is_optimised or graph.computes_in == "int8"
+        self.calls = 2 if half and graph.path is not None and is_cheap else 1
         """How many may run at once."""
         self._whole: Any = open_session(graph, threads)
         self._halves: list[Any] = []
         if self.calls == 2:
             first = open_session(graph, half)
             # On one thread a call runs in its caller's: two share a session and nothing else.
-            self._halves = [first, first if half == 1 else open_session(graph, half)]
+            self._halves = [first, first if other == 1 else open_session(graph, other)]
         self._lock = threading.Lock()
         self._running = 0
 

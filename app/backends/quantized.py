@@ -11,12 +11,10 @@ import numpy as np
 from ..agreement import probabilities
 from ..checkpoints import Checkpoint, Cpu, QuantizedRecord
 from ..errors import QuantizationError
-from ..types import Want
 from .base import Backend
+from .parts import infer_all
 
 logger = logging.getLogger(__name__)
-
-_AT_ONCE = 8
 
 
 def check_record(checkpoint: Checkpoint, least: float) -> None:
@@ -63,13 +61,8 @@ def check_again(checkpoint: Checkpoint, backend: Backend, least: float, say: Cal
 
 def _agreement_here(record: QuantizedRecord, backend: Backend) -> tuple[float, float]:
     """Top-1 agreement with float32, and the mean difference in the probability of its first class."""
-    images = record.check.images()
-    size = min(_AT_ONCE, backend.max_batch_size)
-    found = []
-    for first in range(0, len(images), size):
-        outputs = backend.infer(images[first : first + size], Want.SCORES)
-        found.append(probabilities(outputs.scores, outputs.kind))
-    given = np.concatenate(found)
+    outputs = infer_all(backend, record.check.images())
+    given = probabilities(outputs.scores, outputs.kind)
     classes = np.array(record.check.classes)
     is_finite = np.asarray(np.isfinite(given).all(axis=1))
     differences = np.abs(given[np.arange(len(given)), classes] - record.check.probabilities)

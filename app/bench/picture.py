@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
+from ..files import write_whole
 from .costs import STAGES
-from .report import Report, write_whole
+from .report import Report
 
 _COLOURS = {"decode": "#3b76af", "http": "#8b9dc3", "transfer": "#c9a24d", "model": "#c1543e"}
 _SERVED_COLOURS = {"decode": "#3b76af", "queue": "#b9b9b9", "inference": "#c1543e", "other": "#8b9dc3"}

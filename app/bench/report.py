@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from ..errors import SettingError
+from ..files import write_whole
 from .costs import Costs, Round
 from .loops import Step
 from .machine import Machine
@@ -127,17 +127,3 @@ def check_writable(path: Path) -> None:
 def write_report(report: Report, path: Path) -> None:
     """As JSON, whole or not at all."""
     write_whole(path, (json.dumps(report.model_dump(mode="json"), indent=1) + "\n").encode())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """The file's old content stays until the new one is there."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import CheckpointError
+from ..files import write_whole
 from ..types import Preprocessing, ResNetSwitches, ScoreKind
 from .base import Checkpoint, Decision, Told
 
@@ -34,7 +35,7 @@ class _Written(BaseModel):
 
 def write_converted(checkpoint: Checkpoint, target: Path) -> None:
     """Write weights and decisions to `target`. Raises `CheckpointError` where it cannot be written, or is a graph."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     if checkpoint.graph is not None:
         raise CheckpointError(f"{checkpoint.source} is a graph and not weights: it is served as it is.")
@@ -49,14 +50,10 @@ def write_converted(checkpoint: Checkpoint, target: Path) -> None:
         labels=checkpoint.labels,
         converted_from_sha256=checkpoint.sha256,
     )
-    partial = target.with_name(f".{target.name}.part")
     try:
-        save_file(dict(checkpoint.weights), partial, {METADATA_KEY: written.model_dump_json()})
-        partial.replace(target)
+        write_whole(target, save(dict(checkpoint.weights), {METADATA_KEY: written.model_dump_json()}))
     except OSError as error:
         raise CheckpointError(f"Cannot write {target}: {error.strerror or error}.") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_decisions(metadata: dict[str, str] | None, path: Path) -> Told:

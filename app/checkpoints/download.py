@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import BinaryIO
 import httpx
 
 from ..errors import DownloadError, DownloadUnreachable
+from ..files import written_whole
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes received and the bytes expected, if the server said how many."""
@@ -44,35 +43,27 @@ def fetch(
     if target.is_file():
         return target
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=folder)
-    except OSError as error:
-        raise DownloadError(
-            f"Cannot write to the cache folder {folder}: {error.strerror}. Give RESNET_CACHE_DIR a folder that the "
-            f"service's user may write to."
-        ) from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+        with contextlib.ExitStack() as stack:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(written_whole(target))
+            except OSError as error:
+                raise DownloadError(
+                    f"Cannot write to the cache folder {folder}: {error.strerror}. Give RESNET_CACHE_DIR a folder that "
+                    f"the service's user may write to."
+                ) from None
             watch = _StallWatch(stall_seconds, min_bytes_per_second)
             digest = _receive(url, file, progress, is_cancelled, watch, stall_seconds)
-            file.flush()
-            os.fsync(file.fileno())
-        if sha256_prefix and not digest.startswith(sha256_prefix):
-            raise DownloadError(
-                f"{name} arrived with SHA-256 {digest[:16]}…, but its publisher says {sha256_prefix}…: it was damaged "
-                f"or replaced on the way, and is not kept. Try again; if it stays so, something between here and the "
-                f"publisher changes files."
-            )
-        # mkstemp's 0600 would shut out whoever shares the cache.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
+            if sha256_prefix and not digest.startswith(sha256_prefix):
+                raise DownloadError(
+                    f"{name} arrived with SHA-256 {digest[:16]}…, but its publisher says {sha256_prefix}…: it was "
+                    f"damaged or replaced on the way, and is not kept. Try again; if it stays so, something between "
+                    f"here and the publisher changes files."
+                )
     except OSError as error:
         raise DownloadError(
             f"Cannot write {name} to {folder}: {error.strerror}. Free some space there and try again."
         ) from None
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
     return target
 
 

@@ -60,14 +60,13 @@ def quantize(
     from ..opening import open_checkpoint
     from ..quantization import FEW_PHOTOS, Options, check_can_draw, draw, read_photos, write
     from ..quantization import quantize as make
-    from ..resources import available_cpus
     from .progress import TerminalReporter
 
     set_up_logging(settings.log_level)
     keep = _number(keep_float)
     if report is not None:
         check_can_draw()
-    threads = available_cpus() if settings.compute_threads == "auto" else settings.compute_threads
+    threads = settings.compute_thread_count
     with TerminalReporter() as reporter:
         for path in (output, report):
             _refuse_existing(path, force)
@@ -119,7 +118,9 @@ def quantize(
         )
         sys.exit(1)
     if not as_json:
-        stdout.print(f"{target}  (serve it: resnet-serve serve --weights {target})", markup=False)
+        lowered = result.record.agreement.top1 < Settings.model_fields["min_agreement"].default
+        least = f" --min-agreement {settings.min_agreement}" if lowered else ""
+        stdout.print(f"{target}  (serve it: resnet-serve serve --weights {target}{least})", markup=False)
 
 
 def _number(text: str) -> int | Literal["auto"]:

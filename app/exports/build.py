@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.exporting import INPUT, OUTPUT, described, trace, with_preprocessing
 from ..backends.onnx_sessions import open_session, session_options
+from ..backends.trial import trial_images
 from ..checkpoints import Checkpoint, Graph
 from ..errors import ExportFailed
 from ..networks import build_network
-from ..types import Pixels
 from .store import MODEL, WEIGHTS
+
+if TYPE_CHECKING:
+    import torch
 
 # Largest difference from torch's logits that is let pass, of the largest logit. Measured of ResNet-50s: under 2e-6.
 TOLERANCE = 1e-4
@@ -27,28 +31,46 @@ def export_into(checkpoint: Checkpoint, folder: Path, threads: int) -> Graph:
 
     Raises `ExportFailed` where the network cannot be exported, or where the graph answers otherwise than torch does.
     """
-    import torch
-
     if checkpoint.graph is not None:
         (folder / MODEL).write_bytes(checkpoint.graph.model)
         return replace(checkpoint.graph, model=b"", path=folder / MODEL)
-    network = build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches)
+    network = _built(checkpoint, threads)
     optimise(trace(network, checkpoint), folder, threads)
     graph = replace(described(checkpoint), path=folder / MODEL, is_optimised=True)
+    _check(graph, network, checkpoint, threads)
+    return graph
+
+
+def export_in_memory(checkpoint: Checkpoint, threads: int) -> Checkpoint:
+    """`checkpoint` as a graph that lies in memory, checked, for where nothing can be written; not optimised yet.
+
+    Raises as `export_into` does.
+    """
+    if checkpoint.graph is not None:
+        return checkpoint
+    network = _built(checkpoint, threads)
+    graph = described(checkpoint, trace(network, checkpoint))
+    _check(graph, network, checkpoint, threads)
+    return replace(checkpoint, weights={}, graph=graph)
+
+
+def _built(checkpoint: Checkpoint, threads: int) -> torch.nn.Module:
+    import torch
+
+    # Its own way would be a thread for each CPU of the machine, also where a container may use fewer.
+    torch.set_num_threads(threads)
+    return build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches)
+
+
+def _check(graph: Graph, network: torch.nn.Module, checkpoint: Checkpoint, threads: int) -> None:
+    """Raises `ExportFailed` where `graph` does not answer as `network` does."""
+    import torch
+
     images = trial_images(checkpoint.preprocessing.crop)
     with torch.inference_mode():
         expected = with_preprocessing(network, checkpoint.preprocessing)(torch.from_numpy(images)).numpy()
     (found,) = open_session(graph, threads).run([OUTPUT], {INPUT: images})
     check_same(found, expected, checkpoint.architecture)
-    return graph
-
-
-def export_in_memory(checkpoint: Checkpoint) -> Checkpoint:
-    """`checkpoint` as a graph that lies in memory, for where nothing can be written; not optimised nor checked yet."""
-    if checkpoint.graph is not None:
-        return checkpoint
-    network = build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches)
-    return replace(checkpoint, weights={}, graph=described(checkpoint, trace(network, checkpoint)))
 
 
 def optimise(model: bytes, folder: Path, threads: int) -> None:
@@ -62,17 +84,6 @@ def optimise(model: bytes, folder: Path, threads: int) -> None:
         "session.optimized_model_external_initializers_min_size_in_bytes", str(_LEAST_OUTSIDE_BYTES)
     )
     onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def trial_images(crop: tuple[int, int]) -> Pixels:
-    """`(3, H, W, 3)`: noise, a ramp of all levels, and noise in large patches."""
-    height, width = crop
-    random = np.random.default_rng(0)
-    noise = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    ramp = np.linspace(0, 255, height * width * 3).reshape(height, width, 3).astype(np.uint8)
-    rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
-    patches = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)[rows][:, columns]
-    return np.stack([noise, ramp, patches])
 
 
 def check_same(found: NDArray[np.float32], expected: NDArray[np.float32], architecture: str) -> None:

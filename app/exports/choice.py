@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+from ..backends.onnx import check_onnx_options
 from ..checkpoints import Checkpoint
 from ..errors import ExportFailed
 from ..opening import LoadCancelled, Reporter, find_weights, open_checkpoint
@@ -18,6 +19,12 @@ from .store import Store
 
 logger = logging.getLogger(__name__)
 
+_NO_CARD_FOR_TORCH = (
+    "The driver counts a CUDA device, but PyTorch cannot use it (a build without CUDA, or a driver too old for it), so "
+    "the CPU serves. Install a build of PyTorch for that driver (https://pytorch.org/get-started), or set "
+    "RESNET_DEVICE=cpu."
+)
+
 
 def open_served(settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> tuple[Checkpoint, str]:
     """The checkpoint that the settings name and the backend that is to serve it, "torch" or "onnx".
@@ -26,17 +33,27 @@ def open_served(settings: Settings, reporter: Reporter, is_cancelled: Callable[[
     network that cannot be exported is served by torch, with a warning, unless the settings say onnx. Raises a
     `StartError`. Blocks, at a first start for seconds.
     """
-    if not is_for_cpu(settings):
+    if settings.backend == "onnx":
+        # Before the weights are read, which takes a while.
+        check_onnx_options(settings.device, settings.precision)
+    warnings: tuple[str, ...] = ()
+    for_cpu = is_for_cpu(settings)
+    if not for_cpu and settings.device == "auto" and cuda_device_count() > 0 and not _torch_sees_a_card():
+        warnings = (_NO_CARD_FOR_TORCH,)
+        for_cpu = is_for_cpu(settings.model_copy(update={"device": "cpu"}))
+    if not for_cpu:
         checkpoint = open_checkpoint(settings, reporter, is_cancelled)
-        return checkpoint, "onnx" if checkpoint.graph is not None else "torch"
+        backend = "onnx" if checkpoint.graph is not None else "torch"
+        return replace(checkpoint, warnings=(*warnings, *checkpoint.warnings)), backend
     try:
-        return _exported(settings, reporter, is_cancelled), "onnx"
+        checkpoint = _exported(settings, reporter, is_cancelled)
+        return replace(checkpoint, warnings=(*warnings, *checkpoint.warnings)), "onnx"
     except ExportFailed as error:
         if settings.backend == "onnx":
             raise
         checkpoint = open_checkpoint(settings, reporter, is_cancelled)
         warning = f"{error} So it is served by PyTorch, which is slower on a CPU."
-        return replace(checkpoint, warnings=(*checkpoint.warnings, warning)), "torch"
+        return replace(checkpoint, warnings=(*warnings, *checkpoint.warnings, warning)), "torch"
 
 
 def is_for_cpu(settings: Settings) -> bool:
@@ -46,6 +63,12 @@ def is_for_cpu(settings: Settings) -> bool:
     if settings.device == "auto":
         return settings.backend == "onnx" or cuda_device_count() == 0
     return settings.device == "cpu"
+
+
+def _torch_sees_a_card() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _exported(settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
@@ -71,18 +94,25 @@ def _exported(settings: Settings, reporter: Reporter, is_cancelled: Callable[[],
 
     checkpoint = open_checkpoint(settings, reporter, is_cancelled)
     reporter.step(f"Exporting {checkpoint.architecture} for this CPU")
-    return export_in_memory(checkpoint)
+    return export_in_memory(checkpoint, settings.compute_thread_count)
 
 
 def _kept(settings: Settings, store: Store, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint | None:
-    """The export of an earlier start, if there is a whole one. Imports no torch."""
+    """The export of an earlier start, if there is a whole one. Imports no torch.
+
+    Raises `ExportFailed` where an earlier start has found that there can be none.
+    """
     try:
         found = find_weights(settings, reporter, is_cancelled, look_up_remembered(store))
         reporter.step("Looking for its export")
-        return store.read(key_of(key_parts(settings, found)))
+        key = key_of(key_parts(settings, found))
     except NotRemembered:
         return None
     except OSError as error:
         # Reading the checkpoint says it in its own words.
         logger.debug("%s", error)
         return None
+    kept = store.read(key)
+    if kept is None and (reason := store.failure(key)) is not None:
+        raise ExportFailed(reason)
+    return kept

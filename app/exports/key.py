@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..backends.exporting import EXPORTER_VERSION
 from ..checkpoints import CheckpointFile, depends_on, offline_demo_file
 from ..opening import Found
 from ..settings import Settings
@@ -23,6 +22,7 @@ SETTINGS = (
 )
 # What reads, builds, exports, optimises or checks.
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "h5py", "onnx", "onnxruntime")
+_ROOT = Path(__file__).parent.parent
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_FIELDS = ("vendor_id", "model name", "flags", "Features", "CPU implementer", "CPU part")
 
@@ -37,7 +37,6 @@ def key_parts(settings: Settings, found: Found) -> dict[str, Any]:
         "files": depends_on(path, settings.labels),
         "stands_in": found.fallback_warning,
         "settings": {name: str(getattr(settings, name)) for name in SETTINGS},
-        "exporter": EXPORTER_VERSION,
         "code": code_digest(),
         "python": sys.version,
         "packages": {name: _version(name) for name in PACKAGES},
@@ -50,14 +49,13 @@ def key_of(parts: dict[str, Any]) -> str:
 
 
 @cache
-def code_digest() -> str:
-    """SHA-256 of this package's sources: a decision that is made otherwise makes another export."""
+def code_digest(root: Path = _ROOT) -> str:
+    """SHA-256 of this package's sources and labels: a decision that is made otherwise makes another export."""
     sha256 = hashlib.sha256()
-    root = Path(__file__).parent.parent
     for room in ("checkpoints", "networks", "exports", "backends"):
         for file in sorted((root / room).glob("*.py")):
             sha256.update(file.name.encode() + b"\0" + file.read_bytes())
-    for name in ("opening.py", "labels.py", "types.py"):
+    for name in ("opening.py", "labels.py", "types.py", "data/imagenet1k_labels.txt"):
         sha256.update((root / name).read_bytes())
     return sha256.hexdigest()
 

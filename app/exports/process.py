@@ -55,10 +55,13 @@ def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[
                 process.stdin.write(settings.model_dump_json().encode() + b"\n")
                 process.stdin.flush()
             for line in _lines(process.stdout.fileno(), is_cancelled):
-                if not line.startswith(MARK):
-                    last_lines.append(line)
+                # A library's line may have begun without its end: both streams are one.
+                words, mark, told = line.partition(MARK)
+                if words:
+                    last_lines.append(words)
+                if not mark:
                     continue
-                message = json.loads(line.removeprefix(MARK))
+                message = json.loads(told)
                 if message["kind"] == "done":
                     return str(message["key"])
                 _pass_on(message, reporter)

@@ -2,6 +2,7 @@
 
 exports/
   published/ARCHITECTURE.NAME.json   where torchvision has these weights: known without importing it
+  failed/KEY.json                    why the network of this key cannot be exported
   KEY/                               one export, written under another name and renamed in one step
     entry.json                       what serves it, and the SHA-256 of the other two
     model.onnx                       the graph
@@ -16,15 +17,16 @@ import json
 import logging
 import os
 import shutil
-import tempfile
-import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from ..checkpoints import Checkpoint, Graph, PublishedWeights, sha256_of
+from ..files import write_whole
 from ..types import Preprocessing, ResNetSwitches, ScoreKind
+from .unfinished import is_unfinished, unfinished_in
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +34,13 @@ EXPORTS_FOLDER = "exports"
 MODEL, WEIGHTS, _ENTRY = "model.onnx", "weights.bin", "entry.json"
 # A ResNet-50's takes 100 MB. Two for switching between two checkpoints, and as many for a second kind of machine.
 _KEPT = 4
-_UNFINISHED = ".unfinished-"
-_UNFINISHED_SECONDS = 3600.0
+_KEPT_FAILURES = 64
+_PUBLISHED_FOLDER, _FAILED_FOLDER = "published", "failed"
+# Of an error while reading, those that say what lies there; any other (no right to read, a disk that fails) does not.
+_DAMAGES = (
+    *(ValueError, KeyError, TypeError, AttributeError),
+    *(FileNotFoundError, IsADirectoryError, NotADirectoryError),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +104,10 @@ class Store:
         self._folder = cache_dir / EXPORTS_FOLDER
 
     def read(self, key: str) -> Checkpoint | None:
-        """The export of `key`, its bytes verified; None where there is none, or a damaged one, which is removed."""
+        """The export of `key`, its bytes verified; None where there is none, or a damaged one, which is removed.
+
+        One that cannot be read is None too, and stays: it may be another process's that can.
+        """
         folder = self._folder / key
         try:
             document = json.loads((folder / _ENTRY).read_bytes())
@@ -110,29 +120,34 @@ class Store:
                 if sha256_of(folder / name) != digest:
                     raise ValueError(f"{name} is not as it was written")
             entry = _ENTRIES.validate_json(content)
-        except FileNotFoundError as error:
-            if folder.is_dir():
-                self._drop(folder, f"{error.filename} is missing")
+        except _DAMAGES as error:
+            if os.path.lexists(folder):
+                self._drop(folder, "it is of another form" if isinstance(error, ValidationError) else str(error))
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = "it is of another form" if isinstance(error, ValidationError) else str(error)
-            self._drop(folder, reason)
+        except OSError as error:
+            logger.warning("The export in %s cannot be read and is left as it is: %s", folder, error)
             return None
         with contextlib.suppress(OSError):
             os.utime(folder)  # the newest are kept
         return entry.checkpoint(path=folder / MODEL)
 
-    def unfinished(self) -> Path:
-        """A new folder to write an export into. Raises `OSError` where the cache cannot be written."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self._folder))
+    @contextlib.contextmanager
+    def unfinished(self) -> Iterator[Path]:
+        """A new folder to write an export into; what is not kept of it goes at the end of the block.
 
-    def discard(self, unfinished: Path) -> None:
-        """Remove what is left of a folder of `unfinished()`."""
-        shutil.rmtree(unfinished, ignore_errors=True)
+        What writers that were killed have left is removed first. Raises `OSError` where the cache cannot be written.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folders():
+            # Half removed: a whole one has its entry from the rename on.
+            with contextlib.suppress(OSError):
+                if not (path / _ENTRY).exists():
+                    shutil.rmtree(path, ignore_errors=True)
+        with unfinished_in(self._folder) as folder:
+            yield folder
 
     def keep(self, key: str, unfinished: Path, entry: Entry) -> None:
-        """Make the model in `unfinished`, written by `unfinished()`, the export of `key`. Raises `OSError`."""
+        """Make the model in `unfinished`, a folder of `unfinished()`, the export of `key`. Raises `OSError`."""
         content = _ENTRIES.dump_json(entry).decode()
         files = {path.name: sha256_of(path) for path in sorted(unfinished.iterdir())}
         document = {
@@ -152,7 +167,6 @@ class Store:
             # Another process was first: its export is as good, and may be open already.
             if not (self._folder / key / _ENTRY).is_file():
                 raise
-            shutil.rmtree(unfinished, ignore_errors=True)
         _sync(self._folder)
         self._bound(key)
 
@@ -167,36 +181,55 @@ class Store:
         """Keep where torchvision has the weights that were asked for by the name `asked`. Raises `OSError`."""
         file = self._published_file(weights.architecture, asked)
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".", dir=file.parent)
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(_PUBLISHED.dump_json(weights))
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
+        write_whole(file, _PUBLISHED.dump_json(weights))
+
+    def failure(self, key: str) -> str | None:
+        """Why the network of `key` cannot be exported, as an earlier start has found, and how to try again."""
+        file = self._failed_file(key)
+        try:
+            reason = json.loads(file.read_bytes())["reason"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return f"{reason} An earlier start has found that; to try again, remove {file}."
+
+    def remember_failure(self, key: str, reason: str) -> None:
+        """Keep why the network of `key` cannot be exported, so that no later start tries. Raises `OSError`."""
+        file = self._failed_file(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps({"reason": reason}, ensure_ascii=False).encode())
+        for old in _newest_first(file.parent.glob("*.json"))[_KEPT_FAILURES:]:
+            old.unlink(missing_ok=True)
+
+    def _failed_file(self, key: str) -> Path:
+        return self._folder / _FAILED_FOLDER / f"{key}.json"
 
     def _published_file(self, architecture: str, name: str) -> Path:
         # Of another version of torchvision the same name may mean other weights (DEFAULT), or none.
         from importlib.metadata import version
 
         file = f"{architecture}.{name}.{version('torchvision')}.json".replace("/", "_")
-        return self._folder / "published" / file
+        return self._folder / _PUBLISHED_FOLDER / file
 
     def _drop(self, folder: Path, reason: str) -> None:
         logger.warning("The export in %s is damaged (%s) and is made again.", folder, reason)
         shutil.rmtree(folder, ignore_errors=True)
 
     def _bound(self, key: str) -> None:
-        """Remove all but the newest exports, and what writers that were killed have left."""
+        """Remove all but the newest exports, of which `key` is one."""
         with contextlib.suppress(OSError):
-            folders = [path for path in self._folder.iterdir() if path.is_dir()]
-            exports = [path for path in folders if (path / _ENTRY).is_file() and path.name != key]
-            exports = [path for path in exports if not path.name.startswith(_UNFINISHED)]
-            exports.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-            stale = [path for path in folders if path.name.startswith(_UNFINISHED)]
-            stale = [path for path in stale if time.time() - path.stat().st_mtime > _UNFINISHED_SECONDS]
-            for path in (*exports[_KEPT - 1 :], *stale):
+            others = [path for path in self._folders() if path.name != key]
+            for path in _newest_first(others)[_KEPT - 1 :]:
                 shutil.rmtree(path, ignore_errors=True)
+
+    def _folders(self) -> list[Path]:
+        """Those of exports that are finished."""
+        others = (_PUBLISHED_FOLDER, _FAILED_FOLDER)
+        folders = [path for path in self._folder.iterdir() if path.is_dir() and not is_unfinished(path)]
+        return [path for path in folders if path.name not in others]
+
+
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def _sync(path: Path) -> None:

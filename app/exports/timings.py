@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..checkpoints import Graph
+from ..files import write_whole
 
 
 class KeptTimings:
@@ -30,11 +29,7 @@ class KeptTimings:
         if self.read() == dict(seconds):
             return
         with contextlib.suppress(OSError):
-            descriptor, temporary = tempfile.mkstemp(prefix=".", dir=self._file.parent)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(seconds, file)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, self._file)
+            write_whole(self._file, json.dumps(seconds).encode())
 
 
 def timings_of(graph: Graph | None, threads: int, max_batch_size: int | str) -> KeptTimings | None:

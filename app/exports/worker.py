@@ -1,8 +1,8 @@
 """The process that exports: `python -m app.exports.worker`, started by `process.export_apart`.
 
 It is a process of its own because torch, once imported, does not give its memory back. On standard input it is given
-the settings as JSON, a line; when that closes, it is no longer wanted. On standard output it says what it does in lines
-that begin with `MARK`, whose last is `done`, `error` or `cannot_write`; other lines are libraries' own.
+the settings as JSON, a line; when that closes, it is no longer wanted. On standard output it says what it does in
+lines, each from a `MARK` on, whose last is `done`, `error` or `cannot_write`; everything else is libraries' own.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import Any, NoReturn
 
-from ..errors import StartError
+from ..errors import ExportFailed, StartError
 from ..opening import find_weights, read_found
-from ..resources import available_cpus
 from ..settings import Settings
 from .key import key_of, key_parts
 from .process import MARK
@@ -62,18 +62,21 @@ def export(settings: Settings, reporter: LineReporter) -> str:
     from .looking_up import look_up_and_remember
 
     store = Store(settings.cache_dir)
-    unfinished = store.unfinished()
-    try:
+    with store.unfinished() as unfinished:
         found = find_weights(settings, reporter, lambda: False, look_up_and_remember(store))
         # Before reading: should the files change meanwhile, the export is of what they were, or is not found again.
         key = key_of(key_parts(settings, found))
         checkpoint = read_found(settings, found, reporter)
         reporter.step(f"Exporting {checkpoint.architecture} for this CPU, once")
-        graph = export_into(checkpoint, unfinished, available_cpus())
+        try:
+            graph = export_into(checkpoint, unfinished, settings.compute_thread_count)
+        except ExportFailed as error:
+            # The network's fault, which the next start would meet again, tens of seconds later.
+            with suppress(OSError):
+                store.remember_failure(key, str(error))
+            raise
         store.keep(key, unfinished, Entry.of(checkpoint, graph))
         return key
-    finally:
-        store.discard(unfinished)
 
 
 def _watch_parent() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 from ..checkpoints import QuantizedRecord
 from ..checkpoints.quantized import RECORD_KEY
 from ..errors import QuantizationError
+from ..files import write_whole
 
 
 def graph_digest(model: bytes) -> str:
@@ -35,20 +34,7 @@ def write(data: bytes, target: Path, *, replace: bool) -> None:
     """Write a file whole or not at all. Raises `QuantizationError` where it cannot be, or is there and must not."""
     if target.exists() and not replace:
         raise QuantizationError(f"{target} exists. Remove it, name another with --output, or replace it with --force.")
-    partial = None
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=target.parent, prefix=f".{target.name}.", suffix=".part", delete=False
-        ) as file:
-            partial = Path(file.name)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # A temporary file is its owner's alone; this one is to be served by whoever serves.
-        partial.chmod(0o644)
-        partial.replace(target)
+        write_whole(target, data)
     except OSError as error:
         raise QuantizationError(f"Cannot write {target}: {error.strerror or error}.") from None
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)

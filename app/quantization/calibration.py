@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from ..backends.onnx_sessions import session_options
 from ..checkpoints import Graph
 from ..errors import QuantizationError
 from ..types import Pixels
@@ -28,11 +29,14 @@ _PERCENTILE = {"percentile": 99.999, "num_bins": 2048, "symmetric": False}
 class Quantizer:
     """Makes graphs in 8 bits of one network. A context: what it measured lies in a temporary folder until the end."""
 
-    def __init__(self, prepared: Prepared, method: Method, *, per_channel: bool, reduce_range: bool) -> None:
+    def __init__(
+        self, prepared: Prepared, method: Method, *, per_channel: bool, reduce_range: bool, threads: int
+    ) -> None:
         self._prepared = prepared
         self._method = method
         self._per_channel = per_channel
         self._reduce_range = reduce_range
+        self._threads = threads
         self._temporary = tempfile.TemporaryDirectory(prefix="quantize-")
         self._folder = Path(self._temporary.name)
 
@@ -61,6 +65,7 @@ class Quantizer:
                 calibrate_method=self._calibration_method(),
                 extra_options=dict(_PERCENTILE) if self._method == "percentile" else {},
             )
+            calibrator.infer_session = self._session(calibrator.augmented_model_path)
             # One by one: all values of all layers of a single photo are some hundred megabytes.
             for number, photo in enumerate(photos):
                 calibrator.collect_data(_Reader(self._prepared.graph.input_name, prepared(photo[None])))
@@ -92,6 +97,14 @@ class Quantizer:
                 extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
             )
         return replace(self._prepared.graph, model=target.read_bytes(), computes_in="int8")
+
+    def _session(self, model: str) -> Any:
+        """As the calibrator opens its own, which takes a thread for each core of the machine."""
+        import onnxruntime
+
+        options = session_options(self._threads)
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     @property
     def _ranges(self) -> Path:

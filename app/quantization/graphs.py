@@ -10,6 +10,7 @@ from typing import Any
 
 from ..backends.exporting import described, export_graph
 from ..backends.onnx import OnnxBackend
+from ..backends.onnx_sessions import session_options
 from ..checkpoints import Checkpoint, Graph
 from ..errors import QuantizationError
 
@@ -49,7 +50,7 @@ def float_graph(checkpoint: Checkpoint) -> Graph:
     return graph
 
 
-def prepare(graph: Graph, size: tuple[int, int]) -> Prepared:
+def prepare(graph: Graph, size: tuple[int, int], threads: int) -> Prepared:
     """`size`: height and width of its input. Raises `QuantizationError` where nothing in it can be quantized."""
     import onnx
     import onnxruntime
@@ -60,9 +61,8 @@ def prepare(graph: Graph, size: tuple[int, int]) -> Prepared:
     # For one image all shapes are known, and what only computes with shapes is folded away; then any number again.
     _set_input(model, graph, size, 1)
     with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
+        options = session_options(threads)
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.log_severity_level = 4
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         model = onnx.load(options.optimized_model_filepath)

@@ -82,7 +82,8 @@ def read_photos(
             if len(names) >= most:
                 break
             for path, digest, outcome in pool.map(read, [found[at] for at in order[first : first + 4 * threads]]):
-                name = str(path.relative_to(folder))
+                # A name need not be UTF-8, and what is printed or written as JSON must be.
+                name = str(path.relative_to(folder)).encode("utf-8", "replace").decode()
                 if isinstance(outcome, str):
                     skipped.append((name, outcome))
                 elif digest in seen:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import __version__
 from ..agreement import Probabilities, compare, probabilities
 from ..backends.onnx import OnnxBackend
+from ..backends.parts import infer_all
 from ..checkpoints import CheckImages, Checkpoint, Cpu, Graph, QuantizedRecord, Speeds
 from ..resources import saturates
 from ..types import Pixels, Want
@@ -32,7 +32,6 @@ Progress = Callable[[str, int, int], None]
 MOST_CALIBRATING = 256
 MOST_CHECK_IMAGES = 24
 _SCANNED_PHOTOS = 16
-_AT_ONCE = 8
 _ROUNDS, _TIMES = 8, 3
 
 
@@ -55,7 +54,7 @@ def quantize(checkpoint: Checkpoint, photos: Photos, options: Options, progress:
     Layers are chosen by the photos that calibrate; the report is on those held out. Raises `QuantizationError`.
     """
     progress("Exporting the network", 0, 1)
-    prepared = prepare(float_graph(checkpoint), checkpoint.preprocessing.crop)
+    prepared = prepare(float_graph(checkpoint), checkpoint.preprocessing.crop, options.threads)
     progress("Exporting the network", 1, 1)
     calibrating, held_out = split(len(photos), MOST_CALIBRATING)
     reduce_range = options.reduce_range
@@ -121,7 +120,13 @@ class _Workshop:
         self._pixels = pixels
         self._options = options
         self._progress = progress
-        self.quantizer = Quantizer(prepared, options.method, per_channel=options.per_channel, reduce_range=reduce_range)
+        self.quantizer = Quantizer(
+            prepared,
+            options.method,
+            per_channel=options.per_channel,
+            reduce_range=reduce_range,
+            threads=options.threads,
+        )
         self.damages: dict[str, float] = {}
         """Of each layer, if that was measured."""
 
@@ -154,11 +159,11 @@ class _Workshop:
     def _scan(self, float32: OnnxBackend) -> dict[str, float]:
         """The damage that each layer does when it alone is in 8 bits."""
         pixels = self._pixels[:_SCANNED_PHOTOS]
-        reference = self.scores(float32, pixels)
+        reference = infer_all(float32, pixels).scores
         damages = {}
         for number, layer in enumerate(self._prepared.layers):
             graph = self.quantizer.quantize(only=(layer,))
-            damages[layer] = damage(reference, self.scores(self.backend(graph), pixels))
+            damages[layer] = damage(reference, infer_all(self.backend(graph), pixels).scores)
             self._progress("Measuring layers", number + 1, len(self._prepared.layers))
         return damages
 
@@ -166,17 +171,8 @@ class _Workshop:
         return backend_of(graph, self._checkpoint, self._options.threads)
 
     def probabilities(self, backend: OnnxBackend, pixels: Pixels, what: str) -> Probabilities:
-        scores = self.scores(backend, pixels, lambda done: self._progress(what, done, len(pixels)))
-        return probabilities(scores, self._checkpoint.output)
-
-    def scores(
-        self, backend: OnnxBackend, pixels: Pixels, progress: Callable[[int], None] = lambda done: None
-    ) -> NDArray[np.float32]:
-        found = []
-        for first in range(0, len(pixels), _AT_ONCE):
-            found.append(backend.infer(pixels[first : first + _AT_ONCE], Want.SCORES).scores)
-            progress(min(first + _AT_ONCE, len(pixels)))
-        return np.concatenate(found)
+        outputs = infer_all(backend, pixels, lambda done: self._progress(what, done, len(pixels)))
+        return probabilities(outputs.scores, outputs.kind)
 
 
 def measure_speeds(float32: OnnxBackend, int8: OnnxBackend, image: Pixels, threads: int, progress: Progress) -> Speeds:
@@ -184,7 +180,7 @@ def measure_speeds(float32: OnnxBackend, int8: OnnxBackend, image: Pixels, threa
     seconds: dict[str, list[float]] = {"float32": [], "int8": []}
     for done in range(_ROUNDS):
         for name, backend in (("float32", float32), ("int8", int8)):
-            # Untimed: the other's threads still spin for a moment, and its numbers fill the caches.
+            # Untimed: the other's numbers still fill the caches.
             backend.infer(image, Want.SCORES)
             for _ in range(_TIMES):
                 began = time.perf_counter()

@@ -107,7 +107,7 @@ def _fault_of_one(error: BaseException) -> Fault:
     import torch
 
     message = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or _NO_MEMORY_WORDS.search(message):
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _NO_MEMORY_WORDS.search(message):
         return Fault.OUT_OF_MEMORY
     is_cuda_error = isinstance(error, torch.AcceleratorError) or "CUDA error" in message
     if not is_cuda_error:

@@ -23,11 +23,10 @@ class Forward:
         self._is_bgr = preprocessing.is_bgr
         network = network.eval().to(device=device, dtype=dtype)
         self.network: torch.nn.Module = network.to(memory_format=torch.channels_last)
-        # (pixel / 255 - mean) / std as one multiplication and one addition, computed in float32 on the device.
-        mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
-        std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
-        self._scale = (1 / (255 * std)).to(device, torch.float32)
-        self._shift = (-mean / std).to(device, torch.float32)
+        # Computed in float32, on the device.
+        scale, shift = preprocessing.scale_and_shift()
+        self._scale = torch.from_numpy(scale).view(1, 3, 1, 1).to(device)
+        self._shift = torch.from_numpy(shift).view(1, 3, 1, 1).to(device)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """`(N, classes)` float32 logits for `(N, H, W, 3)` uint8 RGB on the device."""

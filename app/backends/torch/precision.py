@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import SettingError
 from ...types import Preprocessing
+from ..trial import trial_images
 from .folding import fold_batch_norms
 from .forward import Forward
 
@@ -120,7 +121,7 @@ def place_network(network: torch.nn.Module, preprocessing: Preprocessing, plan: 
     if not plan.fallbacks and not plan.folded:
         return Forward(network, preprocessing, plan.device, plan.dtype)
     full = Forward(network, preprocessing, plan.device, torch.float32)
-    images = _trial_images(preprocessing.crop).to(plan.device)
+    images = torch.from_numpy(trial_images(preprocessing.crop)).to(plan.device)
     with torch.inference_mode():
         expected = full(images).softmax(1)
 
@@ -148,15 +149,3 @@ def place_network(network: torch.nn.Module, preprocessing: Preprocessing, plan: 
                 f"up to {distance:.2g}" if distance == distance else "not numbers, and so",
             )
     return full
-
-
-def _trial_images(crop: tuple[int, int]) -> torch.Tensor:
-    """`(4, H, W, 3)` uint8: noise, a gradient, black and white."""
-    import torch
-
-    height, width = crop
-    noise = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    down = torch.linspace(0, 255, height)[:, None, None]
-    across = torch.linspace(255, 0, width)[None, :, None]
-    gradient = ((down + across) / 2).expand(height, width, 3).to(torch.uint8)
-    return torch.stack([noise, gradient, torch.zeros_like(noise), torch.full_like(noise, 255)])
