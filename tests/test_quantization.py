@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime.quantization
 import pytest
+import torch
+import torchvision.models
 from onnx import numpy_helper
 
 from app.agreement import Agreement, compare, probabilities
@@ -17,10 +19,13 @@ from app.backends.onnx_sessions import session_options
 from app.backends.parts import infer_all
 from app.checkpoints import Checkpoint, Graph
 from app.errors import QuantizationError
+from app.opening import examine
 from app.quantization import MIN_PHOTOS, Options, Report
+from app.quantization.graphs import float_graph
 from app.quantization.photos import split
 from app.quantization.search import Candidate, damage, smallest_good, worst_first
 from app.resources import int8_features, saturates
+from app.settings import Settings
 from app.types import Outputs, Pixels, Want
 from tests.onnx_graphs import Maker
 from tests.photos import make_jpeg
@@ -287,9 +292,6 @@ def test_cpus_that_saturate_are_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize("maker", [Maker(batch=4, reshape=(2, 2, 8)), Maker(dtype=onnx.TensorProto.FLOAT16)], ids=repr)
 def test_graphs_that_cannot_be_quantized_are_refused(tmp_path: Path, maker: Maker) -> None:
     """Graphs in float16 or of one batch size, and what is quantized already, are refused in one line."""
-    from app.opening import examine
-    from app.settings import Settings
-
     path = tmp_path / "model.onnx"
     model = maker.model()
     if maker.reshape:
@@ -303,9 +305,6 @@ def test_graphs_that_cannot_be_quantized_are_refused(tmp_path: Path, maker: Make
 
 def test_a_quantized_model_is_not_quantized_again(tmp_path: Path, by_default: tuple[bytes, Report]) -> None:
     """What is int8 already is refused, and the refusal says to name what it was made of."""
-    from app.opening import examine
-    from app.settings import Settings
-
     path = tmp_path / "again.onnx"
     path.write_bytes(by_default[0])
     with pytest.raises(QuantizationError, match="quantized already"):
@@ -353,6 +352,18 @@ def test_any_number_of_images_is_run_in_parts() -> None:
     assert outputs.kind == "probabilities"
     assert outputs.scores[:, 0].tolist() == list(range(8))
     assert told == [3, 6, 8]
+
+
+def test_exporting_keeps_to_the_threads(tmp_path: Path) -> None:
+    """Where the checkpoint is weights, torch runs them on as many threads as were asked for too."""
+    before = torch.get_num_threads()
+    file = tmp_path / "small.pth"
+    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), file)
+    try:
+        float_graph(examine(Settings(architecture="resnet18"), file).checkpoint, 3)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 # -- figures --

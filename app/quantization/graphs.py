@@ -34,10 +34,13 @@ class Prepared:
     """Nodes in front of the first layer: normalisation, which in 8 bits would cost time and accuracy for nothing."""
 
 
-def float_graph(checkpoint: Checkpoint) -> Graph:
+def float_graph(checkpoint: Checkpoint, threads: int) -> Graph:
     """The network of `checkpoint` in float32. Raises `QuantizationError` for a graph that cannot be quantized."""
     graph = checkpoint.graph
     if graph is None:
+        import torch
+
+        torch.set_num_threads(threads)
         return described(checkpoint, export_graph(checkpoint))
     if graph.computes_in == "int8":
         raise QuantizationError(f"{checkpoint.source} is quantized already. Name the float32 checkpoint it is made of.")

@@ -54,7 +54,7 @@ def quantize(checkpoint: Checkpoint, photos: Photos, options: Options, progress:
     Layers are chosen by the photos that calibrate; the report is on those held out. Raises `QuantizationError`.
     """
     progress("Exporting the network", 0, 1)
-    prepared = prepare(float_graph(checkpoint), checkpoint.preprocessing.crop, options.threads)
+    prepared = prepare(float_graph(checkpoint, options.threads), checkpoint.preprocessing.crop, options.threads)
     progress("Exporting the network", 1, 1)
     calibrating, held_out = split(len(photos), MOST_CALIBRATING)
     reduce_range = options.reduce_range
