@@ -65,6 +65,8 @@ def _perform(call: Callable[[], T], loop: asyncio.AbstractEventLoop, outcome: as
         error = raised
     with suppress(RuntimeError):  # the loop is closed: nobody asks any more
         loop.call_soon_threadsafe(_settle, outcome, result, error)
+    # An error holds this frame, and so would hold itself, with all that the call was given, until the next collection.
+    del call, outcome, result, error
 
 
 def _settle(outcome: asyncio.Future[T], result: T | None, error: BaseException | None) -> None:
