@@ -7,7 +7,7 @@ import threading
 import httpx
 import pytest
 
-from app.api.protocol import _JoinedWrites
+from app.api.joined_writes import JoinedWrites
 from tests.photos import make_jpeg, null_classes
 from tests.running import RunningServer, post_image
 
@@ -40,11 +40,11 @@ def transport() -> Transport:
 
 
 @pytest.fixture
-def joined(transport: Transport) -> _JoinedWrites:
-    return _JoinedWrites(transport)  # type: ignore[arg-type]
+def joined(transport: Transport) -> JoinedWrites:
+    return JoinedWrites(transport)  # type: ignore[arg-type]
 
 
-def test_head_and_body_are_one_write(joined: _JoinedWrites, transport: Transport) -> None:
+def test_head_and_body_are_one_write(joined: JoinedWrites, transport: Transport) -> None:
     """An answer's head goes out with the first part of its body, and what follows as it comes."""
     joined.write(b"head ")
     assert transport.calls == []
@@ -53,7 +53,7 @@ def test_head_and_body_are_one_write(joined: _JoinedWrites, transport: Transport
     assert transport.calls == [b"head body", b"more"]
 
 
-def test_what_precedes_an_answer_is_not_held(joined: _JoinedWrites, transport: Transport) -> None:
+def test_what_precedes_an_answer_is_not_held(joined: JoinedWrites, transport: Transport) -> None:
     """100 Continue goes out at once: its reader sends nothing before it has come."""
     joined.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     assert transport.calls == [b"HTTP/1.1 100 Continue\r\n\r\n"]
@@ -62,12 +62,20 @@ def test_what_precedes_an_answer_is_not_held(joined: _JoinedWrites, transport: T
     assert transport.calls == [b"HTTP/1.1 100 Continue\r\n\r\n", b"head "]
 
 
-def test_a_head_whose_body_never_comes_is_sent(joined: _JoinedWrites, transport: Transport) -> None:
+def test_a_head_whose_body_never_comes_is_sent(joined: JoinedWrites, transport: Transport) -> None:
     """Where an answer is given up after its head, the head goes out before the connection closes."""
     joined.write(b"head ")
     joined.close()
     assert transport.calls == [b"head "]
     assert joined.is_closing()
+
+
+def test_nothing_is_written_to_a_closed_connection(joined: JoinedWrites, transport: Transport) -> None:
+    """A head that waits when its connection is gone goes nowhere: the event loop raises for such a write."""
+    joined.write(b"head ")
+    transport.close()
+    joined.close()
+    assert transport.calls == []
 
 
 def test_no_request_starts_a_thread(null_server: RunningServer, client: httpx.Client) -> None:

@@ -16,9 +16,10 @@ from functools import partial
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ..errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError
+from .joined_writes import JoinedWrites
 from .problems import MEDIA_TYPE, problem
 from .request_id import new_request_id
 
@@ -29,8 +30,6 @@ _DISCARD_BYTES = 64 * 1024 * 1024
 _DISCARD_SECONDS = 2.0
 # Around its chunks a chunked body may have as many bytes as a chunk a byte long takes, and a bit.
 _FRAMING = 8
-# What may precede an answer.
-_CONTINUE = b"HTTP/1.1 100 "
 _FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
 
 
@@ -63,6 +62,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._refusal: ServiceError | None = None
         self._is_refused = False
+        # uvicorn's `cycle` is the newest request; where several came at once, the one that is being answered is older.
+        self._running: RequestResponseCycle | None = None
+        # Writes the refusal, once all that came before it has been answered.
+        self._refuse_at_last: Callable[[], None] | None = None
         self._discarded = 0
         self._stalled_at: float | None = None
         self._repeats_head = False
@@ -80,6 +83,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_awaiting_head()
+        if self._running is not None:
+            _disconnect(self._running)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -152,8 +157,10 @@ class HttpProtocol(HttpToolsProtocol):
         if self.parser.get_http_version() not in ("1.1", "1.0"):
             self._raise(MalformedRequest(_NOT_HTTP))
         super().on_headers_complete()
+        if not self.pipeline:
+            self._running = self.cycle
         if self.scope["method"] != "HEAD":
-            self.cycle.transport = _JoinedWrites(self.transport)  # type: ignore[assignment]
+            self.cycle.transport = JoinedWrites(self.transport)  # type: ignore[assignment]
         self.scope["close_connection"] = partial(setattr, self.cycle, "keep_alive", False)  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
@@ -178,7 +185,11 @@ class HttpProtocol(HttpToolsProtocol):
     def _head_is_late(self) -> None:
         if self.transport.is_closing():
             return
-        if self._is_silent:
+        if self.flow.read_paused:
+            # Its rest may be here, unread behind requests that are being answered.
+            self._head_timer = None
+            self._await_head()
+        elif self._is_silent:
             self.transport.close()
         else:
             self._refuse(RequestTimeout())
@@ -199,23 +210,36 @@ class HttpProtocol(HttpToolsProtocol):
         self._refuse(self._refusal or MalformedRequest(_NOT_HTTP))
 
     def _refuse(self, error: ServiceError) -> None:
-        """Answer with a problem and read no more; where an answer is on its way already, that one is the last."""
+        """Read no more, and answer with a problem where the request that is none would have been answered.
+
+        That is behind all that came whole before it. Where the answer to the faulty one is on its way already, that is
+        the last.
+        """
         self._is_refused = True
         self._stop_awaiting_head()
         self._unset_keepalive_if_required()
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            cycle.keep_alive = False
-            self.pipeline.clear()
-            if cycle.response_started or not cycle.more_body:
-                return
-            # The rest of its body will not come: whoever reads it is told that the client has gone.
-            cycle.disconnected = True
-            cycle.message_event.set()
-            scope: dict[str, Any] = cycle.scope  # type: ignore[assignment]
-            scope["answered_below"] = True
+        faulty, running = self.cycle, self._running
+        is_idle = running is None or running.response_complete
+        if is_idle or not faulty.more_body:
+            # uvicorn's newest request is whole: what is at fault is behind it, and has no cycle.
+            refuse = partial(self._answer_refusal, error, {"root_path": self.root_path, "client": self.client})
+            if is_idle:
+                refuse()
+            else:
+                self._refuse_at_last = refuse
+        elif faulty is not running:
+            self.pipeline.popleft()
+            self._refuse_at_last = partial(self._answer_refusal, error, faulty.scope)
         else:
-            scope = {"root_path": self.root_path, "client": self.client}
+            faulty.keep_alive = False
+            if not faulty.response_started:
+                # The rest of its body will not come: whoever reads it is told that the client has gone.
+                _disconnect(faulty)
+                faulty.scope["answered_below"] = True  # type: ignore[typeddict-unknown-key]
+                self._answer_refusal(error, faulty.scope)
+
+    def _answer_refusal(self, error: ServiceError, scope: Any) -> None:
+        self._unset_keepalive_if_required()
         scope.setdefault("request_id", new_request_id())
         body = json.dumps(problem(error, scope), separators=(",", ":")).encode()
         head = {
@@ -231,6 +255,14 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self.loop.call_later(_DISCARD_SECONDS, self.transport.close)
         self._limits.on_refusal(error, scope)
+
+    def on_response_complete(self) -> None:
+        is_last = not self.pipeline
+        if not is_last:
+            self._running = self.pipeline[-1][0]
+        super().on_response_complete()
+        if is_last and self._refuse_at_last is not None and not self.transport.is_closing():
+            self._refuse_at_last()
 
     def eof_received(self) -> None:
         # After a refusal nothing is left to say; else asyncio closes the connection by itself.
@@ -253,30 +285,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._stalled_at = None
 
 
-class _JoinedWrites:
-    """The transport that one answer is written to: its head waits for its body, and both are one write.
-
-    uvicorn writes them one after the other, and uvloop sends each at once: two system calls, and two wake-ups of who
-    reads. An answer without a body, to HEAD, is not for this.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._head: bytes | None = None
-
-    def write(self, data: bytes) -> None:
-        if self._head is None and not data.startswith(_CONTINUE):
-            self._head = data
-        elif self._head:
-            self._transport.writelines((self._head, data))
-            self._head = b""
-        else:
-            self._transport.write(data)
-
-    def close(self) -> None:
-        if self._head:
-            self._transport.write(self._head)
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+def _disconnect(cycle: RequestResponseCycle) -> None:
+    cycle.disconnected = True
+    cycle.message_event.set()

@@ -1,0 +1,39 @@
+"""An answer's head and body as one write."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+# What may precede an answer.
+_CONTINUE = b"HTTP/1.1 100 "
+
+
+class JoinedWrites:
+    """The transport that one answer is written to: its head waits for its body, and both are one write.
+
+    uvicorn writes them one after the other, and uvloop sends each at once: two system calls, and two wake-ups of who
+    reads. An answer without a body, to HEAD, is not for this.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._head is None and not data.startswith(_CONTINUE):
+            self._head = data
+        elif self._head:
+            self._transport.writelines((self._head, data))
+            self._head = b""
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        # uvloop raises for what is written to a connection that is gone.
+        if self._head and not self._transport.is_closing():
+            self._transport.write(self._head)
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
