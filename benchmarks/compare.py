@@ -69,6 +69,7 @@ PEERS = {
     "mosec": Peer(("mosec",), "{bin}/python mosec_server.py --timeout 60000 --port {port}", _raw("/inference")),
     "bentoml": Peer(("bentoml",), "{bin}/bentoml serve bentoml_server:Classifier --port {port}", _form),
 }
+_USUAL = ("plain-fastapi", "litserve", "mosec")
 
 
 def install(name: str, peer: Peer) -> Path:
@@ -184,16 +185,25 @@ def make_weights(path: Path) -> None:
     save_file(resnet50().state_dict(), path)
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peers", nargs="*", default=["plain-fastapi", "litserve", "mosec"], choices=[*PEERS, []])
+    # No `choices`: with "*" argparse holds the default, as one value, against them.
+    parser.add_argument("peers", nargs="*", metavar="PEER", help=f"of {', '.join(PEERS)}; {' '.join(_USUAL)}")
     parser.add_argument("--null", action="store_true", help="no network: what the servers alone cost")
-    parser.add_argument("--photos", type=Path, help="a folder of JPEGs to send")
+    parser.add_argument("--photos", type=Path, help="a folder of JPEGs to send; without it, made ones")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=15.0, help="for each server and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--int8", type=Path, help="a quantized model of this service's, measured beside the others")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.peers if name not in PEERS]:
+        parser.error(f"there is no peer {', '.join(unknown)}; choose from {', '.join(PEERS)}")
+    options.peers = options.peers or list(_USUAL)
+    return options
+
+
+def main() -> None:
+    options = parse()
     images = photos(options.photos)
     with tempfile.TemporaryDirectory() as temporary:
         weights = Path(temporary) / "resnet50.safetensors"
