@@ -147,7 +147,11 @@ def test_arrivals() -> None:
     assert list(due_times(4, 3, "steady", 0)) == [0, 0.25, 0.5]
     moments = list(due_times(100, 10_000, "poisson", 1))
     assert moments == list(due_times(100, 10_000, "poisson", 1)) != list(due_times(100, 10_000, "poisson", 2))
-    assert moments[-1] == pytest.approx(100, rel=0.05)
+    # A step of 200 has the rate that it is reported with, whatever the seed.
+    for seed in range(50):
+        first, *_, last = due_times(100, 200, "poisson", seed)
+        assert 0 <= first < last <= 2
+        assert last - first == pytest.approx(2, rel=0.05)
     gaps = [later - before for before, later in itertools.pairwise(moments)]
     # Of an exponential distribution the share of gaps longer than the mean is 1/e.
     assert sum(gap > 0.01 for gap in gaps) / len(gaps) == pytest.approx(0.368, abs=0.02)

@@ -243,13 +243,16 @@ async def open_loop(
 def due_times(rate: float, requests: int, arrivals: Arrivals, seed: int) -> Iterator[float]:
     """Seconds after the start at which each request is due.
 
-    "poisson": independent of each other, as the requests of many people are; "steady": evenly spaced.
+    "poisson": independent of each other, as the requests of many people are; "steady": evenly spaced. Either way they
+    come within `requests / rate` seconds.
     """
+    if arrivals == "steady":
+        yield from (number / rate for number in range(requests))
+        return
+    # A Poisson process of which the number of arrivals is known: independent moments. A sum of so many free gaps would
+    # be at another rate each time, by a tenth where it is a hundred of them.
     generator = random.Random(seed)
-    moment = 0.0
-    for number in range(requests):
-        yield number / rate if arrivals == "steady" else moment
-        moment += generator.expovariate(rate)
+    yield from sorted(generator.random() * requests / rate for _ in range(requests))
 
 
 def latency_of(latencies_ms: Sequence[float]) -> Latency | None:
