@@ -8,11 +8,13 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import httpx
@@ -22,17 +24,19 @@ from PIL import Image
 
 from app.backends.null import NullBackend
 from app.backends.transfer import batch_copy
+from app.bench import generator
 from app.bench import photos as bench_photos
 from app.bench.answers import Answer
+from app.bench.bodies import write_bodies
 from app.bench.clients import Clients, prepare
 from app.bench.loops import Step, closed_loop, open_loop
 from app.bench.photos import find_photos, smallest_image
 from app.bench.picture import check_matplotlib
 from app.bench.processes import cpu_seconds, family, open_files, rss_bytes
 from app.bench.report import Report
-from app.bench.serving import environment_of, null_settings, reached
+from app.bench.serving import environment_of, null_settings, reached, started
 from app.bench.target import Target, parse_target
-from app.errors import SettingError
+from app.errors import SettingError, StartError
 from app.settings import Settings, load_settings
 from tests.photos import LIMITS, make_jpeg, null_classes
 from tests.running import CACHE_DIR, RunningServer, clean_environment, wait_until
@@ -217,6 +221,8 @@ def test_the_command_measures_each_part_and_the_whole(
     assert report.closed.clients == 16
     assert [step.offered_rate for step in report.curve] == sorted(step.offered_rate or 0 for step in report.curve)
     assert all(step.good > 0 and step.wrong == 0 for step in report.all_steps)
+    # The last round's loops are the report's own: counted once.
+    assert len(report.all_steps) == 3 + len(report.curve)
     assert report.memory is not None
     assert report.memory.peak_bytes >= report.memory.before_bytes > 10_000_000
     assert report.memory.files_peak > 5
@@ -277,6 +283,7 @@ def test_a_service_at_a_url(null_server: RunningServer, folder: Path) -> None:
     assert "Rooflines: none" in done.stdout
     assert report.single is not None
     assert report.highest is not None
+    assert report.all_steps == [report.closed, report.single, *report.curve]
     assert all(step.good > 0 and step.wrong == 0 for step in report.all_steps)
 
 
@@ -297,28 +304,128 @@ def test_a_soak_counts_its_requests_and_watches_memory(folder: Path) -> None:
     assert "Server's memory (RSS)" in done.stdout
 
 
-def test_what_was_started_ends_with_the_run(tmp_path: Path) -> None:
-    """SIGTERM in the middle: the server and every other process of the run end too."""
+@contextmanager
+def long_soak(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command with more requests than a test has time for; whatever of it still runs at the end is killed."""
     with subprocess.Popen(
-        command("--requests", "100000", "--no-picture", "--", "--backend", "null"),
-        cwd=tmp_path,
+        command("--requests", "1000000", "--no-picture", "--", "--backend", "null"),
+        cwd=folder,
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "Starting the service" in line:
-                break
+        try:
+            yield process
+        finally:
+            for each in family(process.pid) if process.poll() is None else []:
+                os.kill(each, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_what_was_started_ends_with_the_run(tmp_path: Path, told: signal.Signals) -> None:
+    """In the middle of a load: the load, the server and every other process of the run end, and soon."""
+    with long_soak(tmp_path) as process:
+        wait_until(lambda: running(process.pid, "generator"))
+        (generator_pid,) = running(process.pid, "generator")
+        # It has begun to send: its clients' connections are open.
+        wait_until(lambda: open_files(generator_pid) > 16)
         started = family(process.pid)[1:]
-        assert started
-        process.send_signal(signal.SIGTERM)
-        process.stderr.read()
-        assert process.wait(60) == 128 + signal.SIGTERM
+        assert len(started) >= 2
+        process.send_signal(told)
+        # A generator that finished its load, or was waited for, would take ten seconds alone.
+        assert process.wait(8) == 128 + told
         for each in started:
             wait_until(lambda pid=each: not Path(f"/proc/{pid}").exists())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_dies_during_a_soak_ends_it(tmp_path: Path) -> None:
+    """Killed under load: the run says so at once, with its status, and does not ask on where nobody listens."""
+    with long_soak(tmp_path) as process:
+        wait_until(lambda: running(process.pid, "serve") and running(process.pid, "generator"))
+        (server,) = running(process.pid, "serve")
+        wait_until(lambda: cpu_seconds(server) > 4)
+        os.kill(server, signal.SIGKILL)
+        _, told = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "Error: The server ended with status -9 during the run." in told, told
+    assert list(tmp_path.iterdir()) == []
+
+
+def running(pid: int, word: str) -> list[int]:
+    """The processes that `pid` started which have `word` in their command line."""
+    found = []
+    for each in family(pid)[1:]:
+        with suppress(OSError):
+            if word in Path(f"/proc/{each}/cmdline").read_text(encoding="utf-8"):
+                found.append(each)
+    return found
+
+
+def test_a_server_that_ends_while_it_is_measured_is_told(tmp_path: Path) -> None:
+    """Whatever is awaited meanwhile ends; who cancels the run itself is not told of the server."""
+
+    async def until_killed(signal_number: int) -> None:
+        async with started(load_settings(backend="null"), "server", tmp_path, 60) as serving:
+            assert serving.pid is not None
+            os.kill(serving.pid, signal_number)
+            await asyncio.sleep(60)
+
+    with pytest.raises(StartError, match=r"ended with status -9 during the run"):
+        asyncio.run(until_killed(signal.SIGKILL))
+
+    async def cancelled() -> None:
+        async with started(load_settings(backend="null"), "server", tmp_path, 60):
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(60)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+
+
+@pytest.mark.parametrize("unanswered", [0, 1])
+def test_what_a_soak_did_not_get_fails_it(
+    standard: tuple[subprocess.CompletedProcess[str], Report], unanswered: int
+) -> None:
+    """A soak in which one request was refused is a failed one; a measurement under too much load is none."""
+    _, report = standard
+    closed = replace(report.closed, requests=report.closed.good + unanswered, codes={"overloaded": unanswered})
+    assert report.model_copy(update={"closed": closed}).failures == []
+    told = report.model_copy(update={"closed": closed, "kind": "soak"}).failures
+    assert len(told) == unanswered
+    assert all("1 × overloaded" in each for each in told)
+
+
+def test_a_soak_without_a_right_answer_is_an_error(folder: Path) -> None:
+    """A service that refuses every photo: nothing is written, and the exit status is not 0."""
+    soak = ("--requests", "20", "--photos", "photos", "--output", "none.json", "--no-picture")
+    done = bench(*soak, "--", "--backend", "null", "--max-received-bytes", "1", folder=folder)
+    assert done.returncode == 1
+    assert "gave no right answer in a closed loop: " in done.stderr, done.stderr
+    assert not (folder / "none.json").exists()
+
+
+@contextmanager
+def silent() -> Iterator[Target]:
+    """A server that takes connections and answers nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield Target("http", "127.0.0.1", listener.getsockname()[1])
+
+
+def test_a_server_that_answers_nothing_does_not_hold_the_generator(tmp_path: Path) -> None:
+    """What an image's answer is cannot be learnt from it, and after three images it is said; a soak counts them."""
+    write_bodies(tmp_path / "photos", [b"x"] * 8)
+    with silent() as target:
+        told = {"target": asdict(target), "bodies": str(tmp_path / "photos"), "give_up_seconds": 0.1}
+        with pytest.raises(StartError, match=r"3 images were not answered within 0\.1 s each"):
+            generator.learn(dict(told), lambda done: None)
+        step = generator.run_step(
+            told | {"loop": "closed", "clients": 2, "requests": 4, "target_ms": 100}, lambda done: None
+        )
+    assert (step["requests"], step["good"], step["connection_errors"]) == (4, 0, {"no answer": 4})
 
 
 @contextmanager
@@ -370,10 +477,13 @@ def test_who_answers_at_a_url_is_looked_at(status: int, body: bytes, told: str) 
 
 
 def test_mistakes_are_told_before_anything_is_measured(folder: Path, tmp_path: Path) -> None:
-    """A URL where nobody listens, a flag that serve does not have: told in one line, without a trace."""
+    """Nobody at the URL, a flag that serve does not have, an --output that is no file: told without a trace."""
     for arguments, told in (
         (("--url", "http://127.0.0.1:9"), "http://127.0.0.1:9 cannot be reached"),
         (("--", "--no-such-flag", "1"), "No such option: --no-such-flag"),
+        (("--output", "."), "--output: . is a folder; name the report's file in it, such as bench.json"),
+        (("--output", str(folder)), f"--output: {folder} is a folder"),
+        (("--output", "report.png"), "report.png is where the picture goes; name the report, such as report.json"),
     ):
         done = bench(*arguments, folder=tmp_path)
         assert done.returncode != 0

@@ -119,6 +119,24 @@ def test_closed_loop_counts() -> None:
     assert step.batch_sizes == {"4": 100}
 
 
+def test_a_lost_answer_does_not_hold_a_closed_loop() -> None:
+    """A request that is never answered is given up and counted, and its client asks on: a soak ends."""
+
+    async def ask(number: int) -> Answer:
+        if number == 7:
+            await asyncio.Event().wait()
+        await asyncio.sleep(0.01)
+        return GOOD
+
+    async def main() -> Step:
+        async with asyncio.timeout(1000):
+            return await closed_loop(ask, clients=2, requests=100, target_ms=500, give_up_seconds=5, clock=now)
+
+    step = run(main())
+    assert (step.requests, step.good, step.unanswered) == (100, 99, 0)
+    assert step.connection_errors == {"no answer": 1}
+
+
 def test_every_outcome_is_counted_once() -> None:
     """Refusals, wrong answers, broken connections and what is given up each have their count."""
     outcomes = [GOOD, Answer(503, code="overloaded"), Answer(200, is_wrong=True), Answer(None, error="reset"), None]

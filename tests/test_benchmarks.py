@@ -8,7 +8,7 @@ from benchmarks import compare
 
 
 def test_compare_takes_peers_or_none(capsys: pytest.CaptureFixture[str]) -> None:
-    """`make compare` gives no argument and gets the usual peers; a name that is none is refused with those there are."""
+    """`make compare` gives no argument and gets the usual peers; another name is refused, with those there are."""
     assert compare.parse([]).peers == ["plain-fastapi", "litserve", "mosec"]
     assert compare.parse(["bentoml", "--rounds", "1"]).peers == ["bentoml"]
     with pytest.raises(SystemExit):
