@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import io
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from app.backends.null import NullBackend
 from app.backends.transfer import batch_copy
@@ -34,8 +36,12 @@ from app.bench.photos import find_photos, smallest_image
 from app.bench.picture import check_matplotlib
 from app.bench.processes import cpu_seconds, family, open_files, rss_bytes
 from app.bench.report import Report
+from app.bench.run import prepare_photos
+from app.bench.search import Highest
 from app.bench.serving import environment_of, null_settings, reached, started
 from app.bench.target import Target, parse_target
+from app.bench.text import render
+from app.cli import bench as bench_command
 from app.errors import SettingError, StartError
 from app.settings import Settings, load_settings
 from tests.photos import LIMITS, make_jpeg, null_classes
@@ -221,8 +227,6 @@ def test_the_command_measures_each_part_and_the_whole(
     assert report.closed.clients == 16
     assert [step.offered_rate for step in report.curve] == sorted(step.offered_rate or 0 for step in report.curve)
     assert all(step.good > 0 and step.wrong == 0 for step in report.all_steps)
-    # The last round's loops are the report's own: counted once.
-    assert len(report.all_steps) == 3 + len(report.curve)
     assert report.memory is not None
     assert report.memory.peak_bytes >= report.memory.before_bytes > 10_000_000
     assert report.memory.files_peak > 5
@@ -240,6 +244,20 @@ def test_the_command_says_what_it_found(
     for text in ("Starting the service", "decode only", "model only", "HTTP only", "Open loop at"):
         assert text in done.stderr, text
     assert sorted(path.name for path in folder.iterdir()) == ["bench.json", "bench.png", "photos"]
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_a_rate_that_was_not_confirmed_is_no_headline(
+    standard: tuple[subprocess.CompletedProcess[str], Report], confirmed: bool
+) -> None:
+    """The text says so beside the rate, which is bold only where it was kept twice."""
+    _, report = standard
+    highest = Highest(123.0, confirmed, "A reason.", ())
+    console = Console(width=200, record=True, file=io.StringIO(), highlight=False)
+    console.print(render(report.model_copy(update={"highest": highest})))
+    (line,) = [line for line in console.export_text(styles=True).splitlines() if "Highest rate" in line]
+    assert ("123.0/s, not confirmed. A reason." in line) is not confirmed
+    assert ("\x1b[1m123.0/s\x1b[0m" in line) is confirmed
 
 
 def test_the_report_is_one_known_document(
@@ -275,6 +293,9 @@ def test_a_service_at_a_url(null_server: RunningServer, folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     report = Report.model_validate_json((folder / "url.json").read_text(encoding="utf-8"))
+    # Nothing is known of the server's machine but what its health says.
+    assert re.search(r"│ load from +│", done.stdout)
+    assert re.search(r"│ its versions +│", done.stdout)
     (folder / "url.json").unlink()
     assert report.server.url == null_server.address
     assert not report.server.was_started
@@ -508,9 +529,13 @@ def decode_for_service(data: bytes) -> np.ndarray:
 
 def test_photos_are_somebodys_or_at_hand_or_made(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder's good images by name; without a folder scikit-image's; without that, made ones; and it says which."""
+    (folder / "photos" / "album.jpg").mkdir()
+    (folder / "photos" / "lost.jpg").symlink_to("nowhere")
     own = find_photos(folder / "photos", decode_for_service)
+    (folder / "photos" / "album.jpg").rmdir()
+    (folder / "photos" / "lost.jpg").unlink()
     assert own.bodies == tuple(IMAGES)
-    assert [each.partition(":")[0] for each in own.skipped] == ["bad.jpg"]
+    assert [each.partition(":")[0] for each in own.skipped] == ["bad.jpg", "lost.jpg"]
     for empty, told in ((tmp_path, "holds no image"), (tmp_path / "nowhere", "cannot be read: No such file")):
         with pytest.raises(SettingError, match=told):
             find_photos(empty, decode_for_service)
@@ -524,6 +549,17 @@ def test_photos_are_somebodys_or_at_hand_or_made(folder: Path, tmp_path: Path, m
         assert 40_000 < len(body) < 200_000
 
 
+def test_photos_that_are_too_large_a_body_are_not_sent(tmp_path: Path) -> None:
+    """The service's own limit on a body holds for what it is sent: each such photo would be a refusal, not a load."""
+    (tmp_path / "photos").mkdir()
+    for name, image in (("fits.jpg", IMAGES[0]), ("large.jpg", IMAGES[1] + bytes(len(IMAGES[0])))):
+        (tmp_path / "photos" / name).write_bytes(image)
+    settings = load_settings(backend="null", max_body_bytes=str(len(IMAGES[0])))
+    photos = prepare_photos(tmp_path, settings, tmp_path / "photos")
+    assert photos.bodies == (IMAGES[0],)
+    assert re.fullmatch(r"large\.jpg: The request body is over the limit of [\d,]+ bytes\.", *photos.skipped)
+
+
 def test_the_smallest_image_is_as_large_as_a_photo_and_costs_nothing() -> None:
     """A picture of one pixel that the service decodes, with bytes behind it that it does not read."""
     data = smallest_image(padded_to_bytes=100_000)
@@ -532,11 +568,12 @@ def test_the_smallest_image_is_as_large_as_a_photo_and_costs_nothing() -> None:
 
 
 def test_copies_to_the_device_arrive() -> None:
-    """On CPU a batch is made of the images; the call can be repeated."""
+    """On CPU a batch is made of the images; a later call copies what they are then."""
     images = [np.full((4, 4, 3), value, np.uint8) for value in (1, 2)]
     copy = batch_copy("cpu (2 threads)", images)
-    assert copy() is None
-    assert copy() is None
+    assert np.array_equal(copy(), np.stack(images))
+    images[1][:] = 3
+    assert np.array_equal(copy(), np.stack(images))
 
 
 def test_a_process_is_read_from_proc() -> None:
@@ -578,3 +615,14 @@ def test_without_matplotlib_it_says_so_at_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SettingError, match=r"pip install 'resnet-serve\[pictures\]'.*--no-picture"):
         check_matplotlib()
+
+
+def test_the_bar_of_a_timed_loop_follows_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests fill the bar where they are counted, and leave it alone where seconds are."""
+    monkeypatch.setattr(bench_command, "stderr", Console(file=io.StringIO()))
+    for seconds, total, completed in ((5.0, None, 0), (5.0, 100, 40)):
+        progress = bench_command._TerminalProgress()
+        progress.begin("something", seconds, total)
+        progress.done(40)
+        (task,) = progress._bars.tasks
+        assert (task.completed, task.total) == (completed, total or seconds)

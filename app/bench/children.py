@@ -91,7 +91,7 @@ class Child:
         raise StartError(f"{self.name}: its process ended with status {status}.{last_words(self._log)}")
 
     async def close(self) -> None:
-        """End it: it is done when its stdin ends. What nobody waits for any more is not finished: a load would go on."""
+        """End it: it is done when its stdin ends. A load that nobody waits for would go on: that is killed."""
         assert self._process.stdin is not None
         if self._is_busy and self._process.returncode is None:
             self._process.kill()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..backends import null_checkpoint
 from ..backends.null import NullBackend
-from ..errors import StartError
+from ..errors import BodyTooLarge, StartError
 from ..resources import available_cpus
 from ..server import decode_as_served
 from ..settings import Settings
@@ -64,7 +64,7 @@ async def run(
     with tempfile.TemporaryDirectory(prefix="resnet-serve-bench-") as name:
         folder = Path(name)
         with telling(progress, "Preparing photos") as told:
-            photos = await asyncio.to_thread(_prepare_photos, folder, settings, photos_folder)
+            photos = await asyncio.to_thread(prepare_photos, folder, settings, photos_folder)
             told.append(photos.source)
         found = await _measure(plan, settings, target, photos, folder, progress)
     assert found.closed is not None
@@ -166,13 +166,15 @@ async def _measure_rounds(
         found.closed, found.single = found.rounds[-1].served, found.rounds[-1].single
 
 
-def _prepare_photos(folder: Path, settings: Settings, photos_folder: Path | None) -> Photos:
+def prepare_photos(folder: Path, settings: Settings, photos_folder: Path | None) -> Photos:
     """The photos in `folder`/photos, and images as large that cost nothing to decode in `folder`/smallest."""
     checkpoint = null_checkpoint()
     null = NullBackend(checkpoint)
     decode = decode_as_served(settings)
 
     def as_served(body: bytes) -> Pixels:
+        if len(body) > settings.max_body_bytes:
+            raise BodyTooLarge(settings.max_body_bytes)
         return decode(body, checkpoint.preprocessing)
 
     photos = find_photos(photos_folder, as_served)

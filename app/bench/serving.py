@@ -148,7 +148,9 @@ async def reached(target: Target, wait_seconds: float) -> Serving:
 
 async def _ready(target: Target, wait_seconds: float, *, is_starting: bool) -> dict[str, Any]:
     give_up_at = time.monotonic() + wait_seconds
-    async with httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=5.0) as client:
+    # The same certificates as the load's own connections trust, not httpx's.
+    verify = target.tls() or True
+    async with httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=5.0, verify=verify) as client:
         while True:
             said = "it does not answer"
             try:

@@ -52,7 +52,10 @@ def bench(
         float | None, typer.Option(min=0.05, help="Length of each measurement. [default: 5; quick 1]")
     ] = None,
     step_requests: Annotated[
-        int | None, typer.Option(min=10, help="Fewest requests of an open-loop step. [default: 500; quick 40]")
+        int | None,
+        typer.Option(
+            min=10, help="Fewest requests of an open-loop step. [default: 500, or what 90 s hold; quick 40, or 4 s]"
+        ),
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="How often all is measured. [default: 3; quick 1]")] = None,
     wait_seconds: Annotated[float, typer.Option(min=0, help="How long the service may take to be ready.")] = 300.0,
