@@ -320,6 +320,9 @@ def test_a_model_on_fewer_threads_leaves_cpus_to_the_rest() -> None:
     """One that takes one of two CPUs decodes beside itself: the bare loop is possible, as long as the CPUs do."""
     one_thread = replace(a_round(), model=Pace(25, 1.0, 1.0, 40.0))
     assert costs_of([one_thread], cpus=2, side_by_side=False).possible_rate == pytest.approx(25)
+    # Another program has the second CPU: it is not left to anybody here.
+    shared = replace(one_thread, decode=Pace(250, 1.0, 1.0, 4.0))
+    assert costs_of([shared], cpus=2, side_by_side=False).possible_rate == pytest.approx(1 / (0.04 + 0.005))
     costly = replace(one_thread, http_cpu_seconds=1000 * 0.06025)
     assert costs_of([costly], cpus=2, side_by_side=False).possible_rate == pytest.approx(2 / (0.04 + 0.004 + 0.06))
 

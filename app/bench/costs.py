@@ -79,8 +79,10 @@ def costs_of(rounds: Sequence[Round], cpus: int, side_by_side: bool) -> Costs:
     def possible(each: Round) -> float:
         if side_by_side:
             return min(each.model.rate, cpus / max(cpu(each), 1e-9))
-        # A model on all CPUs takes them from decoding; one that is given fewer leaves it the others.
-        return min(each.model.rate, cpus / max(each.model.cpu_seconds_an_image + cpu(each), 1e-9))
+        # A model on all CPUs takes them from decoding; one on fewer threads leaves it the others. Those that other
+        # programs take are not left: there are as many as decoding alone got in this round.
+        got = min(cpus, each.decode.rate * each.decode.cpu_seconds_an_image)
+        return min(each.model.rate, got / max(each.model.cpu_seconds_an_image + cpu(each), 1e-9))
 
     singles = [(each.single.latency_ms.p50, _parts_ms(each)) for each in rounds if each.single.latency_ms]
     decode = median(lambda each: each.decode.cpu_seconds_an_image)
