@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -44,6 +45,7 @@ from app.bench.text import render
 from app.cli import bench as bench_command
 from app.errors import SettingError, StartError
 from app.settings import Settings, load_settings
+from tests.certificates import self_signed
 from tests.photos import LIMITS, make_jpeg, null_classes
 from tests.running import CACHE_DIR, RunningServer, clean_environment, wait_until
 
@@ -450,7 +452,7 @@ def test_a_server_that_answers_nothing_does_not_hold_the_generator(tmp_path: Pat
 
 
 @contextmanager
-def answering(status: int, body: bytes, **headers: str) -> Iterator[Target]:
+def answering(status: int, body: bytes, certificate: Path | None = None, **headers: str) -> Iterator[Target]:
     """A server that gives one answer to everything."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -465,10 +467,14 @@ def answering(status: int, body: bytes, **headers: str) -> Iterator[Target]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if certificate is not None:
+            trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            trusted.load_cert_chain(certificate / "tls.crt", certificate / "tls.key")
+            server.socket = trusted.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield Target("http", "127.0.0.1", server.server_port)
+            yield Target("http" if certificate is None else "https", "127.0.0.1", server.server_port)
         finally:
             server.shutdown()
             thread.join()
@@ -495,6 +501,16 @@ def test_who_answers_at_a_url_is_looked_at(status: int, body: bytes, told: str) 
         pytest.raises(SettingError, match=re.escape(told)),
     ):
         asyncio.run(reached(target, 0.2))
+
+
+def test_https_is_trusted_for_readiness_as_it_is_for_the_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certificate that this system trusts is enough for both; one that it does not trust is refused by name."""
+    health = b'{"state": "ready", "ready": true, "version": "1"}'
+    with answering(200, health, self_signed(tmp_path)) as target:
+        with pytest.raises(SettingError, match=r"cannot be reached: .*CERTIFICATE_VERIFY_FAILED"):
+            asyncio.run(reached(target, 5))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "tls.crt"))
+        assert asyncio.run(reached(target, 5)).health["ready"] is True
 
 
 def test_mistakes_are_told_before_anything_is_measured(folder: Path, tmp_path: Path) -> None:
