@@ -328,10 +328,11 @@ def test_a_soak_counts_its_requests_and_watches_memory(folder: Path) -> None:
 
 
 @contextmanager
-def long_soak(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def long_soak(folder: Path, *before: str) -> Iterator[subprocess.Popen[str]]:
     """The command with more requests than a test has time for; whatever of it still runs at the end is killed."""
     with subprocess.Popen(
-        command("--requests", "1000000", "--no-picture", "--", "--backend", "null"),
+        [*before, *command("--requests", "1000000", "--no-picture", "--", "--backend", "null")],
+        stdin=subprocess.DEVNULL,
         cwd=folder,
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -361,6 +362,18 @@ def test_what_was_started_ends_with_the_run(tmp_path: Path, told: signal.Signals
         for each in started:
             wait_until(lambda pid=each: not Path(f"/proc/{pid}").exists())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_under_nohup_a_terminal_may_close(tmp_path: Path) -> None:
+    """SIGHUP is left ignored where it was, and SIGTERM still ends the run."""
+    with long_soak(tmp_path, "nohup") as process:
+        wait_until(lambda: running(process.pid, "generator"))
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+        ignored = re.search(r"^SigIgn:\s+([0-9a-f]+)$", status, re.MULTILINE)
+        assert ignored
+        assert int(ignored[1], 16) >> (signal.SIGHUP - 1) & 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(8) == 128 + signal.SIGTERM
 
 
 def test_a_server_that_dies_during_a_soak_ends_it(tmp_path: Path) -> None:

@@ -134,7 +134,9 @@ async def _until_told(work: Coroutine[Any, Any, T]) -> T:
         told.append(signal_number)
         task.cancel()
 
-    for each in (signal.SIGTERM, signal.SIGHUP):
+    # Under nohup a terminal may close.
+    is_held = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    for each in (signal.SIGTERM, *(() if is_held else (signal.SIGHUP,))):
         asyncio.get_running_loop().add_signal_handler(each, end, each)
     try:
         return await task
