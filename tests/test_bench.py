@@ -39,7 +39,7 @@ from app.bench.processes import cpu_seconds, family, open_files, rss_bytes
 from app.bench.report import Report
 from app.bench.run import prepare_photos
 from app.bench.search import Highest
-from app.bench.serving import environment_of, null_settings, reached, started
+from app.bench.serving import environment_of, null_settings, reached
 from app.bench.target import Target, parse_target
 from app.bench.text import render
 from app.cli import bench as bench_command
@@ -399,27 +399,37 @@ def running(pid: int, word: str) -> list[int]:
     return found
 
 
-def test_a_server_that_ends_while_it_is_measured_is_told(tmp_path: Path) -> None:
+_KILLED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from app.bench.serving import started
+from app.errors import StartError
+from app.settings import load_settings
+
+async def main(what):
+    async with started(load_settings(backend="null"), "server", Path("."), 60) as serving:
+        if what == "killed":
+            os.kill(serving.pid, signal.SIGKILL)
+        else:
+            asyncio.current_task().cancel()
+        await asyncio.sleep(60)
+
+try:
+    asyncio.run(main(sys.argv[1]))
+except (StartError, asyncio.CancelledError) as error:
+    print(repr(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [("killed", r"StartError\('The server ended with status -9 during the run\."), ("cancelled", r"CancelledError\(")],
+)
+def test_a_server_that_ends_while_it_is_measured_is_told(tmp_path: Path, what: str, told: str) -> None:
     """Whatever is awaited meanwhile ends; who cancels the run itself is not told of the server."""
-
-    async def until_killed(signal_number: int) -> None:
-        async with started(load_settings(backend="null"), "server", tmp_path, 60) as serving:
-            assert serving.pid is not None
-            os.kill(serving.pid, signal_number)
-            await asyncio.sleep(60)
-
-    with pytest.raises(StartError, match=r"ended with status -9 during the run"):
-        asyncio.run(until_killed(signal.SIGKILL))
-
-    async def cancelled() -> None:
-        async with started(load_settings(backend="null"), "server", tmp_path, 60):
-            task = asyncio.current_task()
-            assert task is not None
-            task.cancel()
-            await asyncio.sleep(60)
-
-    with pytest.raises(asyncio.CancelledError):
-        asyncio.run(cancelled())
+    program = [sys.executable, "-c", _KILLED, what]
+    done = subprocess.run(program, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    assert re.match(told, done.stdout), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("unanswered", [0, 1])
