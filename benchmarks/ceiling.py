@@ -29,6 +29,7 @@ import skimage.data
 import uvloop
 from PIL import Image
 
+from app.bench.processes import cpu_seconds
 from app.checkpoints import published_resnet50_preprocessing
 from app.images import DecodeLimits, decode
 from benchmarks.machine import describe
@@ -40,7 +41,6 @@ PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry")
 QUALITY = 96
 LIMITS = DecodeLimits(50_000_000, 25_000_000, 16_384)
 RESNET50 = published_resnet50_preprocessing()
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def photos(folder: Path | None) -> list[bytes]:
@@ -104,12 +104,6 @@ async def send(host: str, port: int, images: list[bytes], seconds: float) -> tup
     await asyncio.sleep(seconds)
     after = sum(client.answers for client in clients)
     return after - before, after
-
-
-def cpu_seconds(process_id: int) -> float:
-    """That a process and those of its children that have ended have used."""
-    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
-    return sum(int(each) for each in fields[11:15]) / _TICKS
 
 
 class Done(NamedTuple):

@@ -19,14 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.clients import Clients, Tally, post
+from benchmarks.clients import NO_ANSWER, NONE, Clients, Tally, percentile_ms, post, ratios_of
 from tests.photos import make_jpeg
 
 _HERE = Path(__file__).parent
@@ -69,6 +69,7 @@ PEERS = {
     "mosec": Peer(("mosec",), "{bin}/python mosec_server.py --timeout 60000 --port {port}", _raw("/inference")),
     "bentoml": Peer(("bentoml",), "{bin}/bentoml serve bentoml_server:Classifier --port {port}", _form),
 }
+_USUAL = ("plain-fastapi", "litserve", "mosec")
 
 
 def install(name: str, peer: Peer) -> Path:
@@ -130,9 +131,8 @@ class Contestant:
         while True:
             if server.poll() is not None or time.monotonic() - began > _START_SECONDS:
                 raise RuntimeError
-            with suppress(OSError, asyncio.IncompleteReadError):
-                if await load.ask() == 200:
-                    break
+            if await load.ask() == 200:
+                break
             await asyncio.sleep(0.1)
         self.start_seconds.append(time.monotonic() - began)
         await load.closed_loop(clients, _WARM_UP_SECONDS)
@@ -148,20 +148,23 @@ def table(contestants: Sequence[Contestant]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for each in contestants:
-        cuts = [statistics.quantiles(tally.latencies, n=100) for tally in each.rounds]
-        ratio = statistics.median(own.rate / other.rate for own, other in zip(first.rounds, each.rounds, strict=True))
-        errors: defaultdict[int, int] = defaultdict(int)
+        ratios = ratios_of(first.rounds, each.rounds)
+        rates = [tally.rate for tally in each.rounds if tally.is_good]
+        errors: defaultdict[str, int] = defaultdict(int)
         for tally in each.rounds:
             for status, count in tally.statuses.items():
                 if status != 200:
-                    errors[status] += count
+                    errors["no answer" if status == NO_ANSWER else str(status)] += count
         lines.append(
-            f"| {each.name} | {statistics.median(tally.rate for tally in each.rounds):.1f} | {ratio:.2f}x | "
-            f"{statistics.median(cut[49] for cut in cuts) * 1e3:.0f} | "
-            f"{statistics.median(cut[98] for cut in cuts) * 1e3:.0f} | {statistics.median(each.start_seconds):.1f} | "
-            f"{dict(errors) or 0} |"
+            f"| {each.name} | {_median(rates, '.1f')} | {_median(ratios, '.2f', 'x')} | "
+            f"{percentile_ms(each.rounds, 50)} | {percentile_ms(each.rounds, 99)} | "
+            f"{_median(each.start_seconds, '.1f')} | {dict(errors) or 0} |"
         )
     return "\n".join(lines)
+
+
+def _median(values: Sequence[float], digits: str, unit: str = "") -> str:
+    return f"{statistics.median(values):{digits}}{unit}" if values else NONE
 
 
 def photos(folder: Path | None) -> list[bytes]:
@@ -184,16 +187,25 @@ def make_weights(path: Path) -> None:
     save_file(resnet50().state_dict(), path)
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peers", nargs="*", default=["plain-fastapi", "litserve", "mosec"], choices=[*PEERS, []])
+    # No `choices`: with "*" argparse holds the default, as one value, against them.
+    parser.add_argument("peers", nargs="*", metavar="PEER", help=f"of {', '.join(PEERS)}; {' '.join(_USUAL)}")
     parser.add_argument("--null", action="store_true", help="no network: what the servers alone cost")
-    parser.add_argument("--photos", type=Path, help="a folder of JPEGs to send")
+    parser.add_argument("--photos", type=Path, help="a folder of JPEGs to send; without it, made ones")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=15.0, help="for each server and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--int8", type=Path, help="a quantized model of this service's, measured beside the others")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.peers if name not in PEERS]:
+        parser.error(f"there is no peer {', '.join(unknown)}; choose from {', '.join(PEERS)}")
+    options.peers = options.peers or list(_USUAL)
+    return options
+
+
+def main() -> None:
+    options = parse()
     images = photos(options.photos)
     with tempfile.TemporaryDirectory() as temporary:
         weights = Path(temporary) / "resnet50.safetensors"
@@ -213,7 +225,12 @@ def main() -> None:
         for number in range(options.rounds):
             for each in contestants:
                 print(f"round {number + 1}: {each.name} …", file=sys.stderr, flush=True)
-                each.measure(environment, options.clients, options.seconds)
+                try:
+                    each.measure(environment, options.clients, options.seconds)
+                except RuntimeError as error:
+                    # The others' rounds are not lost with it.
+                    print(error, file=sys.stderr, flush=True)
+                    each.rounds.append(Tally(statuses=Counter({NO_ANSWER: 1})))
     sizes = statistics.median(len(image) for image in images)
     print(
         f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, PyTorch {version('torch')}"

@@ -118,6 +118,8 @@ def in_turns(sides: Mapping[str, Callable[[], object]], seconds: float) -> dict[
 
 
 def start(report: Report, plan: DevicePlan, name: str, largest: int) -> TorchBackend:
+    # The backends before it stay where they are: what this one adds is its own.
+    before = (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) if plan.is_cuda else (0, 0)
     began = time.perf_counter()
     backend = TorchBackend(network(), PREPROCESSING, plan)
     report.start_seconds[f"{name}, built"] = time.perf_counter() - began
@@ -125,8 +127,8 @@ def start(report: Report, plan: DevicePlan, name: str, largest: int) -> TorchBac
     backend.warm_up(largest)
     report.start_seconds[f"{name}, warm up to {largest}"] = time.perf_counter() - began
     if plan.is_cuda:
-        report.memory_mb[f"{name}, allocated"] = torch.cuda.memory_allocated() / 1e6
-        report.memory_mb[f"{name}, reserved"] = torch.cuda.memory_reserved() / 1e6
+        report.memory_mb[f"{name}, allocated"] = (torch.cuda.memory_allocated() - before[0]) / 1e6
+        report.memory_mb[f"{name}, reserved"] = (torch.cuda.memory_reserved() - before[1]) / 1e6
     return backend
 
 

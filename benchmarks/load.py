@@ -81,14 +81,16 @@ class Step:
             self.accepted.append(latency)
             self.in_time += latency <= _DEADLINE_MS / 1e3 and due + latency <= self.seconds
 
-    def settled_after(self, longest: float) -> float:
+    def settled_after(self, longest: float) -> float | None:
         """Seconds until all was well for good: until the end of the last half second in which over a twentieth of the
-        requests were refused or took over `longest`.
+        requests were refused or took over `longest`. None where that is the last one: it was not well yet.
         """
         windows: dict[int, list[bool]] = {}
         for due, latency, status in self.answers:
             windows.setdefault(int(due / _WINDOW_SECONDS), []).append(status == 200 and latency <= longest)
         unwell = [window for window, well in windows.items() if well.count(False) > 0.05 * len(well)]
+        if unwell and max(unwell) == max(windows):
+            return None
         return (max(unwell) + 1) * _WINDOW_SECONDS if unwell else 0.0
 
 
@@ -115,8 +117,10 @@ class Report:
     deadline_ms: int
     peak: float
     rows: list[Row]
-    recovery_seconds: float
-    """After the heaviest load's last arrival: until answers were again what they were at half of the peak."""
+    recovery_seconds: float | None
+    """After the heaviest load's last arrival: until answers were again what they were at half of the peak. None: not
+    while it was watched."""
+    watched_seconds: float
 
 
 async def offer(clients: Clients, rate: float, seconds: float, tasks: asyncio.TaskGroup) -> Step:
@@ -149,7 +153,7 @@ async def run(address: str, service: ServiceProcess, seconds: float) -> Report:
     peak = (await clients.closed_loop(32, seconds)).rate
     rows: list[Row] = []
     calm = 0.0
-    recovery = float("nan")
+    recovery: float | None = None
     for times in _TIMES:
         _say(f"{times:g}x the peak of {peak:.1f}/s, {seconds:g} s")
         since = len(service.lines)
@@ -178,7 +182,7 @@ async def run(address: str, service: ServiceProcess, seconds: float) -> Report:
     clients.close()
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
     device = "null backend, 100 ms + 5 ms an image, batches of up to 8"
-    return Report(machine, device, _DEADLINE_MS, peak, rows, recovery)
+    return Report(machine, device, _DEADLINE_MS, peak, rows, recovery, seconds)
 
 
 def _say(what: str) -> None:
@@ -196,12 +200,16 @@ def table(report: Report) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in report.rows:
-        others = ", ".join(f"{count} x {status}" for status, count in sorted(row.others.items())) or "none"
+        others = (
+            ", ".join(f"{count} x {status or 'no answer'}" for status, count in sorted(row.others.items())) or "none"
+        )
         lines.append(
             f"| {row.times_peak:g}x | {row.goodput:.1f} | {row.share_of_peak:.0%} | {row.p50_ms:.0f} | "
             f"{row.p99_ms:.0f} | {row.refused:,} | {row.refused_in_ms:.2f} | {others} |"
         )
-    lines += ["", f"as before the load again {report.recovery_seconds:.1f} s after its last arrival"]
+    found = report.recovery_seconds
+    told = f"not within {report.watched_seconds:g} s" if found is None else f"{found:.1f} s"
+    lines += ["", f"as before the load again {told} after its last arrival"]
     return "\n".join(lines)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import platform
 import re
 import statistics
@@ -23,12 +22,12 @@ from pathlib import Path
 from PIL import Image
 from skimage import data
 
+from app.bench.processes import cpu_seconds, family
 from app.resources import available_cpus
-from benchmarks.clients import Clients, Tally, post
+from benchmarks.clients import NONE, Clients, Tally, percentile_ms, post, ratios_of
 from tests.photos import encode
 from tests.running import ServiceProcess, service_process
 
-_TICKS = os.sysconf("SC_CLK_TCK")
 _WARM_UP_SECONDS = 2.0
 
 
@@ -42,25 +41,18 @@ class Contestant:
     cpu_seconds: list[float] = field(default_factory=list)
     """For each answer, by round."""
 
-    def processes(self) -> list[int]:
-        """The service's own process and its children."""
-        own = self.service.process.pid
-        children = Path(f"/proc/{own}/task/{own}/children").read_text(encoding="ascii")
-        return [own, *(int(each) for each in children.split())]
-
-    def cpu(self) -> float:
-        times = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.processes()]
-        return sum(int(each[11]) + int(each[12]) for each in times) / _TICKS
-
     def memory_megabytes(self) -> float:
-        rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii") for pid in self.processes()]
+        rollups = [
+            Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii") for pid in family(self.service.process.pid)
+        ]
         return sum(int(size) for each in rollups for size in re.findall(r"^Pss: +(\d+) kB", each, re.MULTILINE)) / 1e3
 
     def measure(self, requests: list[bytes], clients: int, seconds: float) -> None:
-        before = self.cpu()
+        pid = self.service.process.pid
+        before = cpu_seconds(pid)
         tally = asyncio.run(_load(self.service.address, requests, clients, seconds))
         self.rounds.append(tally)
-        self.cpu_seconds.append((self.cpu() - before) / max(1, len(tally.latencies)))
+        self.cpu_seconds.append((cpu_seconds(pid) - before) / max(1, len(tally.latencies)))
 
 
 async def _load(address: str, requests: list[bytes], clients: int, seconds: float) -> Tally:
@@ -90,13 +82,11 @@ def report(contestants: list[Contestant], rounds: int, seconds: float, clients: 
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for each in contestants:
-        ratios = [own.rate / other.rate for own, other in zip(each.rounds, first.rounds, strict=True)]
-        cuts = [statistics.quantiles(tally.latencies, n=100) for tally in each.rounds]
+        ratios = ratios_of(each.rounds, first.rounds)
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})" if ratios else NONE
         lines.append(
             f"| {each.workers} | {statistics.median(tally.rate for tally in each.rounds):.0f} | "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | "
-            f"{statistics.median(cut[49] for cut in cuts) * 1e3:.1f} | "
-            f"{statistics.median(cut[98] for cut in cuts) * 1e3:.1f} | "
+            f"{spread} | {percentile_ms(each.rounds, 50, 1)} | {percentile_ms(each.rounds, 99, 1)} | "
             f"{statistics.median(each.cpu_seconds) * 1e3:.2f} | {each.memory_megabytes():.0f} |"
         )
         statuses = sum((tally.statuses for tally in each.rounds), start=type(each.rounds[0].statuses)())

@@ -4,36 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import io
 import json
 import os
 import re
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from app.backends.null import NullBackend
 from app.backends.transfer import batch_copy
+from app.bench import generator
 from app.bench import photos as bench_photos
 from app.bench.answers import Answer
+from app.bench.bodies import write_bodies
 from app.bench.clients import Clients, prepare
 from app.bench.loops import Step, closed_loop, open_loop
 from app.bench.photos import find_photos, smallest_image
 from app.bench.picture import check_matplotlib
 from app.bench.processes import cpu_seconds, family, open_files, rss_bytes
 from app.bench.report import Report
+from app.bench.run import prepare_photos
+from app.bench.search import Highest
 from app.bench.serving import environment_of, null_settings, reached
 from app.bench.target import Target, parse_target
-from app.errors import SettingError
+from app.bench.text import render
+from app.cli import bench as bench_command
+from app.errors import SettingError, StartError
 from app.settings import Settings, load_settings
+from tests.certificates import self_signed
 from tests.photos import LIMITS, make_jpeg, null_classes
 from tests.running import CACHE_DIR, RunningServer, clean_environment, wait_until
 
@@ -236,6 +248,20 @@ def test_the_command_says_what_it_found(
     assert sorted(path.name for path in folder.iterdir()) == ["bench.json", "bench.png", "photos"]
 
 
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_a_rate_that_was_not_confirmed_is_no_headline(
+    standard: tuple[subprocess.CompletedProcess[str], Report], confirmed: bool
+) -> None:
+    """The text says so beside the rate, which is bold only where it was kept twice."""
+    _, report = standard
+    highest = Highest(123.0, confirmed, "A reason.", ())
+    console = Console(width=200, record=True, file=io.StringIO(), highlight=False)
+    console.print(render(report.model_copy(update={"highest": highest})))
+    (line,) = [line for line in console.export_text(styles=True).splitlines() if "Highest rate" in line]
+    assert ("123.0/s, not confirmed. A reason." in line) is not confirmed
+    assert ("\x1b[1m123.0/s\x1b[0m" in line) is confirmed
+
+
 def test_the_report_is_one_known_document(
     standard: tuple[subprocess.CompletedProcess[str], Report], folder: Path
 ) -> None:
@@ -269,6 +295,9 @@ def test_a_service_at_a_url(null_server: RunningServer, folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     report = Report.model_validate_json((folder / "url.json").read_text(encoding="utf-8"))
+    # Nothing is known of the server's machine but what its health says.
+    assert re.search(r"│ load from +│", done.stdout)
+    assert re.search(r"│ its versions +│", done.stdout)
     (folder / "url.json").unlink()
     assert report.server.url == null_server.address
     assert not report.server.was_started
@@ -277,6 +306,7 @@ def test_a_service_at_a_url(null_server: RunningServer, folder: Path) -> None:
     assert "Rooflines: none" in done.stdout
     assert report.single is not None
     assert report.highest is not None
+    assert report.all_steps == [report.closed, report.single, *report.curve]
     assert all(step.good > 0 and step.wrong == 0 for step in report.all_steps)
 
 
@@ -297,32 +327,155 @@ def test_a_soak_counts_its_requests_and_watches_memory(folder: Path) -> None:
     assert "Server's memory (RSS)" in done.stdout
 
 
-def test_what_was_started_ends_with_the_run(tmp_path: Path) -> None:
-    """SIGTERM in the middle: the server and every other process of the run end too."""
+@contextmanager
+def long_soak(folder: Path, *before: str) -> Iterator[subprocess.Popen[str]]:
+    """The command with more requests than a test has time for; whatever of it still runs at the end is killed."""
     with subprocess.Popen(
-        command("--requests", "100000", "--no-picture", "--", "--backend", "null"),
-        cwd=tmp_path,
+        [*before, *command("--requests", "1000000", "--no-picture", "--", "--backend", "null")],
+        stdin=subprocess.DEVNULL,
+        cwd=folder,
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "Starting the service" in line:
-                break
+        try:
+            yield process
+        finally:
+            for each in family(process.pid) if process.poll() is None else []:
+                os.kill(each, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_what_was_started_ends_with_the_run(tmp_path: Path, told: signal.Signals) -> None:
+    """In the middle of a load: the load, the server and every other process of the run end, and soon."""
+    with long_soak(tmp_path) as process:
+        wait_until(lambda: running(process.pid, "generator"))
+        (generator_pid,) = running(process.pid, "generator")
+        # It has begun to send: its clients' connections are open.
+        wait_until(lambda: open_files(generator_pid) > 16)
         started = family(process.pid)[1:]
-        assert started
-        process.send_signal(signal.SIGTERM)
-        process.stderr.read()
-        assert process.wait(60) == 128 + signal.SIGTERM
+        assert len(started) >= 2
+        process.send_signal(told)
+        # A generator that finished its load, or was waited for, would take ten seconds alone.
+        assert process.wait(8) == 128 + told
         for each in started:
             wait_until(lambda pid=each: not Path(f"/proc/{pid}").exists())
     assert list(tmp_path.iterdir()) == []
 
 
+def test_under_nohup_a_terminal_may_close(tmp_path: Path) -> None:
+    """SIGHUP is left ignored where it was, and SIGTERM still ends the run."""
+    with long_soak(tmp_path, "nohup") as process:
+        wait_until(lambda: running(process.pid, "generator"))
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+        ignored = re.search(r"^SigIgn:\s+([0-9a-f]+)$", status, re.MULTILINE)
+        assert ignored
+        assert int(ignored[1], 16) >> (signal.SIGHUP - 1) & 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(8) == 128 + signal.SIGTERM
+
+
+def test_a_server_that_dies_during_a_soak_ends_it(tmp_path: Path) -> None:
+    """Killed under load: the run says so at once, with its status, and does not ask on where nobody listens."""
+    with long_soak(tmp_path) as process:
+        wait_until(lambda: running(process.pid, "serve") and running(process.pid, "generator"))
+        (server,) = running(process.pid, "serve")
+        wait_until(lambda: cpu_seconds(server) > 4)
+        os.kill(server, signal.SIGKILL)
+        _, told = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "Error: The server ended with status -9 during the run." in told, told
+    assert list(tmp_path.iterdir()) == []
+
+
+def running(pid: int, word: str) -> list[int]:
+    """The processes that `pid` started which have `word` in their command line."""
+    found = []
+    for each in family(pid)[1:]:
+        with suppress(OSError):
+            if word in Path(f"/proc/{each}/cmdline").read_text(encoding="utf-8"):
+                found.append(each)
+    return found
+
+
+_KILLED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from app.bench.serving import started
+from app.errors import StartError
+from app.settings import load_settings
+
+async def main(what):
+    async with started(load_settings(backend="null"), "server", Path("."), 60) as serving:
+        if what == "killed":
+            os.kill(serving.pid, signal.SIGKILL)
+        else:
+            asyncio.current_task().cancel()
+        await asyncio.sleep(60)
+
+try:
+    asyncio.run(main(sys.argv[1]))
+except (StartError, asyncio.CancelledError) as error:
+    print(repr(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [("killed", r"StartError\('The server ended with status -9 during the run\."), ("cancelled", r"CancelledError\(")],
+)
+def test_a_server_that_ends_while_it_is_measured_is_told(tmp_path: Path, what: str, told: str) -> None:
+    """Whatever is awaited meanwhile ends; who cancels the run itself is not told of the server."""
+    program = [sys.executable, "-c", _KILLED, what]
+    done = subprocess.run(program, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    assert re.match(told, done.stdout), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("unanswered", [0, 1])
+def test_what_a_soak_did_not_get_fails_it(
+    standard: tuple[subprocess.CompletedProcess[str], Report], unanswered: int
+) -> None:
+    """A soak in which one request was refused is a failed one; a measurement under too much load is none."""
+    _, report = standard
+    closed = replace(report.closed, requests=report.closed.good + unanswered, codes={"overloaded": unanswered})
+    assert report.model_copy(update={"closed": closed}).failures == []
+    told = report.model_copy(update={"closed": closed, "kind": "soak"}).failures
+    assert len(told) == unanswered
+    assert all("1 × overloaded" in each for each in told)
+
+
+def test_a_soak_without_a_right_answer_is_an_error(folder: Path) -> None:
+    """A service that refuses every photo: nothing is written, and the exit status is not 0."""
+    soak = ("--requests", "20", "--photos", "photos", "--output", "none.json", "--no-picture")
+    done = bench(*soak, "--", "--backend", "null", "--max-received-bytes", "1", folder=folder)
+    assert done.returncode == 1
+    assert "gave no right answer in a closed loop: " in done.stderr, done.stderr
+    assert not (folder / "none.json").exists()
+
+
 @contextmanager
-def answering(status: int, body: bytes, **headers: str) -> Iterator[Target]:
+def silent() -> Iterator[Target]:
+    """A server that takes connections and answers nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield Target("http", "127.0.0.1", listener.getsockname()[1])
+
+
+def test_a_server_that_answers_nothing_does_not_hold_the_generator(tmp_path: Path) -> None:
+    """What an image's answer is cannot be learnt from it, and after three images it is said; a soak counts them."""
+    write_bodies(tmp_path / "photos", [b"x"] * 8)
+    with silent() as target:
+        told = {"target": asdict(target), "bodies": str(tmp_path / "photos"), "give_up_seconds": 0.1}
+        with pytest.raises(StartError, match=r"3 images were not answered within 0\.1 s each"):
+            generator.learn(dict(told), lambda done: None)
+        step = generator.run_step(
+            told | {"loop": "closed", "clients": 2, "requests": 4, "target_ms": 100}, lambda done: None
+        )
+    assert (step["requests"], step["good"], step["connection_errors"]) == (4, 0, {"no answer": 4})
+
+
+@contextmanager
+def answering(status: int, body: bytes, certificate: Path | None = None, **headers: str) -> Iterator[Target]:
     """A server that gives one answer to everything."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -337,10 +490,14 @@ def answering(status: int, body: bytes, **headers: str) -> Iterator[Target]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if certificate is not None:
+            trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            trusted.load_cert_chain(certificate / "tls.crt", certificate / "tls.key")
+            server.socket = trusted.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield Target("http", "127.0.0.1", server.server_port)
+            yield Target("http" if certificate is None else "https", "127.0.0.1", server.server_port)
         finally:
             server.shutdown()
             thread.join()
@@ -369,11 +526,24 @@ def test_who_answers_at_a_url_is_looked_at(status: int, body: bytes, told: str) 
         asyncio.run(reached(target, 0.2))
 
 
+def test_https_is_trusted_for_readiness_as_it_is_for_the_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certificate that this system trusts is enough for both; one that it does not trust is refused by name."""
+    health = b'{"state": "ready", "ready": true, "version": "1"}'
+    with answering(200, health, self_signed(tmp_path)) as target:
+        with pytest.raises(SettingError, match=r"cannot be reached: .*CERTIFICATE_VERIFY_FAILED"):
+            asyncio.run(reached(target, 5))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "tls.crt"))
+        assert asyncio.run(reached(target, 5)).health["ready"] is True
+
+
 def test_mistakes_are_told_before_anything_is_measured(folder: Path, tmp_path: Path) -> None:
-    """A URL where nobody listens, a flag that serve does not have: told in one line, without a trace."""
+    """Nobody at the URL, a flag that serve does not have, an --output that is no file: told without a trace."""
     for arguments, told in (
         (("--url", "http://127.0.0.1:9"), "http://127.0.0.1:9 cannot be reached"),
         (("--", "--no-such-flag", "1"), "No such option: --no-such-flag"),
+        (("--output", "."), "--output: . is a folder; name the report's file in it, such as bench.json"),
+        (("--output", str(folder)), f"--output: {folder} is a folder"),
+        (("--output", "report.png"), "report.png is where the picture goes; name the report, such as report.json"),
     ):
         done = bench(*arguments, folder=tmp_path)
         assert done.returncode != 0
@@ -398,9 +568,13 @@ def decode_for_service(data: bytes) -> np.ndarray:
 
 def test_photos_are_somebodys_or_at_hand_or_made(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder's good images by name; without a folder scikit-image's; without that, made ones; and it says which."""
+    (folder / "photos" / "album.jpg").mkdir()
+    (folder / "photos" / "lost.jpg").symlink_to("nowhere")
     own = find_photos(folder / "photos", decode_for_service)
+    (folder / "photos" / "album.jpg").rmdir()
+    (folder / "photos" / "lost.jpg").unlink()
     assert own.bodies == tuple(IMAGES)
-    assert [each.partition(":")[0] for each in own.skipped] == ["bad.jpg"]
+    assert [each.partition(":")[0] for each in own.skipped] == ["bad.jpg", "lost.jpg"]
     for empty, told in ((tmp_path, "holds no image"), (tmp_path / "nowhere", "cannot be read: No such file")):
         with pytest.raises(SettingError, match=told):
             find_photos(empty, decode_for_service)
@@ -414,6 +588,17 @@ def test_photos_are_somebodys_or_at_hand_or_made(folder: Path, tmp_path: Path, m
         assert 40_000 < len(body) < 200_000
 
 
+def test_photos_that_are_too_large_a_body_are_not_sent(tmp_path: Path) -> None:
+    """The service's own limit on a body holds for what it is sent: each such photo would be a refusal, not a load."""
+    (tmp_path / "photos").mkdir()
+    for name, image in (("fits.jpg", IMAGES[0]), ("large.jpg", IMAGES[1] + bytes(len(IMAGES[0])))):
+        (tmp_path / "photos" / name).write_bytes(image)
+    settings = load_settings(backend="null", max_body_bytes=str(len(IMAGES[0])))
+    photos = prepare_photos(tmp_path, settings, tmp_path / "photos")
+    assert photos.bodies == (IMAGES[0],)
+    assert re.fullmatch(r"large\.jpg: The request body is over the limit of [\d,]+ bytes\.", *photos.skipped)
+
+
 def test_the_smallest_image_is_as_large_as_a_photo_and_costs_nothing() -> None:
     """A picture of one pixel that the service decodes, with bytes behind it that it does not read."""
     data = smallest_image(padded_to_bytes=100_000)
@@ -422,11 +607,12 @@ def test_the_smallest_image_is_as_large_as_a_photo_and_costs_nothing() -> None:
 
 
 def test_copies_to_the_device_arrive() -> None:
-    """On CPU a batch is made of the images; the call can be repeated."""
+    """On CPU a batch is made of the images; a later call copies what they are then."""
     images = [np.full((4, 4, 3), value, np.uint8) for value in (1, 2)]
     copy = batch_copy("cpu (2 threads)", images)
-    assert copy() is None
-    assert copy() is None
+    assert np.array_equal(copy(), np.stack(images))
+    images[1][:] = 3
+    assert np.array_equal(copy(), np.stack(images))
 
 
 def test_a_process_is_read_from_proc() -> None:
@@ -468,3 +654,14 @@ def test_without_matplotlib_it_says_so_at_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SettingError, match=r"pip install 'resnet-serve\[pictures\]'.*--no-picture"):
         check_matplotlib()
+
+
+def test_the_bar_of_a_timed_loop_follows_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests fill the bar where they are counted, and leave it alone where seconds are."""
+    monkeypatch.setattr(bench_command, "stderr", Console(file=io.StringIO()))
+    for seconds, total, completed in ((5.0, None, 0), (5.0, 100, 40)):
+        progress = bench_command._TerminalProgress()
+        progress.begin("something", seconds, total)
+        progress.done(40)
+        (task,) = progress._bars.tasks
+        assert (task.completed, task.total) == (completed, total or seconds)

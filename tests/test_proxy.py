@@ -35,6 +35,7 @@ from app.errors import (
     ServiceError,
 )
 from app.settings import Settings
+from tests.certificates import self_signed
 from tests.running import RunningServer, wait_until
 
 START = Path(__file__).parent.parent / "proxy" / "start.sh"
@@ -561,21 +562,7 @@ def test_sigquit_answers_what_was_taken(echo: Echo, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a self-signed certificate for 127.0.0.1."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
-    folder = tmp_path_factory.mktemp("certificate")
-    options = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=proxy"
-    names = [
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-        "-keyout",
-        str(folder / "tls.key"),
-        "-out",
-        str(folder / "tls.crt"),
-    ]
-    subprocess.run([openssl, *options.split(), *names], capture_output=True, timeout=60, check=True)
-    return folder
+    return self_signed(tmp_path_factory.mktemp("certificate"))
 
 
 def test_with_a_certificate_it_serves_https(null_server: RunningServer, certificate: Path, tmp_path: Path) -> None:

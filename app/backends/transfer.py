@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from ..types import Pixels
 
 
-def batch_copy(device: str, images: list[Pixels]) -> Callable[[], None]:
-    """A call that makes one batch of the images and brings it to where `device` reads it; it returns when it is there.
+def batch_copy(device: str, images: list[Pixels]) -> Callable[[], Any]:
+    """A call that makes one batch of the images, brings it to where `device` reads it, and returns it when it is there.
 
     On CPU that is the copy into one array. On CUDA the array lies in pinned memory, and is copied over from there.
     """
@@ -23,13 +24,14 @@ def batch_copy(device: str, images: list[Pixels]) -> Callable[[], None]:
     pinned = torch.from_numpy(batch).pin_memory()
     there = torch.empty_like(pinned, device=where)
 
-    def copy() -> None:
+    def copy() -> torch.Tensor:
         _fill(pinned.numpy(), images)
         there.copy_(pinned, non_blocking=True)
         torch.cuda.synchronize(where)
+        return there
 
     return copy
 
 
-def _fill(batch: Pixels, images: list[Pixels]) -> None:
-    np.stack(images, out=batch)
+def _fill(batch: Pixels, images: list[Pixels]) -> Pixels:
+    return np.stack(images, out=batch)

@@ -13,7 +13,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 _TIMING = re.compile(rb"\r\nserver-timing: *([^\r]*)", re.IGNORECASE)
 _BATCH = re.compile(rb"\r\nx-batch-size: *(\d+)", re.IGNORECASE)
-_STAGE = re.compile(rb"(decode|queue|inference);dur=([\d.]+)")
+_STAGE = re.compile(rb"(decode|queue|inference);dur=(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,11 +35,11 @@ def command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", f"{_PACKAGE}{module}", *arguments]
 
 
-def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This process's environment with the package's folder on Python's path."""
     own = str(Path(__file__).parents[2])
     path = os.pathsep.join(part for part in (own, os.environ.get("PYTHONPATH", "")) if part)
-    return {**os.environ, "PYTHONPATH": path, **(more or {})}
+    return {**os.environ, "PYTHONPATH": path}
 
 
 class Child:
@@ -49,6 +49,7 @@ class Child:
         self.name = name
         self._process = process
         self._log = log
+        self._is_busy = False
 
     @classmethod
     async def start(cls, name: str, module: str, folder: Path, more: Mapping[str, str] | None = None) -> Child:
@@ -72,6 +73,7 @@ class Child:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
+        self._is_busy = True
         try:
             stdin.write(json.dumps({"do": do, **values}).encode() + b"\n")
             await stdin.drain()
@@ -79,6 +81,7 @@ class Child:
             pass  # it has ended: the end of its output says so below
         while line := await stdout.readline():
             news = json.loads(line)
+            self._is_busy = "done" in news
             if "error" in news:
                 raise StartError(f"{self.name}: {news['error']}")
             if "result" in news:
@@ -88,8 +91,10 @@ class Child:
         raise StartError(f"{self.name}: its process ended with status {status}.{last_words(self._log)}")
 
     async def close(self) -> None:
-        """End it: it is done when its stdin ends."""
+        """End it: it is done when its stdin ends. A load that nobody waits for would go on: that is killed."""
         assert self._process.stdin is not None
+        if self._is_busy and self._process.returncode is None:
+            self._process.kill()
         self._process.stdin.close()
         try:
             await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)

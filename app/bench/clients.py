@@ -129,8 +129,10 @@ class Clients:
     async def body_of(self, number: int) -> bytes:
         """The body of the answer to request `number`. Raises `ConnectionFailed` or `OSError`."""
         connection = await self._take()
-        _, _, body = await connection.ask(self._requests[number % len(self._requests)].data)
-        connection.close()
+        try:
+            _, _, body = await connection.ask(self._requests[number % len(self._requests)].data)
+        finally:
+            connection.close()
         return body
 
     def close(self) -> None:

@@ -60,11 +60,11 @@ class Costs:
     served_rate: float
     served_of_possible: float
     served_of_decode: float
-    single_ms: float
-    """One client's median latency …"""
+    single_ms: float | None
+    """One client's median latency; None where it was answered in no round …"""
     single_parts_ms: float
     """… and a lone decode and a lone call of the backend, which it cannot be under."""
-    single_ratio: float
+    single_ratio: float | None
 
 
 def costs_of(rounds: Sequence[Round], cpus: int, side_by_side: bool) -> Costs:
@@ -79,8 +79,12 @@ def costs_of(rounds: Sequence[Round], cpus: int, side_by_side: bool) -> Costs:
     def possible(each: Round) -> float:
         if side_by_side:
             return min(each.model.rate, cpus / max(cpu(each), 1e-9))
-        return 1 / (1 / each.model.rate + cpu(each) / cpus)
+        # A model on all CPUs takes them from decoding; one on fewer threads leaves it the others. Those that other
+        # programs take are not left: there are as many as decoding alone got in this round.
+        got = min(cpus, each.decode.rate * each.decode.cpu_seconds_an_image)
+        return min(each.model.rate, got / max(each.model.cpu_seconds_an_image + cpu(each), 1e-9))
 
+    singles = [(each.single.latency_ms.p50, _parts_ms(each)) for each in rounds if each.single.latency_ms]
     decode = median(lambda each: each.decode.cpu_seconds_an_image)
     http = median(_http_cpu)
     transfer = median(lambda each: each.transfer.seconds / each.transfer.images)
@@ -103,9 +107,9 @@ def costs_of(rounds: Sequence[Round], cpus: int, side_by_side: bool) -> Costs:
         served_rate=median(lambda each: each.served.throughput),
         served_of_possible=median(lambda each: each.served.throughput / possible(each)),
         served_of_decode=median(lambda each: each.served.throughput / each.decode.rate),
-        single_ms=median(_single_ms),
+        single_ms=statistics.median(ms for ms, _ in singles) if singles else None,
         single_parts_ms=median(_parts_ms),
-        single_ratio=median(lambda each: _single_ms(each) / _parts_ms(each)),
+        single_ratio=statistics.median(ms / parts for ms, parts in singles) if singles else None,
     )
 
 
@@ -113,10 +117,6 @@ def _http_cpu(each: Round) -> float:
     """The server's CPU an image beside decoding: what it took for the smallest image, but for decoding that."""
     answered = max(each.http.good, 1)
     return max(0.0, each.http_cpu_seconds / answered - each.smallest.cpu_seconds_an_image)
-
-
-def _single_ms(each: Round) -> float:
-    return each.single.latency_ms.p50 if each.single.latency_ms else 0.0
 
 
 def _parts_ms(each: Round) -> float:

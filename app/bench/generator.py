@@ -6,18 +6,24 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
+from ..errors import StartError
 from .answers import classes_of
 from .bodies import read_bodies
 from .children import answer_commands
 from .clients import Clients, ConnectionFailed, Request, prepare
 from .loops import Step, closed_loop, open_loop
 from .target import Target
+
+_GIVE_UP_SECONDS = 60.0
+# One answer may be lost; a service that loses more holds the run for ever.
+_MOST_LOST = 3
 
 
 def run_step(told: dict[str, Any], on_done: Callable[[int], None]) -> dict[str, Any]:
@@ -31,7 +37,9 @@ def run_step(told: dict[str, Any], on_done: Callable[[int], None]) -> dict[str, 
 
 async def _step(loop: str, clients: Clients, told: dict[str, Any], on_done: Callable[[int], None]) -> Step:
     # Answered before anything is measured: what the step before left in the server's queue is gone by then.
-    await asyncio.wait([asyncio.create_task(clients.ask(0))], timeout=told.get("give_up_seconds", 60.0))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(told.get("give_up_seconds", _GIVE_UP_SECONDS)):
+            await clients.ask(0)
     try:
         return await (closed_loop if loop == "closed" else open_loop)(clients.ask, on_done=on_done, **told)
     finally:
@@ -39,16 +47,23 @@ async def _step(loop: str, clients: Clients, told: dict[str, Any], on_done: Call
 
 
 def learn(told: dict[str, Any], on_done: Callable[[int], None]) -> list[list[int]]:
-    """What the server answers to each body where nobody else asks: the two best classes."""
+    """What the server answers to each body where nobody else asks: the two best classes, or nothing."""
     target, requests = _requests(told)
-    return uvloop.run(_learn(Clients(target, requests), requests))
+    return uvloop.run(_learn(Clients(target, requests), requests, told.get("give_up_seconds", _GIVE_UP_SECONDS)))
 
 
-async def _learn(clients: Clients, requests: list[Request]) -> list[list[int]]:
-    found = []
+async def _learn(clients: Clients, requests: list[Request], give_up_seconds: float) -> list[list[int]]:
+    found: list[list[int]] = []
+    lost = 0
     for number in range(len(requests)):
         try:
-            found.append(classes_of(await clients.body_of(number))[:2])
+            async with asyncio.timeout(give_up_seconds):
+                found.append(classes_of(await clients.body_of(number))[:2])
+        except TimeoutError:
+            found.append([])
+            lost += 1
+            if lost == _MOST_LOST:
+                raise StartError(f"{lost} images were not answered within {give_up_seconds:g} s each.") from None
         except (ConnectionFailed, OSError, ValueError):
             found.append([])
     clients.close()

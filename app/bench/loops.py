@@ -81,6 +81,13 @@ class Step:
         return self.in_time / self.seconds if self.seconds else 0.0
 
     @property
+    def outcomes(self) -> str:
+        """What became of the requests, for a person."""
+        counts = {**self.statuses, **self.codes, **self.connection_errors}
+        told = ", ".join(f"{count} × {name}" for name, count in counts.items()) or "no answer at all"
+        return f"{told}, {self.wrong} wrong."
+
+    @property
     def keeps_target(self) -> bool:
         """99 of 100 requests were answered rightly within the target: a refusal is no answer."""
         return self.requests > 0 and self.in_time >= 0.99 * self.requests
@@ -169,7 +176,10 @@ async def closed_loop(
     on_done: Done = lambda done: None,
     clock: Clock = time.monotonic,
 ) -> Step:
-    """`clients` that ask again as soon as they are answered: for so many `seconds`, or `requests` in all."""
+    """`clients` that ask again as soon as they are answered: for so many `seconds`, or `requests` in all.
+
+    A request that is not answered within `give_up_seconds` is given up, and its client goes on.
+    """
     tally = Tally(target_ms)
     numbers = itertools.count() if requests is None else iter(range(requests))
     began = clock()
@@ -182,7 +192,11 @@ async def closed_loop(
         for number in numbers:
             sent += 1
             asked = clock()
-            answer = await ask(number)
+            try:
+                async with asyncio.timeout(give_up_seconds):
+                    answer = await ask(number)
+            except TimeoutError:
+                answer = Answer(None, error="no answer")
             last_at = clock()
             tally.add(answer, last_at - asked)
             on_done(tally.answered)
@@ -243,13 +257,16 @@ async def open_loop(
 def due_times(rate: float, requests: int, arrivals: Arrivals, seed: int) -> Iterator[float]:
     """Seconds after the start at which each request is due.
 
-    "poisson": independent of each other, as the requests of many people are; "steady": evenly spaced.
+    "poisson": independent of each other, as the requests of many people are; "steady": evenly spaced. Either way they
+    come within `requests / rate` seconds.
     """
+    if arrivals == "steady":
+        yield from (number / rate for number in range(requests))
+        return
+    # A Poisson process of which the number of arrivals is known: independent moments. A sum of so many free gaps would
+    # be at another rate each time, by a tenth where it is a hundred of them.
     generator = random.Random(seed)
-    moment = 0.0
-    for number in range(requests):
-        yield number / rate if arrivals == "steady" else moment
-        moment += generator.expovariate(rate)
+    yield from sorted(generator.random() * requests / rate for _ in range(requests))
 
 
 def latency_of(latencies_ms: Sequence[float]) -> Latency | None:

@@ -59,17 +59,19 @@ def find_photos(folder: Path | None, decode: Callable[[bytes], Pixels]) -> Photo
     if folder is None:
         return _carried() or _made()
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)[:_MOST]
-        bodies = {path.name: path.read_bytes() for path in paths}
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and not path.is_dir())
     except OSError as error:
         raise SettingError(f"--photos: {folder} cannot be read: {error.strerror}.") from None
     good: list[bytes] = []
     skipped: list[str] = []
-    for name, body in bodies.items():
+    for path in paths[:_MOST]:
         try:
+            body = path.read_bytes()
             decode(body)
+        except OSError as error:
+            skipped.append(f"{path.name}: it cannot be read: {error.strerror}.")
         except ServiceError as refused:
-            skipped.append(f"{name}: {refused.detail}")
+            skipped.append(f"{path.name}: {refused.detail}")
         else:
             good.append(body)
     if not good:

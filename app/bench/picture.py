@@ -53,8 +53,9 @@ def draw_report(report: Report, path: Path) -> None:
 def _title(report: Report) -> str:
     server, machine = report.server, report.machine
     on = f", {machine.gpu}" if machine.gpu else ""
+    load = "" if server.was_started else "load from "
     return (
-        f"{server.model} ({server.model_version}), {server.backend} on {server.device}; {machine.cpu}, "
+        f"{server.model} ({server.model_version}), {server.backend} on {server.device}; {load}{machine.cpu}, "
         f"{machine.usable_cpus} CPUs{on}\n{report.photos.source}; {report.began_at}; resnet-serve {server.version}"
     )
 
@@ -70,8 +71,13 @@ def _draw_latency(report: Report, axes: Any) -> None:
         report.target_p99_ms, color="#666666", linestyle="--", linewidth=1, label=f"target {report.target_p99_ms:g} ms"
     )
     if report.highest is not None and report.highest.rate:
+        name, style = ("highest kept", "-") if report.highest.confirmed else ("not confirmed:", ":")
         axes.axvline(
-            report.highest.rate, color="#5a9e5a", linewidth=1, label=f"highest kept {report.highest.rate:.1f}/s"
+            report.highest.rate,
+            color="#5a9e5a",
+            linewidth=1,
+            linestyle=style,
+            label=f"{name} {report.highest.rate:.1f}/s",
         )
     if steps:
         axes.set_yscale("log")

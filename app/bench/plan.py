@@ -27,7 +27,7 @@ class Plan:
     """Shortest length of an open-loop step, in targets. Where a rate is over what the service can do by a part x, the
     queue takes a target / x to grow so long that the target is missed: 20 of them show 5% too much."""
     most_step_seconds: float
-    """However few requests those are: a slow service would hold the run for ever."""
+    """However few requests those are: a slow service would hold the run for ever. What a person asked for is more."""
     rounds: int
     tolerance: float
     most_steps: int
@@ -35,11 +35,15 @@ class Plan:
     """Rates beside the search's, as parts of the closed loop's throughput."""
     soak_requests: int = 0
     wait_seconds: float = 300.0
+    asked_seconds: float = 0.0
+    """By a person, for an open-loop step; 0 where it is the plan's own …"""
+    asked_requests: int = 0
 
     def requests_at(self, rate: float) -> int:
         """How many requests a step at this rate has."""
         wanted = max(self.step_requests, math.ceil(rate * max(self.seconds, self.step_targets * self.p99_ms / 1e3)))
-        return max(1, min(wanted, int(rate * self.most_step_seconds)))
+        asked = max(self.asked_requests, math.ceil(rate * self.asked_seconds))
+        return max(1, asked, min(wanted, int(rate * self.most_step_seconds)))
 
     @property
     def give_up_seconds(self) -> float:
@@ -75,4 +79,6 @@ def plan_run(
         curve=(0.5,) if quick else (0.5, 1.5),
         soak_requests=soak_requests or 0,
         wait_seconds=wait_seconds,
+        asked_seconds=seconds or 0.0,
+        asked_requests=step_requests or 0,
     )

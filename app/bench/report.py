@@ -79,18 +79,25 @@ class Report(BaseModel):
 
     @property
     def failures(self) -> list[str]:
-        """What makes the run a failed one: wrong answers, and growth in a soak."""
+        """What makes the run a failed one: wrong answers, and in a soak those that did not come, and growth."""
         found = []
         if wrong := sum(step.wrong for step in self.all_steps):
             found.append(f"{wrong} answers were wrong: no prediction, or not that of the image that was sent.")
+        if self.kind == "soak" and (lost := self.closed.requests - self.closed.good - self.closed.wrong):
+            found.append(f"{lost} of {self.closed.requests} requests got no prediction: {self.closed.outcomes}")
         if self.kind == "soak" and self.memory is not None and self.memory.grew:
             found.append("The server grew: see its memory and open files.")
         return found
 
     @property
     def all_steps(self) -> list[Step]:
-        rounds = [step for each in self.rounds for step in (each.http, each.served, each.single)]
-        return [*(rounds or [self.closed]), *self.curve]
+        return steps_of(self.rounds, self.closed, self.single, self.curve)
+
+
+def steps_of(rounds: Sequence[Round], closed: Step, single: Step | None, curve: Sequence[Step]) -> list[Step]:
+    """Each step once: `closed` and `single` are the last round's where there are rounds."""
+    loops = [step for each in rounds for step in (each.http, each.served, each.single)]
+    return [*(loops or [closed, *([single] if single else [])]), *curve]
 
 
 def warnings_of(steps: list[Step], rounds: Sequence[Round], cpus: int, skipped: tuple[str, ...]) -> tuple[str, ...]:
@@ -120,6 +127,12 @@ def warnings_of(steps: list[Step], rounds: Sequence[Round], cpus: int, skipped: 
 
 def check_writable(path: Path) -> None:
     """Before minutes of measuring. Raises `SettingError`."""
+    if not path.name or path.is_dir():
+        raise SettingError(
+            f"--output: {path} is a folder; name the report's file in it, such as {path / 'bench.json'}."
+        )
+    if path.suffix.lower() == ".png":
+        raise SettingError(f"--output: {path} is where the picture goes; name the report, such as {path.stem}.json.")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise SettingError(f"--output: {path.parent} is no folder that can be written to.")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..backends import null_checkpoint
 from ..backends.null import NullBackend
-from ..errors import StartError
+from ..errors import BodyTooLarge, StartError
 from ..resources import available_cpus
 from ..server import decode_as_served
 from ..settings import Settings
@@ -27,7 +27,7 @@ from .measuring import Generator, Progress, Rooflines, measure_closed, measure_l
 from .photos import Photos, facts_of, find_photos, smallest_image
 from .plan import Plan
 from .processes import MemorySample, memory_watch
-from .report import Report, ServerFacts, warnings_of
+from .report import Report, ServerFacts, steps_of, warnings_of
 from .search import Highest
 from .serving import Serving, given, null_settings, reached, started
 from .soak import ENOUGH_TO_GROW, memory_of
@@ -64,7 +64,7 @@ async def run(
     with tempfile.TemporaryDirectory(prefix="resnet-serve-bench-") as name:
         folder = Path(name)
         with telling(progress, "Preparing photos") as told:
-            photos = await asyncio.to_thread(_prepare_photos, folder, settings, photos_folder)
+            photos = await asyncio.to_thread(prepare_photos, folder, settings, photos_folder)
             told.append(photos.source)
         found = await _measure(plan, settings, target, photos, folder, progress)
     assert found.closed is not None
@@ -72,8 +72,7 @@ async def run(
     cpus = available_cpus()
     device = str(health["device"])
     on_device = device.startswith("cuda")
-    steps = [step for each in found.rounds for step in (each.http, each.served, each.single)]
-    steps += [found.closed, *([found.single] if found.single else []), *found.curve]
+    steps = steps_of(found.rounds, found.closed, found.single, found.curve)
     missing = None if found.rounds else _ELSEWHERE if target else "A soak measures none."
     return Report(
         command=command,
@@ -132,6 +131,8 @@ async def _measure(
                 with telling(progress, f"{plan.soak_requests:,} requests", total=plan.soak_requests) as told:
                     found.closed = await generator.soak(serving.target, plan.soak_requests)
                     told.append(f"{found.closed.throughput:.1f} answers/s")
+                if not found.closed.good:
+                    raise _no_right_answer(serving, found.closed)
                 return found
             if target:
                 found.closed, found.single = await measure_closed(generator, serving, plan, progress, "Closed loop")
@@ -140,9 +141,7 @@ async def _measure(
                 await _measure_rounds(plan, settings, generator, folder, progress, found)
                 peak = statistics.median(each.served.throughput for each in found.rounds)
             if peak <= 0 and found.closed is not None:
-                raise StartError(
-                    f"{serving.target.url} gave no right answer in a closed loop: {_outcomes(found.closed)}"
-                )
+                raise _no_right_answer(serving, found.closed)
             found.highest, found.curve = await measure_load(generator, serving, peak, plan, progress)
         return found
 
@@ -167,13 +166,15 @@ async def _measure_rounds(
         found.closed, found.single = found.rounds[-1].served, found.rounds[-1].single
 
 
-def _prepare_photos(folder: Path, settings: Settings, photos_folder: Path | None) -> Photos:
+def prepare_photos(folder: Path, settings: Settings, photos_folder: Path | None) -> Photos:
     """The photos in `folder`/photos, and images as large that cost nothing to decode in `folder`/smallest."""
     checkpoint = null_checkpoint()
     null = NullBackend(checkpoint)
     decode = decode_as_served(settings)
 
     def as_served(body: bytes) -> Pixels:
+        if len(body) > settings.max_body_bytes:
+            raise BodyTooLarge(settings.max_body_bytes)
         return decode(body, checkpoint.preprocessing)
 
     photos = find_photos(photos_folder, as_served)
@@ -190,7 +191,5 @@ def _prepare_photos(folder: Path, settings: Settings, photos_folder: Path | None
     return photos
 
 
-def _outcomes(step: Step) -> str:
-    counts = {**step.statuses, **step.codes, **step.connection_errors}
-    told = ", ".join(f"{count} × {name}" for name, count in counts.items()) or "no answer at all"
-    return f"{told}, {step.wrong} wrong."
+def _no_right_answer(serving: Serving, step: Step) -> StartError:
+    return StartError(f"{serving.target.url} gave no right answer in a closed loop: {step.outcomes}")

@@ -72,4 +72,9 @@ async def find_highest(
         if rate * _RETREAT < lowest:
             break
         rate *= _RETREAT
-    return Highest(kept, False, f"{kept:.3g}/s kept it once, and no rate was confirmed.", tuple(steps))
+    return Highest(
+        kept,
+        False,
+        f"{kept:.3g}/s kept it once and missed it when measured again; no rate was confirmed.",
+        tuple(steps),
+    )

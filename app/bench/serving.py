@@ -6,8 +6,8 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def null_settings(settings: Settings) -> Settings:
 async def started(settings: Settings, name: str, folder: Path, wait_seconds: float) -> AsyncIterator[Serving]:
     """`resnet-serve serve` as a process of its own, ready on a free port of this machine; it ends with the block.
 
-    Raises `StartError` with what it said last where it ends, or is not ready in time.
+    Raises `StartError` with what it said last where it ends, at its start or later, or is not ready in time.
     """
     port = _free_port()
     log = folder / f"{name}.log"
@@ -98,7 +98,8 @@ async def started(settings: Settings, name: str, folder: Path, wait_seconds: flo
             health = await ready
         except StartError as error:
             raise StartError(f"{error}{children.last_words(log)}") from None
-        yield Serving(target, health, process.pid, time.monotonic() - began)
+        with _ends_with(ended, log):
+            yield Serving(target, health, process.pid, time.monotonic() - began)
     finally:
         ready.cancel()
         with suppress(ProcessLookupError):
@@ -111,6 +112,32 @@ async def started(settings: Settings, name: str, folder: Path, wait_seconds: flo
             await ended
 
 
+@contextmanager
+def _ends_with(ended: asyncio.Task[int], log: Path) -> Iterator[None]:
+    """A block that ends when the server does: minutes of refused connections are no measurement."""
+    task = asyncio.current_task()
+    assert task is not None
+    is_inside, is_stopped = True, False
+
+    def stop(_: asyncio.Task[int]) -> None:
+        nonlocal is_stopped
+        if is_inside:
+            is_stopped = True
+            task.cancel()
+
+    ended.add_done_callback(stop)
+    try:
+        yield
+    except (asyncio.CancelledError, StartError):
+        # That nothing answered is what a server's end looks like from outside. Who else cancels is not kept from it.
+        if not ended.done() or (is_stopped and task.uncancel() > 0) or (not is_stopped and task.cancelling()):
+            raise
+    finally:
+        is_inside = False
+    if ended.done():
+        raise StartError(f"The server ended with status {ended.result()} during the run.{children.last_words(log)}")
+
+
 async def reached(target: Target, wait_seconds: float) -> Serving:
     """The service at a person's URL, once it is ready. No redirect is followed, and no proxy is used.
 
@@ -121,7 +148,9 @@ async def reached(target: Target, wait_seconds: float) -> Serving:
 
 async def _ready(target: Target, wait_seconds: float, *, is_starting: bool) -> dict[str, Any]:
     give_up_at = time.monotonic() + wait_seconds
-    async with httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=5.0) as client:
+    # The same certificates as the load's own connections trust, not httpx's.
+    verify = target.tls() or True
+    async with httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=5.0, verify=verify) as client:
         while True:
             said = "it does not answer"
             try:

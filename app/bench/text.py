@@ -35,8 +35,11 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         yield f"Rooflines: none. {report.rooflines_missing}"
     yield _steps(report)
     if report.highest is not None:
-        rate = f"[bold]{report.highest.rate:.1f}/s[/]" if report.highest.rate else "none"
-        yield f"Highest rate that keeps {report.target_p99_ms:g} ms in 99 of 100: {rate}. {report.highest.reason}"
+        found = report.highest
+        rate = "none" if not found.rate else f"{found.rate:.1f}/s, not confirmed"
+        if found.rate and found.confirmed:
+            rate = f"[bold]{found.rate:.1f}/s[/]"
+        yield f"Highest rate that keeps {report.target_p99_ms:g} ms in 99 of 100: {rate}. {found.reason}"
     if report.memory is not None:
         yield _memory(report.memory)
     for warning in report.warnings:
@@ -54,8 +57,10 @@ def _facts(report: Report) -> Table:
     )
     gpu = f", {machine.gpu}" if machine.gpu else ""
     limit = f"{machine.usable_cpus} of {machine.host_cpus} CPUs, {machine.memory_bytes / 1e9:.1f} GB"
-    table.add_row("machine", escape(f"{machine.cpu}, {limit}{gpu}, {machine.system}"))
-    table.add_row("versions", escape(", ".join(f"{name} {version}" for name, version in report.versions.items())))
+    # What runs elsewhere says neither what it runs on nor with what.
+    names = ("machine", "versions") if server.was_started else ("load from", "its versions")
+    table.add_row(names[0], escape(f"{machine.cpu}, {limit}{gpu}, {machine.system}"))
+    table.add_row(names[1], escape(", ".join(f"{name} {version}" for name, version in report.versions.items())))
     table.add_row("command", escape(report.command))
     if server.was_started:
         ready = f", ready in {server.ready_seconds:.1f} s" if server.ready_seconds is not None else ""
@@ -93,15 +98,20 @@ def _ratios(costs: Costs) -> Group:
     formula = (
         "the slower of the bare loop and CPUs / CPU seconds an image"
         if costs.side_by_side
-        else "1 / (1 / bare loop + CPU seconds an image / CPUs)"
+        else "the slower of the bare loop and CPUs / CPU seconds of all parts an image"
     )
     return Group(
         f"Bottleneck: [bold]{costs.bottleneck}[/] ({_OF[costs.bottleneck]}).",
         f"Closed loop: [bold]{costs.served_rate:.1f}/s[/], {costs.served_of_possible:.2f} of the "
         f"{costs.possible_rate:.1f}/s that are possible ({formula}), {costs.served_of_decode:.2f} of decoding alone.",
-        f"One client: {costs.single_ms:.1f} ms, {costs.single_ratio:.2f} × the {costs.single_parts_ms:.1f} ms of a "
-        "decode and a call of the model.",
+        f"One client: {_single(costs)} the {costs.single_parts_ms:.1f} ms of a decode and a call of the model.",
     )
+
+
+def _single(costs: Costs) -> str:
+    if costs.single_ms is None or costs.single_ratio is None:
+        return "no answer;"
+    return f"{costs.single_ms:.1f} ms, {costs.single_ratio:.2f} ×"
 
 
 def _steps(report: Report) -> Table:

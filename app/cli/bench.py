@@ -52,7 +52,10 @@ def bench(
         float | None, typer.Option(min=0.05, help="Length of each measurement. [default: 5; quick 1]")
     ] = None,
     step_requests: Annotated[
-        int | None, typer.Option(min=10, help="Fewest requests of an open-loop step. [default: 500; quick 40]")
+        int | None,
+        typer.Option(
+            min=10, help="Fewest requests of an open-loop step. [default: 500, or what 90 s hold; quick 40, or 4 s]"
+        ),
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="How often all is measured. [default: 3; quick 1]")] = None,
     wait_seconds: Annotated[float, typer.Option(min=0, help="How long the service may take to be ready.")] = 300.0,
@@ -78,8 +81,8 @@ def bench(
         raise SettingError("--url names a service that runs already: flags after -- are for one that bench starts.")
     settings = _settings(serve_flags or [])
     target = None if url is None else parse_target(url)
-    drawing = output.with_suffix(".png")
     check_writable(output)
+    drawing = output.with_suffix(".png")
     if picture:
         check_matplotlib()
     plan = plan_run(
@@ -96,8 +99,8 @@ def bench(
     with _TerminalProgress() as progress:
         try:
             report = asyncio.run(_until_told(run(plan, settings, target, photos, progress, _command())))
-        except asyncio.CancelledError:
-            raise typer.Exit(128 + signal.SIGTERM) from None
+        except _Told as told:
+            raise typer.Exit(128 + told.signal_number) from None
     write_report(report, output)
     written = [str(output)]
     if picture:
@@ -113,11 +116,34 @@ def bench(
         raise typer.Exit(1)
 
 
+class _Told(Exception):
+    """A signal ended the run."""
+
+    def __init__(self, signal_number: signal.Signals) -> None:
+        self.signal_number = signal_number
+
+
 async def _until_told(work: Coroutine[Any, Any, T]) -> T:
-    """The work's result. SIGTERM ends it as Ctrl-C does: whatever was started for it is ended first."""
+    """The work's result. SIGTERM, and SIGHUP of a terminal that closes, end it as Ctrl-C does: whatever was started for
+    it is ended first. Raises `_Told`.
+    """
     task = asyncio.ensure_future(work)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await task
+    told: list[signal.Signals] = []
+
+    def end(signal_number: signal.Signals) -> None:
+        told.append(signal_number)
+        task.cancel()
+
+    # Under nohup a terminal may close.
+    is_held = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    for each in (signal.SIGTERM, *(() if is_held else (signal.SIGHUP,))):
+        asyncio.get_running_loop().add_signal_handler(each, end, each)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if told:
+            raise _Told(told[0]) from None
+        raise
 
 
 def _settings(flags: list[str]) -> Settings:
@@ -163,6 +189,7 @@ class _TerminalProgress:
             transient=True,
         )
         self._text = ""
+        self._is_counted = False
         self._began = time.monotonic()
 
     def __enter__(self) -> _TerminalProgress:
@@ -175,11 +202,14 @@ class _TerminalProgress:
 
     def begin(self, text: str, seconds: float | None = None, total: int | None = None) -> None:
         self._text = text
+        # A bar of seconds fills with them: so many requests would be taken for so many seconds.
+        self._is_counted = total is not None
         self._bars.add_task(text, total=total or seconds)
 
     def done(self, requests: int) -> None:
         for task in self._bars.task_ids:
-            self._bars.update(task, completed=requests)
+            if self._is_counted:
+                self._bars.update(task, completed=requests)
 
     def end(self, found: str) -> None:
         for task in self._bars.task_ids:
