@@ -84,7 +84,7 @@ def test_bombs_are_defused(service: ServiceProcess, client: httpx.Client, name: 
 
 def test_these_tests_see_an_image_that_takes_time_and_memory(service: ServiceProcess, client: httpx.Client) -> None:
     """A legitimate large image costs more than any bomb above."""
-    data = encode(Image.new("RGB", (5000, 4000)), "PNG")
+    data = encode(Image.new("RGB", (5000, 5000)), "PNG")
     assert outcome(client, data) == (200, "")
     assert quickest(lambda: client.post("/predict", content=data), 2) > 0.05
     assert growth(service, lambda: client.post("/predict", content=data)) > 40 * MEGABYTE
