@@ -10,6 +10,11 @@ from work import MAX_BATCH_SIZE, MAX_DELAY_SECONDS, Network, prepare
 
 
 class Decode(Worker):
+    def __init__(self) -> None:
+        super().__init__()
+        # One for each process: with two the processes fight for the cores.
+        torch.set_num_threads(1)
+
     def deserialize(self, data: bytes) -> bytes:
         return data
 
