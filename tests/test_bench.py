@@ -412,7 +412,7 @@ async def main(what):
             os.kill(serving.pid, signal.SIGKILL)
         else:
             asyncio.current_task().cancel()
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()  # what ends this, ends it from without
 
 try:
     asyncio.run(main(sys.argv[1]))
