@@ -131,7 +131,8 @@ class BatchRunner(Generic[Item, Result]):
 
     def _halves(self, part: list[Waiting[Item, Result]], error: Exception) -> list[list[Waiting[Item, Result]]]:
         if len(part) == 1:
-            # Without its frames, which hold the batch, and through its answer the error itself: it has been logged.
+            # Without its frames, which hold the batch, and through its answer the error itself: whatever is news in
+            # them has been logged.
             error.__traceback__ = error.__cause__ = error.__context__ = None
             _fail(part[0], error)
             return []

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
 
 from ..errors import ImageTooComplex, ServiceError
+from ..threads import Threads
 from ..types import DecodeMode, Pixels, Preprocessing
 from .base import Observe, too_slow
 from .decode import DecodeLimits, decode, image_format
@@ -46,7 +45,8 @@ class ThreadDecoder(SlottedDecoder):
         self._timeout_seconds = timeout_seconds
         self._observe = observe
         self._clock = clock
-        self._idle: list[_Thread] = []
+        # Of one thread each, so that the one that hangs is known.
+        self._idle: list[Threads] = []
         self._closed = False
 
     async def start(self) -> None:
@@ -65,7 +65,7 @@ class ThreadDecoder(SlottedDecoder):
 
     def _begin(self, data: bytes, preprocessing: Preprocessing, outcome: asyncio.Future[Pixels]) -> None:
         loop = asyncio.get_running_loop()
-        thread = self._idle.pop() if self._idle else _Thread()
+        thread = self._idle.pop() if self._idle else Threads(1, "decode")
         work = _Work(outcome, thread, image_format(data), self._clock())
         limit = loop.call_later(self._timeout_seconds, self._is_over_time, work)
 
@@ -87,7 +87,7 @@ class ThreadDecoder(SlottedDecoder):
             limit.cancel()
             self._has_ended(work, pixels, error)
 
-        thread.run(call)
+        thread.begin(call)
 
     def _is_over_time(self, work: _Work) -> None:
         work.is_lost = True
@@ -130,27 +130,8 @@ class ThreadDecoder(SlottedDecoder):
 @dataclass(slots=True)
 class _Work:
     outcome: asyncio.Future[Pixels]
-    thread: _Thread
+    thread: Threads
     image_format: str | None
     began: float
     is_lost: bool = False
     is_replaced: bool = False
-
-
-class _Thread:
-    """A thread for one call after another. A daemon: the standard library's executors join theirs at the exit."""
-
-    def __init__(self) -> None:
-        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        threading.Thread(target=self._work, name="decode", daemon=True).start()
-
-    def run(self, call: Callable[[], None]) -> None:
-        self._calls.put(call)
-
-    def stop(self) -> None:
-        self._calls.put(None)
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
-            del call  # and with it the image's bytes
