@@ -32,7 +32,7 @@ from app.bench import photos as bench_photos
 from app.bench.answers import Answer
 from app.bench.bodies import write_bodies
 from app.bench.clients import Clients, prepare
-from app.bench.loops import Step, closed_loop, open_loop
+from app.bench.loops import closed_loop, open_loop
 from app.bench.photos import find_photos, smallest_image
 from app.bench.picture import check_matplotlib
 from app.bench.processes import cpu_seconds, family, open_files, rss_bytes
@@ -40,6 +40,7 @@ from app.bench.report import Report
 from app.bench.run import prepare_photos
 from app.bench.search import Highest
 from app.bench.serving import environment_of, null_settings, reached
+from app.bench.steps import Step
 from app.bench.target import Target, parse_target
 from app.bench.text import render
 from app.cli import bench as bench_command

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .loops import Step
 from .rooflines import Pace
+from .steps import Step
 
 STAGES = ("decode", "http", "transfer", "model")
 

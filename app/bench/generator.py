@@ -18,7 +18,8 @@ from .answers import classes_of
 from .bodies import read_bodies
 from .children import answer_commands
 from .clients import Clients, ConnectionFailed, Request, prepare
-from .loops import Step, closed_loop, open_loop
+from .loops import closed_loop, open_loop
+from .steps import Step
 from .target import Target
 
 _GIVE_UP_SECONDS = 60.0

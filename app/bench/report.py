@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict
 from ..errors import SettingError
 from ..files import write_whole
 from .costs import Costs, Round
-from .loops import Step
 from .machine import Machine
 from .photos import PhotoFacts
 from .search import Highest
 from .soak import Memory
+from .steps import Step
 
 # A 99th percentile of fewer requests hangs on four of them.
 ENOUGH_REQUESTS = 500

@@ -21,7 +21,6 @@ from ..types import Pixels
 from .bodies import write_bodies
 from .children import Child
 from .costs import Round, costs_of
-from .loops import Step
 from .machine import this_machine, versions
 from .measuring import Generator, Progress, Rooflines, measure_closed, measure_load, measure_round, telling
 from .photos import Photos, facts_of, find_photos, smallest_image
@@ -31,6 +30,7 @@ from .report import Report, ServerFacts, steps_of, warnings_of
 from .search import Highest
 from .serving import Serving, given, null_settings, reached, started
 from .soak import ENOUGH_TO_GROW, memory_of
+from .steps import Step
 from .target import Target
 
 _ELSEWHERE = (

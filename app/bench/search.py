@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from .loops import Step
+from .steps import Step
 
 Measure = Callable[[float], Awaitable[Step]]
 _UP, _DOWN = 1.25, 0.6

@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from .costs import STAGES, Costs
-from .loops import Step
 from .report import Report
 from .soak import Memory
+from .steps import Step
 
 _OF = {
     "decode": "decoding",
