@@ -331,15 +331,21 @@ def test_a_soak_counts_its_requests_and_watches_memory(folder: Path) -> None:
 @contextmanager
 def long_soak(folder: Path, *before: str) -> Iterator[subprocess.Popen[str]]:
     """The command with more requests than a test has time for; whatever of it still runs at the end is killed."""
-    with subprocess.Popen(
-        [*before, *command("--requests", "1000000", "--no-picture", "--", "--backend", "null")],
-        stdin=subprocess.DEVNULL,
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    # Of what a shell runs in its background SIGINT is ignored, and a process has that from its parent.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        started = subprocess.Popen(
+            [*before, *command("--requests", "1000000", "--no-picture", "--", "--backend", "null")],
+            stdin=subprocess.DEVNULL,
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+    with started as process:
         try:
             yield process
         finally:
