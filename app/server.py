@@ -37,7 +37,7 @@ from .api import (
 )
 from .classifier import Classifier, Places
 from .errors import StartError
-from .images import DecodeLimits, Decoder, decode
+from .images import DecodeLimits, Decoder, decode, usable_kernel
 from .images.processes import ProcessDecoder
 from .images.threads import ThreadDecoder
 from .loading import Cancellation, LoadedModel, load_model, plan_decoding
@@ -236,7 +236,15 @@ async def _load_and_watch(
         classifier.model = model
         hooks.reporter.step(f"Warming up {model.identity.name} on {model.device}")
         await model.engine.start()
-        logger.info("Images are decoded by %d %s, %s.", classifier.decoder.slots, settings.decoder, settings.decode)
+        resized = "compiled code" if await in_a_thread(usable_kernel, "load") else "Pillow, which takes longer"
+        decoder = classifier.decoder
+        logger.info(
+            "Images are decoded by %d %s, %s, and resized by %s.",
+            decoder.slots,
+            settings.decoder,
+            settings.decode,
+            resized,
+        )
     except LoadCancelled:
         return
     except Exception as error:

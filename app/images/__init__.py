@@ -6,5 +6,6 @@ and needs neither them nor asyncio, which would be a quarter of what its start c
 
 from .base import Decoder
 from .decode import DecodeLimits, decode, image_format
+from .resample import usable_kernel
 
-__all__ = ["DecodeLimits", "Decoder", "decode", "image_format"]
+__all__ = ["DecodeLimits", "Decoder", "decode", "image_format", "usable_kernel"]

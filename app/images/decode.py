@@ -15,8 +15,9 @@ from ..errors import ImageCorrupt, ImageTooComplex, ImageTooLarge, ServiceError,
 from ..types import DecodeMode, Pixels, Preprocessing
 from . import fast, jpeg_scans
 from .colour import to_rgb
-from .geometry import resize_and_crop
+from .geometry import cropped_pixels
 from .orientation import orientation_of, turn_upright
+from .resample import usable_kernel
 
 # Pillow tries these decoders and no other, whatever the client calls its file. MPO, a phone's JPEG with more pictures
 # behind the first, opens through the JPEG plugin.
@@ -51,15 +52,19 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits, mode
     with _pillow_errors(ImageCorrupt), _open(data) as image:
         _check_size(image, limits)
         _check_cost(image, scans, limits)
-        return np.asarray((_exact if mode == "exact" else _fast)(image, data, preprocessing))
+        return (_exact if mode == "exact" else _fast)(image, data, preprocessing)
 
 
-def _exact(image: ImageFile.ImageFile, data: bytes, preprocessing: Preprocessing) -> Image.Image:
+def _exact(image: ImageFile.ImageFile, data: bytes, preprocessing: Preprocessing) -> Pixels:
     _load(image, data)
-    return resize_and_crop(to_rgb(turn_upright(image, orientation_of(image))), preprocessing)
+    return _cropped(image, preprocessing)
 
 
-def _fast(image: ImageFile.ImageFile, data: bytes, preprocessing: Preprocessing) -> Image.Image:
+def _cropped(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    return cropped_pixels(to_rgb(turn_upright(image, orientation_of(image))), preprocessing)
+
+
+def _fast(image: ImageFile.ImageFile, data: bytes, preprocessing: Preprocessing) -> Pixels:
     stored = image.size
     divisor = fast.shrink_jpeg(image, preprocessing) if image.format in _JPEG_FAMILY else 1
     if divisor >= fast.REFINED_BELOW and "progressive" in image.info:
@@ -68,7 +73,9 @@ def _fast(image: ImageFile.ImageFile, data: bytes, preprocessing: Preprocessing)
         image = _open(data)
         fast.shrink_jpeg(image, preprocessing)
     _load(image, data)
-    return fast.upright_crop(image, stored, divisor, preprocessing)
+    if divisor == 1 and image.format in _JPEG_FAMILY and usable_kernel() is not None:
+        return _cropped(image, preprocessing)  # costs less, and is exact
+    return np.asarray(fast.upright_crop(image, stored, divisor, preprocessing))
 
 
 def _load(image: ImageFile.ImageFile, data: bytes) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from PIL import Image
 
-from ..types import Interpolation, Preprocessing
+from ..types import Interpolation, Pixels, Preprocessing
+from .resample import resized_part
 
 FILTERS = {
     Interpolation.NEAREST: Image.Resampling.NEAREST,
@@ -32,6 +34,15 @@ Window = tuple[float, float, float, float]
 """The same, between pixels."""
 
 
+def cropped_pixels(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """The pixels of `resize_and_crop` of an RGB image: `(height, width, 3)` uint8. Of a photo only what is shown is
+    resized, by compiled code where there is some.
+    """
+    resized, box = resized_and_crop_box(image.size, preprocessing)
+    pixels = resized_part(image, resized, box, FILTERS[preprocessing.interpolation]) if _is_short(resized) else None
+    return np.asarray(resize_and_crop(image, preprocessing)) if pixels is None else pixels
+
+
 def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """The centre crop of `image` after its short side was resized: size `preprocessing.crop`, mode kept.
 
@@ -41,7 +52,7 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
     """
     (width, height), box = resized_and_crop_box(image.size, preprocessing)
     # Pillow's first pass, width × source rows, is never larger than both the source and the result.
-    if width * height <= _MAX_INTERMEDIATE_PIXELS:
+    if _is_short((width, height)):
         resized = (
             image
             if image.size == (width, height)
@@ -68,6 +79,11 @@ def in_source(box: Box, resized: Size, source: Size) -> Window:
     """The part of a `source` that becomes `box` when it is resized to `resized`."""
     scale_x, scale_y = source[0] / resized[0], source[1] / resized[1]
     return box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y
+
+
+def _is_short(resized: Size) -> bool:
+    """Whether the whole of it may be an intermediate."""
+    return resized[0] * resized[1] <= _MAX_INTERMEDIATE_PIXELS
 
 
 def _resized_size(size: Size, short: int) -> Size:

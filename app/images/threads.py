@@ -9,10 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..errors import ImageTooComplex, ServiceError
-from ..threads import Threads
+from ..threads import Threads, in_a_thread
 from ..types import DecodeMode, Pixels, Preprocessing
 from .base import Observe, too_slow
 from .decode import DecodeLimits, decode, image_format
+from .resample import usable_kernel
 from .slots import Slots, SlottedDecoder
 
 
@@ -50,7 +51,8 @@ class ThreadDecoder(SlottedDecoder):
         self._closed = False
 
     async def start(self) -> None:
-        """Nothing: a thread starts in microseconds, when it is needed."""
+        """Check the compiled resize. A thread starts in microseconds, when it is needed."""
+        await in_a_thread(usable_kernel, "decode")
 
     async def decode(self, data: bytes, preprocessing: Preprocessing, deadline: float) -> Pixels:
         """As `Decoder` says. A decode that has begun runs to its end, also when its caller has left."""

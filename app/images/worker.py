@@ -19,6 +19,7 @@ from ..errors import ImageTooComplex, Internal, ServiceError
 from ..types import DecodeMode
 from . import wire
 from .decode import FORMATS, DecodeLimits, decode
+from .resample import usable_kernel
 
 _NO_MEMORY = "Decoding this image takes more memory than this server sets aside for one."
 _PLUGINS = {"JPEG": ("Jpeg", "Mpo"), "PNG": ("Png",), "WEBP": ("WebP",), "GIF": ("Gif",), "BMP": ("Bmp",)}
@@ -31,6 +32,7 @@ def main(descriptor: str, options: str) -> None:
     for name in FORMATS:
         for plugin in _PLUGINS[name]:
             importlib.import_module(f"PIL.{plugin}ImagePlugin")
+    usable_kernel()
     _limit(settings["memory_bytes"])
     with socket.socket(fileno=int(descriptor)) as parent:
         parent.sendall(wire.READY)

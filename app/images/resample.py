@@ -1,0 +1,121 @@
+"""A part of a resized image, equal to Pillow's resize bit for bit, for the cost of that part.
+
+Pillow resizes all of an image, of which a crop then throws a third or more away, and one number at a time. Its `box`
+would resize a part, but rounds where it begins to single precision, and so gives other weights. Here the weights of the
+whole resize are asked of Pillow itself, and `resample.c` does the sums with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import cache, lru_cache
+
+import numpy as np
+from PIL import Image
+
+from ..types import Pixels
+from .kernel import Axis, Kernel, open_kernel
+
+logger = logging.getLogger(__name__)
+
+Resampling = Image.Resampling
+# Half-widths of the filters in output pixels, as Pillow's src/libImaging/Resample.c defines them.
+_SUPPORT = {Resampling.BILINEAR: 1.0, Resampling.BICUBIC: 2.0, Resampling.LANCZOS: 3.0}
+# What stands for 1 in the sums over bytes there (PRECISION_BITS).
+_ONE = 1 << 22
+# Of each direction of each size that was met lately: some kB each, 400 at the most.
+_REMEMBERED = 64
+
+
+def resized_part(
+    image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int], resampling: Resampling
+) -> Pixels | None:
+    """`image.resize(size, resampling).crop(box)` of an RGB image: `(height, width, 3)` uint8 of `box`.
+
+    None where Pillow has to do it: there is no compiled kernel, nothing is to be resized, the box reaches outside, or
+    the filter or the order of its passes is another.
+    """
+    kernel = usable_kernel()
+    if kernel is None or image.mode != "RGB" or resampling not in _SUPPORT or not _rows_first(image.size, size):
+        return None
+    left, top, right, bottom = box
+    if image.size == size or left < 0 or top < 0 or right > size[0] or bottom > size[1]:
+        return None
+    x = axis_of(image.width, size[0], left, right, resampling)
+    y = axis_of(image.height, size[1], top, bottom, resampling)
+    return None if x is None or y is None else kernel.resample(image, x, y)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def axis_of(source: int, resized: int, first: int, end: int, resampling: Resampling) -> Axis | None:
+    """The weights by which Pillow makes pixels `first` to `end` of `resized` from `source` ones; None of tiny sources.
+
+    They are read off images of whole numbers, which Pillow resizes with the weights that it rounds to 2⁻²² for bytes:
+    row r holds 1 in every n-th pixel from the r-th on, so that row r of the result is each pixel's weight of the one
+    among those that its filter reaches, which spans fewer than n.
+    """
+    count = end - first
+    if source == resized:
+        return Axis(source, np.arange(first, end, dtype=np.int32), np.full((count, 1), _ONE, np.int32))
+    reach = _SUPPORT[resampling] * max(source / resized, 1.0)
+    period = 2 * math.ceil(reach) + 3
+    if source < period:
+        return None
+    columns = np.arange(source)
+    probe = np.zeros((period, source), np.int32)
+    probe[columns % period, columns] = _ONE
+    answers = np.asarray(Image.fromarray(probe).resize((resized, period), resampling))[:, first:end]
+    # All that a filter reaches lies within `period` pixels from here.
+    origins = np.floor((np.arange(first, end) + 0.5) * (source / resized) - reach).astype(np.int64) - 1
+    reached = origins[:, None] + np.arange(period)
+    weights = answers[reached % period, np.arange(count)[:, None]]
+    used = weights != 0
+    ends = origins + period - used[:, ::-1].argmax(axis=1)
+    # A weight can be 0 within the filter: starts must not fall all the same.
+    starts = np.minimum.accumulate((origins + used.argmax(axis=1))[::-1])[::-1]
+    taps = int((ends - starts).max())
+    if source < taps:
+        return None
+    starts = np.minimum(starts, source - taps)
+    at = starts[:, None] + np.arange(taps) - origins[:, None]
+    inside = (at >= 0) & (at < period)
+    kept = np.where(inside, np.take_along_axis(weights, at.clip(0, period - 1), axis=1), 0)
+    return Axis(source, starts.astype(np.int32), np.ascontiguousarray(kept, np.int32))
+
+
+@cache
+def usable_kernel() -> Kernel | None:
+    """The compiled kernel, once it gave Pillow's own pixels; None where there is none."""
+    kernel = open_kernel()
+    if kernel is None or equals_pillow(kernel):
+        return kernel
+    logger.warning("The compiled resize does not give this Pillow's pixels: Pillow resizes images, more slowly.")
+    return None
+
+
+def equals_pillow(kernel: Kernel) -> bool:
+    """Whether `kernel` gives Pillow's pixels of a few small images of noise, made smaller and larger."""
+    noise = np.random.default_rng(0).integers(0, 256, (53, 67, 3), np.uint8)
+    image = Image.fromarray(noise)
+    for resampling in _SUPPORT:
+        for width, height in ((40, 31), (67, 31), (90, 80)):
+            x = axis_of(image.width, width, 3, width - 2, resampling)
+            y = axis_of(image.height, height, 2, height, resampling)
+            if x is None or y is None:
+                return False
+            ours = kernel.resample(image, x, y)
+            theirs = np.asarray(image.resize((width, height), resampling))[2:, 3 : width - 2]
+            if ours is None or not np.array_equal(ours, theirs):
+                return False
+    return True
+
+
+def _rows_first(source: tuple[int, int], resized: tuple[int, int]) -> bool:
+    """Whether every Pillow goes along the rows first.
+
+    From 13 on it goes down the columns first where the height becomes smaller by more than twice of what the width
+    does, in pixels (src/libImaging/Resample.c, `horizontal_first`). The order shows: each pass rounds to a byte.
+    """
+    shorter = source[1] - resized[1]
+    return shorter <= 0 or shorter <= 2 * (source[0] - resized[0])
