@@ -14,14 +14,18 @@ COPY pyproject.toml constraints.txt ./
 COPY app/__init__.py app/
 RUN touch README.md LICENSE \
  && pip install -c constraints.txt pip \
- && pip install -c constraints.txt --build-constraint constraints.txt '.[offline-demo,keras]' \
+ && HATCH_BUILD_NO_HOOKS=true pip install -c constraints.txt --build-constraint constraints.txt '.[offline-demo,keras]' \
  && pip uninstall --yes resnet-serve
 
-# --- build: the service itself, in a folder of its own
+# --- build: the service itself, in a folder of its own; the compiler, for app/images/resample.c, stays behind
 FROM dependencies AS build
-COPY README.md LICENSE ./
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
+COPY README.md LICENSE hatch_build.py ./
 COPY app/ app/
-RUN pip install --no-deps --build-constraint constraints.txt --prefix /opt/service .
+RUN pip install --no-deps --build-constraint constraints.txt --prefix /opt/service . \
+ && ls /opt/service/lib/python3*/site-packages/app/images/resample-*.so
 
 # --- run: no compiler, no pip cache, no root
 FROM ${PYTHON_IMAGE}

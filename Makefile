@@ -58,7 +58,7 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format .
 
 clean: ## Remove what `make` made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build app/images/resample-*.so
 
 $(VENV)/.pip: constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later was not found. Install it, or name it: make serve PYTHON=/path/to/python3"; exit 1; }
@@ -68,7 +68,7 @@ $(VENV)/.pip: constraints.txt
 	@$(INSTALL) --quiet pip
 	@touch $@
 
-$(VENV)/.serve: $(VENV)/.pip pyproject.toml
+$(VENV)/.serve: $(VENV)/.pip pyproject.toml hatch_build.py app/images/resample.c app/images/kernel_build.py
 	@echo "[2/2] Installing what serving needs. PyTorch is the most of it (some GB on Linux): minutes, once"
 	@$(INSTALL) -e '.[offline-demo,keras,pictures]'
 	@touch $@

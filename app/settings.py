@@ -123,8 +123,8 @@ class Settings(BaseSettings):
     decode: Literal["exact", "fast"] = Field(
         "exact",
         description=(
-            "exact: pixels as the reference transform makes them. fast: large JPEGs are decoded smaller, "
-            "and only what the crop shows is resized; pixels and probabilities differ a little."
+            "exact: pixels as the reference transform makes them. fast: large JPEGs are decoded smaller; "
+            "pixels and probabilities differ a little."
         ),
     )
     decoder: Literal["threads", "processes"] = Field(

@@ -405,7 +405,8 @@ def test_no_weights_are_in_the_image() -> None:
     instructions = [instruction for stage in dockerfile_stages() for instruction in stage]
     assert not named(instructions, "ADD")
     copied = {source for copy in named(instructions, "COPY") if copy.stage is None for source in copy.sources}
-    assert copied == {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "app/", "app/__init__.py"}
+    packaging = {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "hatch_build.py"}
+    assert copied == {*packaging, "app/", "app/__init__.py"}
     commands = " ".join(str(line) for line in named(instructions, "RUN"))
     assert not re.search(r"resnet-serve download|\.pth|\.safetensors|torch\.hub", commands)
 

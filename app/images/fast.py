@@ -3,8 +3,9 @@
 - A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, by a smaller inverse transform of each of its blocks, where that is
   still at least twice as large as what it is then resized to. At 1/4 and 1/8, the scans of a progressive one that
   bring its details' last bits are left out (`jpeg_scans.without_refinements`).
-- Only what the crop shows is resized, in one step from the stored pixels. The reference resizes everything and then
-  crops; the window's corners are Pillow's single-precision numbers, and its filter's weights differ in the last bit.
+- Only what the crop shows is resized, by Pillow and in one step from the stored pixels. Its window's corners are
+  single-precision numbers, so that its filter's weights differ from the reference's in the last bit. (A JPEG of which
+  nothing is decoded smaller does not come here where `resample` has its kernel.)
 - A large image of another format is first averaged over whole blocks, also to no less than twice the final size.
 - The image is turned upright last, when it is small.
 """
