@@ -16,12 +16,14 @@ import io
 import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -33,7 +35,7 @@ from app.bench.processes import cpu_seconds
 from app.checkpoints import published_resnet50_preprocessing
 from app.images import DecodeLimits, decode
 from benchmarks.machine import describe
-from tests.running import service_process
+from tests.running import clean_environment, wait_until
 
 CLIENTS = 16
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry")
@@ -135,6 +137,28 @@ class Parts:
         return Done(*(sum(each) for each in zip(*answers, strict=True)))
 
 
+@contextmanager
+def service(flags: list[str], folder: Path) -> Iterator[tuple[int, str]]:
+    """A service's process and its address. Its log goes into a file: one that reads along would have a CPU's time."""
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", "serve", "--port", "0", *flags],
+            env={"RESNET_HTTP_WORKERS": "1"} | clean_environment(),
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        wait_until(lambda: "Try:" in log.read_text() or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+        address = re.search(r"http://[\d.]+:\d+", log.read_text().partition("Try:")[2])
+        assert address is not None
+        yield process.pid, address[0]
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def run_part(options: argparse.Namespace, write: Callable[[str], object]) -> None:
     images = photos(options.photos)
     for data in images[:20]:
@@ -173,15 +197,14 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
     ratios = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        service_process("--backend", "null", "--log-format", "json", *options.flags, folder=Path(folder)) as service,
+        service(["--backend", "null", "--log-format", "json", *options.flags], Path(folder)) as (pid, address),
     ):
-        address = service.wait_for("Try:").partition("curl -sS ")[2].partition("/static")[0]
         for _ in range(options.pairs):
             alone = Parts(cpus, "--part", "decode", *common).run()
             load = Parts(1, "--part", "send", "--address", address, *common)
-            before = cpu_seconds(service.process.pid)
+            before = cpu_seconds(pid)
             answered = load.run()
-            service_cpu = cpu_seconds(service.process.pid) - before
+            service_cpu = cpu_seconds(pid) - before
             ratios.append(answered.images / alone.images)
             rates = [each.images / options.seconds for each in (alone, answered)]
             write(
