@@ -88,6 +88,40 @@ def test_any_part_of_any_resize_is_pillows(
         assert np.array_equal(part, np.asarray(image.resize(size, resampling).crop(box)))
 
 
+@settings(deadline=None, max_examples=400)
+@given(st.data(), st.integers(20, 900), st.integers(20, 900), resized_sides, resized_sides, st.sampled_from(FILTERS))
+def test_a_window_between_pixels_is_pillows(
+    compiled: Kernel,
+    data: st.DataObject,
+    width: int,
+    height: int,
+    new_width: int,
+    new_height: int,
+    resampling: Image.Resampling,
+) -> None:
+    """What fast mode resizes: bit for bit what Pillow makes of the same `box`."""
+    left, top = data.draw(st.floats(0, width - 9)), data.draw(st.floats(0, height - 9))
+    right, bottom = data.draw(st.floats(left + 5, width)), data.draw(st.floats(top + 5, height))
+    image, size, window = noise(width, height), (new_width, new_height), (left, top, right, bottom)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resample, "usable_kernel", lambda: compiled)
+        part = resample.resized_window(image, size, window, resampling)
+    if part is not None:
+        assert np.array_equal(part, np.asarray(image.resize(size, resampling, box=window)))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [(1300, 1000), (1000, 1300), (2700, 2100), (5000, 600)])
+def test_a_photo_decoded_smaller_has_the_same_pixels_without_the_kernel(
+    size: tuple[int, int], orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fast mode too, where a JPEG is decoded at a part of its size."""
+    data = encode(photo("coffee").resize(size), "JPEG", quality=90, exif=made.exif_orientation(orientation))
+    pixels = decode(data, RESNET50, LIMITS, "fast")
+    monkeypatch.setattr(resample, "usable_kernel", lambda: None)
+    assert np.array_equal(decode(data, RESNET50, LIMITS, "fast"), pixels)
+
+
 @settings(deadline=None, max_examples=150)
 @given(st.integers(30, 2000), st.integers(30, 2000), st.sampled_from([224, 256, 232, 64]), st.sampled_from([224, 64]))
 def test_every_crop_is_the_references(compiled: Kernel, width: int, height: int, short: int, crop: int) -> None:
@@ -153,8 +187,8 @@ for filter in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resamp
     sizes = (67, 53, 40, 31), (67, 53, 66, 53), (64, 64, 17, 15), (40, 40, 99, 98)
     for width, height, new_width, new_height in sizes:
         for first in (0, 3):
-            x = axis_of(width, new_width, first, new_width, filter)
-            y = axis_of(height, new_height, 0, new_height, filter)
+            x = axis_of(width, (0, width), new_width, first, new_width, filter)
+            y = axis_of(height, (0, height), new_height, 0, new_height, filter)
             source = ending_where_memory_ends(width * height * 4)
             pixels = np.random.default_rng(1).integers(0, 256, (height, width, 4), np.uint8)
             ctypes.memmove(source, pixels.ctypes.data, pixels.nbytes)
@@ -238,7 +272,7 @@ def test_weights_that_reach_outside_are_refused() -> None:
 
 def test_an_image_of_another_size_is_refused(compiled: Kernel) -> None:
     """Weights are for one size and for RGB."""
-    x, y = (resample.axis_of(64, 32, 0, 32, Image.Resampling.BILINEAR) for _ in range(2))
+    x, y = (resample.axis_of(64, (0, 64), 32, 0, 32, Image.Resampling.BILINEAR) for _ in range(2))
     assert x is not None
     assert y is not None
     for image in (Image.new("RGB", (64, 63)), Image.new("RGB", (63, 64)), Image.new("L", (64, 64))):
@@ -254,8 +288,8 @@ def test_an_image_in_several_pieces_is_left_to_pillow(compiled: Kernel) -> None:
         image = Image.new("RGB", (500, 375))
     finally:
         Image.core.set_block_size(before)  # type: ignore[attr-defined]
-    x = resample.axis_of(500, 341, 58, 282, Image.Resampling.BILINEAR)
-    y = resample.axis_of(375, 256, 16, 240, Image.Resampling.BILINEAR)
+    x = resample.axis_of(500, (0, 500), 341, 58, 282, Image.Resampling.BILINEAR)
+    y = resample.axis_of(375, (0, 375), 256, 16, 240, Image.Resampling.BILINEAR)
     assert x is not None
     assert y is not None
     assert compiled.resample(image, x, y) is None

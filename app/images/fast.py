@@ -3,8 +3,8 @@
 - A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, by a smaller inverse transform of each of its blocks, where that is
   still at least twice as large as what it is then resized to. At 1/4 and 1/8, the scans of a progressive one that
   bring its details' last bits are left out (`jpeg_scans.without_refinements`).
-- Only what the crop shows is resized, by Pillow and in one step from the stored pixels. Its window's corners are
-  single-precision numbers, so that its filter's weights differ from the reference's in the last bit. (A JPEG of which
+- Only what the crop shows is resized, in one step from the stored pixels, as Pillow resizes a `box`. Its corners are
+  single-precision numbers, so that the filter's weights differ from the reference's in the last bit. (A JPEG of which
   nothing is decoded smaller does not come here where `resample` has its kernel.)
 - A large image of another format is first averaged over whole blocks, also to no less than twice the final size.
 - The image is turned upright last, when it is small.
@@ -18,6 +18,7 @@ from ..types import Preprocessing
 from .colour import to_rgb
 from .geometry import FILTERS, Box, Size, Window, in_source, resized_and_crop_box
 from .orientation import orientation_of, stored_window, turn_upright, turned_size
+from .resample import resized_window
 
 # How many times the final size an image has, at the least, before the filter of the model's preprocessing makes it
 # small. Below about two, what was done before shows.
@@ -64,7 +65,13 @@ def _resize(image: Image.Image, size: Size, window: Window, preprocessing: Prepr
     pixels = (left, top, left + size[0], top + size[1])
     if window == pixels:
         return image.crop(pixels)
-    return image.resize(size, FILTERS[preprocessing.interpolation], box=window, reducing_gap=_GAP)
+    resampling = FILTERS[preprocessing.interpolation]
+    # Of an image that is shrunk by less than twice the gap Pillow averages no blocks.
+    if window[2] - window[0] < 2 * _GAP * size[0] and window[3] - window[1] < 2 * _GAP * size[1]:
+        resized = resized_window(image, size, window, resampling)
+        if resized is not None:
+            return Image.fromarray(resized)
+    return image.resize(size, resampling, box=window, reducing_gap=_GAP)
 
 
 def _moved(box: Box, origin: Box) -> Box:

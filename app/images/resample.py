@@ -1,8 +1,8 @@
-"""A part of a resized image, equal to Pillow's resize bit for bit, for the cost of that part.
+"""Resizes, equal to Pillow's bit for bit, for the cost of the part that is wanted.
 
 Pillow resizes all of an image, of which a crop then throws a third or more away, and one number at a time. Its `box`
 would resize a part, but rounds where it begins to single precision, and so gives other weights. Here the weights of the
-whole resize are asked of Pillow itself, and `resample.c` does the sums with them.
+whole resize, or of a `box`, are asked of Pillow itself, and `resample.c` does the sums with them.
 """
 
 from __future__ import annotations
@@ -36,38 +36,59 @@ def resized_part(
     None where Pillow has to do it: there is no compiled kernel, nothing is to be resized, the box reaches outside, or
     the filter or the order of its passes is another.
     """
-    kernel = usable_kernel()
-    if kernel is None or image.mode != "RGB" or resampling not in _SUPPORT or not _rows_first(image.size, size):
-        return None
     left, top, right, bottom = box
     if image.size == size or left < 0 or top < 0 or right > size[0] or bottom > size[1]:
         return None
-    x = axis_of(image.width, size[0], left, right, resampling)
-    y = axis_of(image.height, size[1], top, bottom, resampling)
+    return _resampled(image, size, (0, 0, *image.size), box, resampling)
+
+
+def resized_window(
+    image: Image.Image, size: tuple[int, int], window: tuple[float, float, float, float], resampling: Resampling
+) -> Pixels | None:
+    """`image.resize(size, resampling, box=window)` of an RGB image: `(height, width, 3)` uint8. None as above."""
+    return _resampled(image, size, window, (0, 0, *size), resampling)
+
+
+def _resampled(
+    image: Image.Image,
+    size: tuple[int, int],
+    window: tuple[float, float, float, float],
+    box: tuple[int, int, int, int],
+    resampling: Resampling,
+) -> Pixels | None:
+    kernel = usable_kernel()
+    if kernel is None or image.mode != "RGB" or resampling not in _SUPPORT or not _rows_first(image.size, size):
+        return None
+    x = axis_of(image.width, (window[0], window[2]), size[0], box[0], box[2], resampling)
+    y = axis_of(image.height, (window[1], window[3]), size[1], box[1], box[3], resampling)
     return None if x is None or y is None else kernel.resample(image, x, y)
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def axis_of(source: int, resized: int, first: int, end: int, resampling: Resampling) -> Axis | None:
-    """The weights by which Pillow makes pixels `first` to `end` of `resized` from `source` ones; None of tiny sources.
+def axis_of(
+    source: int, window: tuple[float, float], resized: int, first: int, end: int, resampling: Resampling
+) -> Axis | None:
+    """The weights by which Pillow makes pixels `first` to `end` of `resized` from a window of `source` pixels.
 
-    They are read off images of whole numbers, which Pillow resizes with the weights that it rounds to 2⁻²² for bytes:
-    row r holds 1 in every n-th pixel from the r-th on, so that row r of the result is each pixel's weight of the one
-    among those that its filter reaches, which spans fewer than n.
+    None where the source is too small to ask. The weights are read off images of whole numbers, which Pillow resizes
+    with those that it rounds to 2⁻²² for bytes: row r holds 1 in every n-th pixel from the r-th on, so that row r of
+    the result is each pixel's weight of the one among those that its filter reaches, which spans fewer than n.
     """
     count = end - first
-    if source == resized:
+    if source == resized and window == (0, source):
         return Axis(source, np.arange(first, end, dtype=np.int32), np.full((count, 1), _ONE, np.int32))
-    reach = _SUPPORT[resampling] * max(source / resized, 1.0)
+    scale = (window[1] - window[0]) / resized
+    reach = _SUPPORT[resampling] * max(scale, 1.0)
     period = 2 * math.ceil(reach) + 3
     if source < period:
         return None
     columns = np.arange(source)
     probe = np.zeros((period, source), np.int32)
     probe[columns % period, columns] = _ONE
-    answers = np.asarray(Image.fromarray(probe).resize((resized, period), resampling))[:, first:end]
+    box = (window[0], 0, window[1], period)
+    answers = np.asarray(Image.fromarray(probe).resize((resized, period), resampling, box))[:, first:end]
     # All that a filter reaches lies within `period` pixels from here.
-    origins = np.floor((np.arange(first, end) + 0.5) * (source / resized) - reach).astype(np.int64) - 1
+    origins = np.floor(window[0] + (np.arange(first, end) + 0.5) * scale - reach).astype(np.int64) - 1
     reached = origins[:, None] + np.arange(period)
     weights = answers[reached % period, np.arange(count)[:, None]]
     used = weights != 0
@@ -100,8 +121,8 @@ def equals_pillow(kernel: Kernel) -> bool:
     image = Image.fromarray(noise)
     for resampling in _SUPPORT:
         for width, height in ((40, 31), (67, 31), (90, 80)):
-            x = axis_of(image.width, width, 3, width - 2, resampling)
-            y = axis_of(image.height, height, 2, height, resampling)
+            x = axis_of(image.width, (0, image.width), width, 3, width - 2, resampling)
+            y = axis_of(image.height, (0, image.height), height, 2, height, resampling)
             if x is None or y is None:
                 return False
             ours = kernel.resample(image, x, y)
