@@ -29,6 +29,14 @@ def available_memory_bytes(cgroup: Path = _CGROUP) -> int:
     return min(limits)
 
 
+def resident_memory_bytes(process: str = "self") -> int:
+    """What this process holds now; 0 where the system does not tell (/proc is Linux's)."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 def cuda_device_count(library: str = "libcuda.so.1") -> int:
     """CUDA devices that this process may use, asked of the driver itself: importing torch for it would take seconds."""
     count = ctypes.c_int(0)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.planning import plan_batches
+from app.engine.planning import Room, plan_batches
 
 
 @dataclass
@@ -213,3 +213,51 @@ def test_the_planned_size_is_run_last_where_larger_ones_were_tried() -> None:
     device = Device(linear(0.0, 0.05))
     plan_batches(device.run, 32, None, clock=device.clock)
     assert device.ran[-1] == 1
+
+
+@dataclass
+class Memory:
+    """Of a process in which a network's results for an image take 10 MB, beside 200 that it held before."""
+
+    device: Device
+    limit: int
+
+    def resident(self) -> int:
+        return 200 + 10 * max(self.device.ran, default=0)
+
+    def room(self, slots: int) -> Room:
+        return Room(slots, self.resident, self.limit)
+
+
+@pytest.mark.parametrize(
+    ("limit", "slots", "sizes"),
+    [
+        (10_000, 1, [1, 2, 4, 8, 16, 32, 64]),
+        (520, 1, [1, 2, 4, 8, 16, 32]),
+        (519, 1, [1, 2, 4, 8, 16]),
+        (1160, 2, [1, 2, 4, 8, 16, 32]),
+        (1159, 2, [1, 2, 4, 8, 16]),
+        (0, 1, [1]),
+    ],
+)
+def test_the_climb_ends_where_memory_would(limit: int, slots: int, sizes: list[int]) -> None:
+    """A size is not tried whose results, of every call at once, would not fit; the largest that did is the plan."""
+    device = Device(lambda size: 0.01)
+    room = Memory(device, limit).room(slots)
+    plan = plan_batches(device.run, 64, None, clock=device.clock, has_room_for_twice=room.for_twice)
+    assert device.sizes == sizes
+    assert plan.max_batch_size == sizes[-1]
+    assert Memory(device, limit).resident() + (slots if slots > 1 else 0) * 10 * sizes[-1] <= max(limit, 210)
+
+
+def test_a_size_that_somebody_asked_for_is_not_refused_for_memory() -> None:
+    """A setting is an order; what it takes is for whoever gave it to know."""
+    device = Device(lambda size: 0.01)
+    plan = plan_batches(device.run, 64, 32, clock=device.clock, has_room_for_twice=lambda: False)
+    assert plan.max_batch_size == 32
+
+
+def test_where_memory_is_not_told_it_is_no_bound() -> None:
+    """A system without /proc climbs as before."""
+    room = Room(2, lambda: 0, 1000)
+    assert room.for_twice()

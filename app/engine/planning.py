@@ -45,6 +45,26 @@ class Timings(Protocol):
     def keep(self, seconds: Mapping[int, float]) -> None: ...
 
 
+class Room:
+    """Whether batches twice as large fit into the memory beside the half that is set aside for decoding.
+
+    On a CPU a network's intermediate results lie in this process: hundreds of megabytes for a batch of some size, for
+    which a container with a limit is killed. They grow with the batch; what the sizes so far have added says how fast.
+    """
+
+    def __init__(self, slots: int, resident_bytes: Callable[[], int], limit_bytes: int) -> None:
+        """`slots` calls run at once, each with results of its own; the warm-up climbs with one that is none of them."""
+        self._others = slots if slots > 1 else 0
+        self._resident_bytes = resident_bytes
+        self._limit_bytes = limit_bytes
+        self._before = resident_bytes()
+
+    def for_twice(self) -> bool:
+        resident = self._resident_bytes()
+        grown = max(0, resident - self._before)
+        return resident + grown + self._others * 2 * grown <= self._limit_bytes
+
+
 def plan_batches(
     run: Callable[[int], None],
     largest: int,
@@ -54,12 +74,14 @@ def plan_batches(
     step_seconds: float = 3.0,
     slo_seconds: float | None = None,
     known: Mapping[int, float] | None = None,
+    has_room_for_twice: Callable[[], bool] = lambda: True,
 ) -> BatchPlan:
     """Warm up and time `run(batch_size)` at 1, 2, 4, … up to `largest`; blocks.
 
     With `fixed` only 1 and that size are timed, and it is the plan. Else the plan is the smallest size within 5% of the
     best throughput measured; the climb ends early once two sizes in a row brought less than 5%, or where the next
-    size would take more than `step_seconds`: on a slow device it costs the start more than it can bring.
+    size would take more than `step_seconds`: on a slow device it costs the start more than it can bring. It also ends
+    where there is no room for twice as many images.
 
     With `slo_seconds`, what an image may take from its last byte to its answer, the plan is no larger than what keeps
     that where a batch has just started: two batches one after the other, and a fifth of the time for all the rest.
@@ -84,7 +106,7 @@ def plan_batches(
         fruitless = 0 if throughput > best * _WORTH_IT else fruitless + 1
         best = max(best, throughput)
         next_takes = 2 * seconds[size] * (_REPEATS + 1)
-        if fixed is None and (fruitless >= _PATIENCE or next_takes > step_seconds):
+        if fixed is None and (fruitless >= _PATIENCE or next_takes > step_seconds or not has_room_for_twice()):
             break
     if not seconds:
         return BatchPlan(1, {1: 0.0})

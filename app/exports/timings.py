@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..checkpoints import Graph
 from ..files import write_whole
+from ..resources import available_memory_bytes
 
 
 class KeptTimings:
@@ -33,7 +34,9 @@ class KeptTimings:
 
 
 def timings_of(graph: Graph | None, threads: int, max_batch_size: int | str) -> KeptTimings | None:
-    """Those of `graph` run on `threads` threads, of the sizes that the setting has measured; None if it is not kept."""
+    """Those of `graph` on `threads` threads, of the sizes that setting and memory let in; None if it is not kept."""
     if graph is None or graph.path is None:
         return None
-    return KeptTimings(graph.path.with_name(f"seconds-{threads}-threads-batch-{max_batch_size}.json"))
+    megabytes = available_memory_bytes() // 1_000_000
+    name = f"seconds-{threads}-threads-{megabytes}-MB-batch-{max_batch_size}.json"
+    return KeptTimings(graph.path.with_name(name))
