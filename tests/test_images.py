@@ -444,16 +444,17 @@ def test_of_a_phones_jpeg_the_first_picture_is_shown() -> None:
 # --- geometry
 
 
+@pytest.mark.parametrize("crop", [(224, 224), (300, 400)])
 @pytest.mark.parametrize("interpolation", [Interpolation.BILINEAR, Interpolation.BICUBIC])
 @pytest.mark.parametrize(
     "size",
     [(451, 300), (300, 451), (224, 224), (640, 480), (1023, 767), (97, 61), (31, 200), (256, 300), (999, 256), (5, 7)],
 )
 def test_the_window_equals_the_whole(
-    size: tuple[int, int], interpolation: Interpolation, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int], interpolation: Interpolation, crop: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Resizing only what the crop shows gives what resizing everything gives, within one level."""
-    preprocessing = Preprocessing(256, (224, 224), interpolation, RESNET50.mean, RESNET50.std)
+    """Resizing only what the crop shows gives what resizing everything gives, within one level; black outside of it."""
+    preprocessing = Preprocessing(256, crop, interpolation, RESNET50.mean, RESNET50.std)
     image = photo("astronaut").resize(size)
     whole = np.asarray(geometry.resize_and_crop(image, preprocessing))
     monkeypatch.setattr(geometry, "_MAX_INTERMEDIATE_PIXELS", 0)

@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 from ..types import Preprocessing
 from .colour import to_rgb
-from .geometry import FILTERS, Box, Size, Window, in_source, resized_and_crop_box
+from .geometry import FILTERS, Size, Window, in_source, resized_and_crop_box, visible_part, within
 from .orientation import orientation_of, stored_window, turn_upright, turned_size
 from .resample import resized_window
 
@@ -47,7 +47,7 @@ def upright_crop(image: Image.Image, stored: Size, divisor: int, preprocessing: 
     orientation = orientation_of(image)
     upright = turned_size(stored, orientation)
     resized, box = resized_and_crop_box(upright, preprocessing)
-    visible = max(box[0], 0), max(box[1], 0), min(box[2], resized[0]), min(box[3], resized[1])
+    visible = visible_part(box, resized)
     left, top, right, bottom = in_source(visible, resized, upright)
     # 224 * (246 / 224) is 246.00000000000003, and Pillow refuses a window that is outside by so little.
     inside = left, top, min(right, upright[0]), min(bottom, upright[1])
@@ -55,9 +55,7 @@ def upright_crop(image: Image.Image, stored: Size, divisor: int, preprocessing: 
     size = turned_size((visible[2] - visible[0], visible[3] - visible[1]), orientation)
     left, top, right, bottom = (edge / divisor for edge in window)
     small = _resize(to_rgb(image), size, (left, top, right, bottom), preprocessing)
-    shown = turn_upright(small, orientation)
-    # Outside of what is visible a crop is black.
-    return shown if visible == box else shown.crop(_moved(box, visible))
+    return within(turn_upright(small, orientation), visible, box)
 
 
 def _resize(image: Image.Image, size: Size, window: Window, preprocessing: Preprocessing) -> Image.Image:
@@ -72,7 +70,3 @@ def _resize(image: Image.Image, size: Size, window: Window, preprocessing: Prepr
         if resized is not None:
             return Image.fromarray(resized)
     return image.resize(size, resampling, box=window, reducing_gap=_GAP)
-
-
-def _moved(box: Box, origin: Box) -> Box:
-    return box[0] - origin[0], box[1] - origin[1], box[2] - origin[0], box[3] - origin[1]

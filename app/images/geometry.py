@@ -81,6 +81,19 @@ def in_source(box: Box, resized: Size, source: Size) -> Window:
     return box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y
 
 
+def visible_part(box: Box, resized: Size) -> Box:
+    """Of a box that is partly outside, the part that is not."""
+    return max(box[0], 0), max(box[1], 0), min(box[2], resized[0]), min(box[3], resized[1])
+
+
+def within(shown: Image.Image, visible: Box, box: Box) -> Image.Image:
+    """The whole of `box`, of whose `visible` part `shown` is the image: the rest is black."""
+    if visible == box:
+        return shown
+    left, top = visible[:2]
+    return shown.crop((box[0] - left, box[1] - top, box[2] - left, box[3] - top))
+
+
 def _is_short(resized: Size) -> bool:
     """Whether the whole of it may be an intermediate."""
     return resized[0] * resized[1] <= _MAX_INTERMEDIATE_PIXELS
@@ -107,7 +120,8 @@ def _floor_offset(side: int, crop: int) -> int:
 def _resize_window(image: Image.Image, size: Size, box: Box, interpolation: Interpolation) -> Image.Image:
     """The pixels of `box` in `image.resize(size)`, computed from the source pixels that they depend on alone."""
     scale_x, scale_y = image.width / size[0], image.height / size[1]
-    window = in_source(box, size, image.size)
+    visible = visible_part(box, size)
+    window = in_source(visible, size, image.size)
     # A filter reaches its half-width beyond the window: output pixels where it shrinks, source pixels where it grows.
     reach_x = math.ceil(_SUPPORT[interpolation] * max(scale_x, 1.0)) + 1
     reach_y = math.ceil(_SUPPORT[interpolation] * max(scale_y, 1.0)) + 1
@@ -115,8 +129,8 @@ def _resize_window(image: Image.Image, size: Size, box: Box, interpolation: Inte
     right = min(image.width, math.ceil(window[2]) + reach_x)
     bottom = min(image.height, math.ceil(window[3]) + reach_y)
     source = image.crop((left, top, right, bottom))
-    return source.resize(
-        (box[2] - box[0], box[3] - box[1]),
+    shown = source.resize(
+        (visible[2] - visible[0], visible[3] - visible[1]),
         FILTERS[interpolation],
         box=(
             max(0.0, window[0] - left),
@@ -125,3 +139,4 @@ def _resize_window(image: Image.Image, size: Size, box: Box, interpolation: Inte
             min(float(source.height), window[3] - top),
         ),
     )
+    return within(shown, visible, box)
