@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.planning import Room, plan_batches
+from app.engine.planning import Room, has_room_for_twice, plan_batches
 
 
 @dataclass
@@ -244,7 +244,7 @@ def test_the_climb_ends_where_memory_would(limit: int, slots: int, sizes: list[i
     """A size is not tried whose results, of every call at once, would not fit; the largest that did is the plan."""
     device = Device(lambda size: 0.01)
     room = Memory(device, limit).room(slots)
-    plan = plan_batches(device.run, 64, None, clock=device.clock, has_room_for_twice=room.for_twice)
+    plan = plan_batches(device.run, 64, None, clock=device.clock, has_room=room.for_twice)
     assert device.sizes == sizes
     assert plan.max_batch_size == sizes[-1]
     assert Memory(device, limit).resident() + (slots if slots > 1 else 0) * 10 * sizes[-1] <= max(limit, 210)
@@ -253,7 +253,7 @@ def test_the_climb_ends_where_memory_would(limit: int, slots: int, sizes: list[i
 def test_a_size_that_somebody_asked_for_is_not_refused_for_memory() -> None:
     """A setting is an order; what it takes is for whoever gave it to know."""
     device = Device(lambda size: 0.01)
-    plan = plan_batches(device.run, 64, 32, clock=device.clock, has_room_for_twice=lambda: False)
+    plan = plan_batches(device.run, 64, 32, clock=device.clock, has_room=lambda: False)
     assert plan.max_batch_size == 32
 
 
@@ -261,3 +261,10 @@ def test_where_memory_is_not_told_it_is_no_bound() -> None:
     """A system without /proc climbs as before."""
     room = Room(2, lambda: 0, 1000)
     assert room.for_twice()
+
+
+def test_only_a_cpus_batches_are_held_to_this_processs_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card's driver takes gigabytes of this process at its start, which say nothing of batches."""
+    monkeypatch.setattr("app.engine.planning.available_memory_bytes", lambda: 0)
+    assert not has_room_for_twice("cpu (2 threads, float32)", 2)()
+    assert has_room_for_twice("cuda:0 (bfloat16)", 2)()

@@ -21,13 +21,12 @@ import numpy as np
 
 from ..backends import Backend
 from ..engine import InProcessEngine
-from ..engine.planning import Room, plan_batches
+from ..engine.planning import has_room_for_twice, plan_batches
 from ..errors import SettingError
 from ..images.wire import document_of, preprocessing_of
 from ..loading import load_model
 from ..metrics import Metrics
 from ..opening import LogReporter
-from ..resources import available_memory_bytes, resident_memory_bytes
 from ..server import decode_as_served
 from ..settings import Settings, load_settings
 from ..types import Pixels, Preprocessing, Want
@@ -127,14 +126,13 @@ class Measurer:
         slo = None if settings.slo_p99_ms is None else settings.slo_p99_ms / 1e3
         # On as many threads as it serves from, and the same ones for all: each may have a slot of the device.
         pool = ThreadPoolExecutor(backend.concurrency)
-        room = Room(backend.concurrency, resident_memory_bytes, available_memory_bytes() // 2)
         plan = pool.submit(
             plan_batches,
             backend.warm_up,
             backend.max_batch_size,
             fixed,
             slo_seconds=slo,
-            has_room_for_twice=room.for_twice,
+            has_room=has_room_for_twice(backend.device, backend.concurrency),
         ).result()
         self._backend, self._pool = backend, pool
         self._images = self._decoded(told["bodies"], model.preprocessing)

@@ -14,11 +14,10 @@ from ..backends import Backend
 from ..batching import Batcher, Events, LatencyModel
 from ..errors import DeviceLost, EngineUnavailable, Internal, OutOfMemory
 from ..metrics import Metrics
-from ..resources import available_memory_bytes, resident_memory_bytes
 from ..threads import Threads
 from ..types import InputSpec, Pixels, ScoreKind, Scores, Want
 from .base import EngineState, Scored
-from .planning import BatchPlan, Room, Timings, plan_batches
+from .planning import BatchPlan, Timings, has_room_for_twice, plan_batches
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +98,6 @@ class InProcessEngine:
         self._plan = plan
 
     def _warm_up(self) -> BatchPlan:
-        room = Room(self.backend.concurrency, resident_memory_bytes, available_memory_bytes() // 2)
         plan = plan_batches(
             self.backend.warm_up,
             self.backend.max_batch_size,
@@ -107,7 +105,7 @@ class InProcessEngine:
             self._closing.is_set,
             slo_seconds=self._slo_seconds,
             known=self._timings.read() if self._timings else None,
-            has_room_for_twice=room.for_twice,
+            has_room=has_room_for_twice(self.backend.device, self.backend.concurrency),
         )
         # What was cut short knows too little.
         if self._timings and not self._closing.is_set():

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..resources import available_memory_bytes, resident_memory_bytes
+
 _REPEATS = 3
 _WORTH_IT = 1.05
 # Two sizes in a row that gain nothing end the climb: on CPU the third is already paying seconds to learn nothing.
@@ -65,6 +67,13 @@ class Room:
         return resident + grown + self._others * 2 * grown <= self._limit_bytes
 
 
+def has_room_for_twice(device: str, slots: int) -> Callable[[], bool]:
+    """`Room.for_twice` of this process; where another device computes, its own memory counts, and it tells itself."""
+    if not device.startswith("cpu"):
+        return lambda: True
+    return Room(slots, resident_memory_bytes, available_memory_bytes() // 2).for_twice
+
+
 def plan_batches(
     run: Callable[[int], None],
     largest: int,
@@ -74,14 +83,14 @@ def plan_batches(
     step_seconds: float = 3.0,
     slo_seconds: float | None = None,
     known: Mapping[int, float] | None = None,
-    has_room_for_twice: Callable[[], bool] = lambda: True,
+    has_room: Callable[[], bool] = lambda: True,
 ) -> BatchPlan:
     """Warm up and time `run(batch_size)` at 1, 2, 4, … up to `largest`; blocks.
 
     With `fixed` only 1 and that size are timed, and it is the plan. Else the plan is the smallest size within 5% of the
     best throughput measured; the climb ends early once two sizes in a row brought less than 5%, or where the next
     size would take more than `step_seconds`: on a slow device it costs the start more than it can bring. It also ends
-    where there is no room for twice as many images.
+    where there is none, as `has_room` says, for twice as many images.
 
     With `slo_seconds`, what an image may take from its last byte to its answer, the plan is no larger than what keeps
     that where a batch has just started: two batches one after the other, and a fifth of the time for all the rest.
@@ -106,7 +115,7 @@ def plan_batches(
         fruitless = 0 if throughput > best * _WORTH_IT else fruitless + 1
         best = max(best, throughput)
         next_takes = 2 * seconds[size] * (_REPEATS + 1)
-        if fixed is None and (fruitless >= _PATIENCE or next_takes > step_seconds or not has_room_for_twice()):
+        if fixed is None and (fruitless >= _PATIENCE or next_takes > step_seconds or not has_room()):
             break
     if not seconds:
         return BatchPlan(1, {1: 0.0})

@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define WEIGHT_BITS 22
 #define HALF (1 << (WEIGHT_BITS - 1))
@@ -97,6 +98,13 @@ static int passes(const uint8_t *source, ptrdiff_t stride, const axis *x, const 
 
 #define AVX2 __attribute__((target("avx2")))
 
+/* Not `_mm_loadu_si32`, which GCC has only from 11 on. */
+AVX2 static inline __m128i four_bytes(const uint8_t *bytes) {
+    int32_t four;
+    memcpy(&four, bytes, sizeof four);
+    return _mm_cvtsi32_si128(four);
+}
+
 /* Two neighbours at a time, four channels each. */
 AVX2 static void across_avx2(const uint8_t *source, const axis *x, uint8_t *row) {
     const __m256i each_for_four = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
@@ -113,13 +121,14 @@ AVX2 static void across_avx2(const uint8_t *source, const axis *x, uint8_t *row)
         }
         __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
         if (t < x->taps) {
-            __m128i levels = _mm_cvtepu8_epi32(_mm_loadu_si32(pixel));
+            __m128i levels = _mm_cvtepu8_epi32(four_bytes(pixel));
             sum = _mm_add_epi32(sum, _mm_mullo_epi32(levels, _mm_set1_epi32(weights[t])));
         }
         sum = _mm_srai_epi32(_mm_add_epi32(sum, _mm_set1_epi32(HALF)), WEIGHT_BITS);
         sum = _mm_packs_epi32(sum, sum);
+        int32_t four = _mm_cvtsi128_si32(_mm_packus_epi16(sum, sum));
         /* The fourth byte is where the next pixel comes, or behind the row. */
-        _mm_storeu_si32(row, _mm_packus_epi16(sum, sum));
+        memcpy(row, &four, sizeof four);
     }
 }
 
