@@ -3,9 +3,10 @@
     python -m benchmarks.decode [--photos FOLDER] [--rounds 15]
 
 The three sides take turns on each file, on one thread; what is printed are medians, and the median of each round's own
-ratio. The large files are one photo, enlarged, with the noise that a sensor adds: without it they would be smoother
-than a camera's. How near fast mode is says a real network, the offline demo's EfficientNet-Lite0. The photos
-are a folder's, else those that scikit-image carries.
+ratio. So do exact decoding and the same with Pillow's resize in the compiled one's place, on the folder's photos as
+they are. The large files are one photo, enlarged, with the noise that a sensor adds: without it they would be smoother
+than a camera's. How near fast mode is says a real network, the offline demo's EfficientNet-Lite0. The photos are a
+folder's, else those that scikit-image carries.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import skimage.data
@@ -24,7 +26,7 @@ from PIL import Image
 
 from app.backends import BackendOptions, create_backend
 from app.checkpoints import published_resnet50_preprocessing
-from app.images import DecodeLimits, decode
+from app.images import DecodeLimits, decode, resample
 from app.opening import LogReporter, open_checkpoint
 from app.settings import Settings
 from app.types import DecodeMode, Pixels, Want
@@ -35,6 +37,7 @@ MODES: tuple[DecodeMode, DecodeMode] = ("exact", "fast")
 LIMITS = DecodeLimits(50_000_000, 25_000_000, 16_384)
 TWELVE_MEGAPIXELS = (4000, 3000)
 SENSOR_NOISE = 4.0
+_JPEGS = (".jpeg", ".jpg")
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry")
 
 
@@ -94,6 +97,25 @@ def seconds_of(data: bytes, rounds: int) -> dict[str, list[float]]:
     return found
 
 
+def compiled_and_pillow(data: list[bytes], rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds that an image takes in each round: exact mode as it is, and with Pillow's resize."""
+    found: tuple[list[float], list[float]] = ([], [])
+    pillows = patch.object(resample, "usable_kernel", lambda: None)
+    for number in range(rounds + 1):
+        for side, seconds in enumerate(found):
+            if side:
+                pillows.start()
+            began = time.perf_counter()
+            for each in data:
+                decode(each, RESNET50, LIMITS)
+            took = (time.perf_counter() - began) / len(data)
+            if side:
+                pillows.stop()
+            if number:  # the first round warms up
+                seconds.append(took)
+    return found
+
+
 class Nearness:
     """What of a real network's answers changes between the modes."""
 
@@ -148,6 +170,15 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
         ratios = [slow / quick for slow, quick in zip(found["everything"], found["fast"], strict=True)]
         low, high = min(ratios), max(ratios)
         write(f"| {name} | {len(data):,} | {times} | {statistics.median(ratios):.2f} ({low:.2f}–{high:.2f}) |\n")
+    if options.photos is not None and resample.usable_kernel() is not None:
+        stored = [file.read_bytes() for file in sorted(options.photos.iterdir()) if file.suffix.lower() in _JPEGS]
+        compiled, pillows = compiled_and_pillow(stored, options.rounds)
+        ratios = [slow / quick for quick, slow in zip(compiled, pillows, strict=True)]
+        write(
+            f"\n{len(stored)} photos as they are stored, exact: {statistics.median(compiled) * 1e3:.2f} ms an image; "
+            f"with Pillow's resize {statistics.median(pillows) * 1e3:.2f}: the compiled one makes decoding "
+            f"{statistics.median(ratios):.2f} times as fast ({min(ratios):.2f}–{max(ratios):.2f}).\n"
+        )
     nearness = Nearness()
     write(f"\nFast against exact, {len(pictures)} photos, the offline demo's EfficientNet-Lite0.\n\n")
     write("| photos | same first class | change of a probability, mean of the largest | largest |")
