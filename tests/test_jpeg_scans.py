@@ -7,7 +7,7 @@ import time
 import pytest
 
 from app.checkpoints import published_resnet50_preprocessing
-from app.errors import ImageTooComplex
+from app.errors import ImageCorrupt, ImageTooComplex
 from app.images import DecodeLimits, decode
 from app.images.jpeg_scans import MAX_SEGMENTS, count_scans
 from tests import images_made as made
@@ -62,6 +62,50 @@ def best_seconds(data: bytes) -> float:
 def test_scans_are_counted(data: bytes, scans: int) -> None:
     """Each kind of JPEG has the scans that its encoder wrote, restart markers and levels of 255 notwithstanding."""
     assert count_scans(data, MANY) == scans
+
+
+def scans_of(data: bytes) -> tuple[bytes, bytes]:
+    """What is in front of the one scan of a JPEG, and the scan."""
+    begins = data.rindex(b"\xff\xda")
+    return data[:begins], data[begins:-2]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("cut", [None, 40])
+def test_behind_a_scan_of_everything_nothing_is_decoded(mode: str, cut: int | None) -> None:
+    """A sequential file whose first scan has all components counts as one, for libjpeg gives up at a second."""
+    head, scan = scans_of(encode(PHOTO.convert(mode), "JPEG"))
+    data = head + scan[:cut] + scan * 100 + b"\xff\xd9"
+    assert count_scans(data, MANY) == 1
+    with pytest.raises(ImageCorrupt):
+        decode(data, RESNET50, LIMITS)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_scans_of_a_part_are_all_counted(progressive: bool) -> None:
+    """A sequential file of a scan for each component is decoded in as many passes, and a progressive one in all."""
+    head, scan = scans_of(encode(PHOTO, "JPEG"))
+    frame = head.index(b"\xff\xc0")
+    if progressive:
+        head = head[: frame + 1] + b"\xc2" + head[frame + 2 :]
+    else:
+        # A fourth component, which the scan does not have.
+        length = int.from_bytes(head[frame + 2 : frame + 4], "big")
+        ends = frame + 2 + length
+        more = (length + 3).to_bytes(2, "big") + head[frame + 4 : frame + 9] + b"\x04"
+        head = head[: frame + 2] + more + head[frame + 10 : ends] + b"\x04\x11\x00" + head[ends:]
+    assert count_scans(head + scan * 70 + b"\xff\xd9", MANY) == 70
+    with pytest.raises(ImageTooComplex):
+        decode(head + scan * 70 + b"\xff\xd9", RESNET50, LIMITS)
+
+
+def test_a_second_frame_is_not_believed() -> None:
+    """Where a sequential frame and another precede the scans, all of them count."""
+    head, scan = scans_of(BASELINE)
+    frame = head.index(b"\xff\xc0")
+    length = int.from_bytes(head[frame + 2 : frame + 4], "big")
+    twice = head[: frame + 2 + length] + head[frame:]
+    assert count_scans(twice + scan * 70, MANY) == 70
 
 
 def test_pictures_in_metadata_do_not_count() -> None:

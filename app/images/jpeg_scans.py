@@ -19,6 +19,9 @@ _MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
 # What libjpeg gives a file up for when it meets it in or behind a scan's data, and `_MARKER` passes over.
 _INVALID_MARKER = re.compile(rb"\xff[\x02-\xbf]")
 _SOI, _EOI, _SOS, _PROGRESSIVE_HUFFMAN = 0xD8, 0xD9, 0xDA, 0xC2
+# Frames (ITU T.81, B.1.1.3): baseline, extended and arithmetic ones are sequential, and DHT, JPG and DAC are none.
+_SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # A segment holds up to 64 kB, so that a file of 10 MB needs 160 of them; ICC profiles have 255 at the most. Segments
 # of 4 bytes are millions, each of which costs Pillow's reader microseconds.
 MAX_SEGMENTS = 4096
@@ -27,18 +30,24 @@ MAX_SEGMENTS = 4096
 def count_scans(data: bytes, most: int) -> int:
     """The scans of the JPEG that `data` begins with; of an MPO file, those of its first picture.
 
-    Counts no further than `most + 1`. Raises `ImageTooComplex` for a file of over `MAX_SEGMENTS` segments. Bytes that
-    are no JPEG have no scans, or some; what reads them next will tell.
+    Counts no further than `most + 1`, and no further than 1 where a sequential frame's first scan has all of its
+    components: libjpeg decodes such a scan by itself and gives the file up where another one follows (jdinput.c,
+    `has_multiple_scans`). That is the usual photo, of which only the head is looked at. Raises `ImageTooComplex` for a
+    file of over `MAX_SEGMENTS` segments. Bytes that are no JPEG have no scans, or some; what reads them next will tell.
     """
-    scans = segments = 0
+    scans = segments = frames = components = 0
     found = _MARKER.search(data, 2)
     while found is not None:
         code, at = data[found.end() - 1], found.end()
         if code == _EOI:
             break
+        if code in _FRAMES:
+            frames += 1
+            components = data[at + 7] if code in _SEQUENTIAL and frames == 1 and at + 7 < len(data) else 0
         if code == _SOS:
             scans += 1
-            if scans > most:
+            is_whole = scans == 1 and components and data[at + 2 : at + 3] == bytes([components])
+            if scans > most or is_whole:
                 break
         segments += 1
         if segments > MAX_SEGMENTS:
