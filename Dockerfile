@@ -17,7 +17,8 @@ RUN touch README.md LICENSE \
  && HATCH_BUILD_NO_HOOKS=true pip install -c constraints.txt --build-constraint constraints.txt '.[offline-demo,keras]' \
  && pip uninstall --yes resnet-serve
 
-# --- build: the service itself, in a folder of its own; the compiler, for app/images/resample.c, stays behind
+# --- build: the service itself, in a folder of its own; the compiler, for app/images/resample.c, stays behind.
+# An image without the compiled resize would only be slower, and nobody would see why: then the build fails.
 FROM dependencies AS build
 RUN apt-get update \
  && apt-get install -y --no-install-recommends gcc libc6-dev \

@@ -8,20 +8,13 @@ import numpy as np
 from PIL import Image
 
 from ..types import Interpolation, Pixels, Preprocessing
-from .resample import resized_part
+from .resample import SUPPORT, resized_part
 
 FILTERS = {
     Interpolation.NEAREST: Image.Resampling.NEAREST,
     Interpolation.BILINEAR: Image.Resampling.BILINEAR,
     Interpolation.BICUBIC: Image.Resampling.BICUBIC,
     Interpolation.LANCZOS: Image.Resampling.LANCZOS,
-}
-# Half-widths of the filters in output pixels, as Pillow's src/libImaging/Resample.c defines them.
-_SUPPORT = {
-    Interpolation.NEAREST: 0.5,
-    Interpolation.BILINEAR: 1.0,
-    Interpolation.BICUBIC: 2.0,
-    Interpolation.LANCZOS: 3.0,
 }
 # Pillow holds an RGB pixel in 4 bytes.
 _MAX_INTERMEDIATE_PIXELS = 16 * 1024 * 1024 // 4
@@ -123,8 +116,8 @@ def _resize_window(image: Image.Image, size: Size, box: Box, interpolation: Inte
     visible = visible_part(box, size)
     window = in_source(visible, size, image.size)
     # A filter reaches its half-width beyond the window: output pixels where it shrinks, source pixels where it grows.
-    reach_x = math.ceil(_SUPPORT[interpolation] * max(scale_x, 1.0)) + 1
-    reach_y = math.ceil(_SUPPORT[interpolation] * max(scale_y, 1.0)) + 1
+    reach_x = math.ceil(SUPPORT[FILTERS[interpolation]] * max(scale_x, 1.0)) + 1
+    reach_y = math.ceil(SUPPORT[FILTERS[interpolation]] * max(scale_y, 1.0)) + 1
     left, top = max(0, math.floor(window[0]) - reach_x), max(0, math.floor(window[1]) - reach_y)
     right = min(image.width, math.ceil(window[2]) + reach_x)
     bottom = min(image.height, math.ceil(window[3]) + reach_y)

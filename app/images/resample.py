@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 
 Resampling = Image.Resampling
 # Half-widths of the filters in output pixels, as Pillow's src/libImaging/Resample.c defines them.
-_SUPPORT = {Resampling.BILINEAR: 1.0, Resampling.BICUBIC: 2.0, Resampling.LANCZOS: 3.0}
+SUPPORT = {Resampling.NEAREST: 0.5, Resampling.BILINEAR: 1.0, Resampling.BICUBIC: 2.0, Resampling.LANCZOS: 3.0}
+# Nearest is no sum of neighbours: Pillow picks one (src/libImaging/Geometry.c).
+_SUMS = frozenset(SUPPORT) - {Resampling.NEAREST}
 # What stands for 1 in the sums over bytes there (PRECISION_BITS).
 _ONE = 1 << 22
 # Of each direction of each size that was met lately: some kB each, 400 at the most.
@@ -57,7 +59,7 @@ def _resampled(
     resampling: Resampling,
 ) -> Pixels | None:
     kernel = usable_kernel()
-    if kernel is None or image.mode != "RGB" or resampling not in _SUPPORT or not _rows_first(image.size, size):
+    if kernel is None or image.mode != "RGB" or resampling not in _SUMS or not _rows_first(image.size, size):
         return None
     x = axis_of(image.width, (window[0], window[2]), size[0], box[0], box[2], resampling)
     y = axis_of(image.height, (window[1], window[3]), size[1], box[1], box[3], resampling)
@@ -78,7 +80,7 @@ def axis_of(
     if source == resized and window == (0, source):
         return Axis(source, np.arange(first, end, dtype=np.int32), np.full((count, 1), _ONE, np.int32))
     scale = (window[1] - window[0]) / resized
-    reach = _SUPPORT[resampling] * max(scale, 1.0)
+    reach = SUPPORT[resampling] * max(scale, 1.0)
     period = 2 * math.ceil(reach) + 3
     if source < period:
         return None
@@ -119,7 +121,7 @@ def equals_pillow(kernel: Kernel) -> bool:
     """Whether `kernel` gives Pillow's pixels of a few small images of noise, made smaller and larger."""
     noise = np.random.default_rng(0).integers(0, 256, (53, 67, 3), np.uint8)
     image = Image.fromarray(noise)
-    for resampling in _SUPPORT:
+    for resampling in _SUMS:
         for width, height in ((40, 31), (67, 31), (90, 80)):
             x = axis_of(image.width, (0, image.width), width, 3, width - 2, resampling)
             y = axis_of(image.height, (0, image.height), height, 2, height, resampling)
