@@ -29,10 +29,10 @@ def available_memory_bytes(cgroup: Path = _CGROUP) -> int:
     return min(limits)
 
 
-def resident_memory_bytes(process: str = "self") -> int:
-    """What this process holds now; 0 where the system does not tell (/proc is Linux's)."""
+def resident_memory_bytes(pid: int | None = None) -> int:
+    """What a process, by default this one, holds now; 0 where it ended, or there is no /proc, which is Linux's."""
     try:
-        return int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
 

@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..resources import resident_memory_bytes
+
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def rss_bytes(pid: int) -> int:
-    return sum(_rss_bytes(each) for each in family(pid))
+    return sum(resident_memory_bytes(each) for each in family(pid))
 
 
 def open_files(pid: int) -> int:
@@ -54,12 +55,6 @@ def _cpu_seconds(pid: int) -> float:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
     return 0.0
-
-
-def _rss_bytes(pid: int) -> int:
-    with suppress(OSError):
-        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE_BYTES
-    return 0
 
 
 def _open_files(pid: int) -> int:
