@@ -32,9 +32,10 @@ def available_memory_bytes(cgroup: Path = _CGROUP) -> int:
 def resident_memory_bytes(pid: int | None = None) -> int:
     """What a process, by default this one, holds now; 0 where it ended, or there is no /proc, which is Linux's."""
     try:
-        return int(Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        pages = Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii").split()[1]
     except OSError:
         return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def cuda_device_count(library: str = "libcuda.so.1") -> int:
