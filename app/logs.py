@@ -15,13 +15,18 @@ import queue
 import sys
 import threading
 import time
-from typing import Literal, TextIO
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, Protocol, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
 LogFormat = Literal["json", "text"]
 _MOST_WAITING = 10_000
 _FLUSH_SECONDS = 1.0
+# How long a line may wait for others to be written with, and how many these may be.
+_GATHER_SECONDS = 0.02
+_MOST_AT_ONCE = 100
 
 
 def set_up_logging(level: str, log_format: LogFormat = "text", *, in_background: bool = False) -> None:
@@ -33,9 +38,9 @@ def set_up_logging(level: str, log_format: LogFormat = "text", *, in_background:
     # No line says them, and to find the caller is half of what a record costs (the standard library's logging how-to).
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    stream: logging.Handler = _Stream(sys.stderr)
+    stream = _Stream(sys.stderr)
     stream.setFormatter(_json_formatter() if log_format == "json" else TextFormatter())
-    handler = BackgroundHandler(stream) if in_background else stream
+    handler: logging.Handler = BackgroundHandler(stream) if in_background else stream
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Each request of the download's HTTP client is no news, and uvicorn says twice what `serve` says once.
     for name in ("httpx", "httpcore", "uvicorn.error"):
@@ -97,35 +102,67 @@ class _Stream(logging.StreamHandler[TextIO]):
         self.lock_descriptor: int | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
+        self.emit_all([record])
+
+    def emit_all(self, records: Sequence[logging.LogRecord]) -> None:
+        """Write several lines at once."""
+        lines = [line for line in map(self._line, records) if line is not None]
+        self.failed += len(records) - len(lines)
+        try:
+            with self._alone():
+                self.stream.write("".join(lines))
+                self.flush()
+        except Exception:
+            self.failed += len(lines)
+
+    def _line(self, record: logging.LogRecord) -> str | None:
+        """None where the record's own arguments cannot be formatted."""
+        try:
+            return self.format(record) + self.terminator
+        except Exception:
+            return None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         if self.lock_descriptor is None:
-            super().emit(record)
+            yield
             return
         fcntl.lockf(self.lock_descriptor, fcntl.LOCK_EX)
         try:
-            super().emit(record)
+            yield
         finally:
             fcntl.lockf(self.lock_descriptor, fcntl.LOCK_UN)
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        self.failed += 1
+
+class Target(Protocol):
+    """What writes lines, and counts those that it could not."""
+
+    failed: int
+
+    def emit_all(self, records: Sequence[logging.LogRecord]) -> None: ...
 
 
 class BackgroundHandler(logging.Handler):
-    """Hands records to a thread that writes them with `target`; drops and counts them where too many wait."""
+    """Hands records to a thread that writes them with `target`; drops and counts them where too many wait.
 
-    def __init__(self, target: logging.Handler, most_waiting: int = _MOST_WAITING) -> None:
+    Lines of a few milliseconds are written together: to wake the thread for each, which then competes with decoding for
+    the interpreter's lock, is several times what writing it costs. A warning, or what is worse, waits for nothing.
+    """
+
+    def __init__(self, target: Target, most_waiting: int = _MOST_WAITING) -> None:
         super().__init__()
         self.target = target
         self._full = 0
         self._most_waiting = most_waiting
         # The simple one: the other, which has a bound of its own, takes a lock and wakes a condition for each line.
         self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
+        self._no_more = threading.Event()
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
     @property
     def dropped(self) -> int:
-        return self._full + getattr(self.target, "failed", 0)
+        return self._full + self.target.failed
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._records.qsize() < self._most_waiting:
@@ -136,10 +173,18 @@ class BackgroundHandler(logging.Handler):
     def close(self) -> None:
         """Write what waits, for as long as a second; a reader that has stopped must not hold the process."""
         if self._thread.is_alive():
+            self._no_more.set()
             self._records.put(None)
             self._thread.join(_FLUSH_SECONDS)
         super().close()
 
     def _write(self) -> None:
-        while (record := self._records.get()) is not None:
-            self.target.handle(record)
+        is_open = True
+        while is_open:
+            records = [self._records.get()]
+            if records[0] is not None and records[0].levelno < logging.WARNING:
+                self._no_more.wait(_GATHER_SECONDS)
+            records += [self._records.get() for _ in range(min(self._records.qsize(), _MOST_AT_ONCE))]
+            lines = [record for record in records if record is not None]
+            is_open = len(lines) == len(records)
+            self.target.emit_all(lines)

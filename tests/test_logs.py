@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
+from app import logs
 from app.logs import BackgroundHandler, TextFormatter, dropped_lines, printable, set_up_logging
 from tests.photos import make_jpeg
 from tests.running import clean_environment, wait_until
@@ -35,9 +36,8 @@ def restored_logging() -> Iterator[None]:
     root.handlers[:], root.level = handlers, level
 
 
-def record(message: str, error: BaseException | None = None) -> logging.LogRecord:
-    info = (type(error), error, error.__traceback__) if error else None
-    return logging.LogRecord("app.test", logging.ERROR, "file.py", 1, "%s", (message,), info)
+def record(message: str, level: int = logging.ERROR) -> logging.LogRecord:
+    return logging.LogRecord("app.test", level, "file.py", 1, "%s", (message,), None)
 
 
 @pytest.mark.usefixtures("restored_logging")
@@ -73,32 +73,66 @@ def test_ordinary_text_is_left_alone() -> None:
     assert line[:20].count("-") == 2
 
 
-class Stuck(logging.Handler):
-    """Writes nothing until it is let go."""
+class Held:
+    """A target that writes nothing until it is let go."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self.failed = 0
         self.let_go = threading.Event()
-        self.written = 0
+        self.bursts: list[list[str]] = []
+        self.asked = 0
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def emit_all(self, records: Sequence[logging.LogRecord]) -> None:
+        self.asked += 1
         self.let_go.wait(30)
-        self.written += 1
+        self.bursts.append([record.getMessage() for record in records])
+
+    @property
+    def lines(self) -> list[str]:
+        return [line for burst in self.bursts for line in burst]
 
 
 def test_a_reader_that_has_stopped_holds_up_nobody() -> None:
     """Lines that find no room are dropped and counted, and closing waits no longer than it may."""
-    target = Stuck()
+    target = Held()
     handler = BackgroundHandler(target, most_waiting=10)
     began = time.monotonic()
-    for _ in range(100):
-        handler.emit(record("line"))
+    handler.emit(record("first"))
+    wait_until(lambda: target.asked == 1)
+    for number in range(100):
+        handler.emit(record(str(number)))
     assert time.monotonic() - began < 5
-    assert handler.dropped in (89, 90)  # ten wait, and the thread may hold one more
+    assert handler.dropped == 90
     handler.close()
     assert time.monotonic() - began < 10
     target.let_go.set()
-    wait_until(lambda: target.written >= 10)
+    wait_until(lambda: target.lines == ["first", *map(str, range(10))])
+    assert len(target.bursts) == 2  # what waited is written together
+
+
+def test_only_an_ordinary_line_waits_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error is written at once, and so is everything when the handler closes."""
+    monkeypatch.setattr(logs, "_GATHER_SECONDS", 3600.0)
+    target = Held()
+    target.let_go.set()
+    handler = BackgroundHandler(target)
+    handler.emit(record("error"))
+    wait_until(lambda: target.lines == ["error"])
+    handler.emit(record("ordinary", level=logging.INFO))
+    handler.emit(record("another", level=logging.INFO))
+    handler.close()
+    assert target.lines == ["error", "ordinary", "another"]
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_a_line_that_cannot_be_written_takes_no_other_along(capfd: pytest.CaptureFixture[str]) -> None:
+    """A message whose arguments do not fit is counted as lost; its neighbours are written."""
+    set_up_logging("info", "text", in_background=True)
+    for message, argument in (("before", ()), ("%d", ("no number",)), ("after", ())):
+        logging.getLogger("app.test").info(message, *argument)
+    logging.getLogger().handlers[0].close()
+    assert [line.split()[-1] for line in capfd.readouterr().err.splitlines()] == ["before", "after"]
+    assert dropped_lines() == 1
 
 
 @pytest.mark.usefixtures("restored_logging")
