@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request
@@ -167,14 +167,15 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | No
     assert this is not None
     has_left = False
 
-    def leave(watch: asyncio.Future[None]) -> None:
+    def leave() -> None:
         nonlocal has_left
         has_left = True
         this.cancel()
 
-    # The work runs here and only the watch in a task of its own: a task costs more than what it watches for.
-    watch = asyncio.ensure_future(_disconnected(request))
-    watch.add_done_callback(leave)
+    tell_when_gone: Callable[[Callable[[], None] | None], bool] = request.scope["tell_when_gone"]
+    if not tell_when_gone(leave):
+        work.close()
+        return None
     try:
         return await work
     except asyncio.CancelledError:
@@ -182,13 +183,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | No
             return None
         raise
     finally:
-        watch.remove_done_callback(leave)
-        watch.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        tell_when_gone(None)
 
 
 def _nobody_there(request: Request) -> Response:

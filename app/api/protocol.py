@@ -64,6 +64,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_refused = False
         # uvicorn's `cycle` is the newest request; where several came at once, the one that is being answered is older.
         self._running: RequestResponseCycle | None = None
+        # Told when the client leaves the running request.
+        self._on_gone: Callable[[], None] | None = None
         # Writes the refusal, once all that came before it has been answered.
         self._refuse_at_last: Callable[[], None] | None = None
         self._discarded = 0
@@ -84,7 +86,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_awaiting_head()
         if self._running is not None:
-            _disconnect(self._running)
+            self._disconnect(self._running)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -162,6 +164,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.scope["method"] != "HEAD":
             self.cycle.transport = JoinedWrites(self.transport)  # type: ignore[assignment]
         self.scope["close_connection"] = partial(setattr, self.cycle, "keep_alive", False)  # type: ignore[typeddict-unknown-key]
+        self.scope["tell_when_gone"] = partial(self._tell_when_gone, self.cycle)  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -234,7 +237,7 @@ class HttpProtocol(HttpToolsProtocol):
             faulty.keep_alive = False
             if not faulty.response_started:
                 # The rest of its body will not come: whoever reads it is told that the client has gone.
-                _disconnect(faulty)
+                self._disconnect(faulty)
                 faulty.scope["answered_below"] = True  # type: ignore[typeddict-unknown-key]
                 self._answer_refusal(error, faulty.scope)
 
@@ -269,6 +272,25 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_refused:
             self.transport.close()
 
+    # --- who has left
+
+    def _tell_when_gone(self, cycle: RequestResponseCycle, on_gone: Callable[[], None] | None) -> bool:
+        """Have `on_gone` called when the client leaves its request; None ends that. False where it has left already.
+
+        An app can ask for this instead of waiting for ASGI's `http.disconnect`, which takes a task of its own.
+        """
+        if cycle.disconnected:
+            return False
+        self._on_gone = on_gone
+        return True
+
+    def _disconnect(self, cycle: RequestResponseCycle) -> None:
+        cycle.disconnected = True
+        cycle.message_event.set()
+        if self._on_gone is not None:
+            self._on_gone()
+            self._on_gone = None
+
     # --- what is not read by the client
 
     def check_stall(self, now: float) -> None:
@@ -283,8 +305,3 @@ class HttpProtocol(HttpToolsProtocol):
                 self.transport.abort()
         else:
             self._stalled_at = None
-
-
-def _disconnect(cycle: RequestResponseCycle) -> None:
-    cycle.disconnected = True
-    cycle.message_event.set()
