@@ -1,5 +1,5 @@
-"""The Python interpreter of a process that serves: what its garbage collector may do, how it ends, what its children
-import.
+"""The Python interpreter of a process that serves: what its garbage collector may do, how it is told to stop and ends,
+what its children import.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -15,6 +16,7 @@ from typing import NoReturn
 # New objects before the youngest are gone through, and how many such rounds before the middle and the oldest are.
 _COLLECTION_THRESHOLDS = (50_000, 20, 100)
 _FLUSH_SECONDS = 3.0
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def spare_requests_from_collection() -> None:
@@ -28,6 +30,19 @@ def spare_requests_from_collection() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECTION_THRESHOLDS)
+
+
+def hold_stop_signals() -> None:
+    """Have Ctrl-C and SIGTERM wait until somebody takes them: nothing that is begun or put away now is cut short.
+
+    Threads, and children, that are started meanwhile never take them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+
+
+def take_stop_signals() -> None:
+    """This thread has its handlers, and meets at once what has waited."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
 def leave(status: int) -> NoReturn:

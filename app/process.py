@@ -17,7 +17,7 @@ import uvicorn
 
 from .api import ConnectionLimits, HttpProtocol
 from .classifier import Classifier
-from .interpreter import leave, spare_requests_from_collection
+from .interpreter import leave, spare_requests_from_collection, take_stop_signals
 from .listening import BACKLOG, address_of, admit_no_more, listen
 from .loading import LoadedModel, ModelFacts
 from .opening import Reporter
@@ -123,6 +123,7 @@ class Server(uvicorn.Server):
             yield
             return
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        take_stop_signals()
         try:
             yield
         finally:

@@ -126,6 +126,15 @@ def test_try_it_out_works_in_a_browser(null_server: RunningServer) -> None:
 
 
 @needs_browser
+def test_the_pages_curl_names_the_address_that_serves(null_server: RunningServer) -> None:
+    """The command at the top of the page can be pasted, whatever port the service has."""
+    with opened_page(null_server.address) as page:
+        page.get_by_text("With curl").wait_for()
+        shown = page.locator(".description code").first.inner_text().strip()
+    assert shown == f"curl -sS --data-binary @photo.jpg {null_server.address}/predict"
+
+
+@needs_browser
 def test_the_page_says_what_serves_and_warns(null_server: RunningServer) -> None:
     """The page names the model and shows its warnings, as text whatever is in them."""
     hostile = "<img src=x onerror=alert(1)>"

@@ -212,6 +212,35 @@ def test_a_start_without_room_for_metrics_leaves_nothing_behind(tmp_path: Path) 
     assert not list(tmp_path.glob("resnet-serve-*"))
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_anything_runs_is_a_stop_like_any_other(
+    tmp_path: Path, workers: str, number: signal.Signals
+) -> None:
+    """Told to stop while its first files are made, the service ends with status 0 and takes them away."""
+    program = f"""
+import os, tempfile
+from app import listening
+from app.cli import main
+
+def told(made):
+    def making(*given, **named):
+        result = made(*given, **named)
+        os.kill(os.getpid(), {int(number)})
+        return result
+    return making
+
+listening.address_of = told(listening.address_of)
+tempfile.mkdtemp = told(tempfile.mkdtemp)
+main()
+"""
+    flags = ("--backend", "null", "--http-workers", workers)
+    with service_process(*flags, folder=tmp_path, environment={"TMPDIR": str(tmp_path)}, program=program) as service:
+        assert service.ended() == 0, service.lines
+        assert service.wait_for("Stopped.")
+    assert not list(tmp_path.glob("resnet-serve-*"))
+
+
 def test_a_taken_port_is_told_at_once(service: Several, tmp_path: Path) -> None:
     """A second service on the port of one that has several sockets there is told so, and takes none of its clients."""
     port = service.address.rpartition(":")[2]

@@ -21,7 +21,10 @@ _EXAMPLE = Path("app/data/example.jpg")
 
 def serve(settings: Settings) -> None:
     """Serve the classifier over HTTP until Ctrl-C or SIGTERM."""
-    from ..interpreter import leave
+    from ..interpreter import hold_stop_signals, leave
+
+    # Before any other thread: the server takes them when it has its handlers.
+    hold_stop_signals()
     from ..workers import serve as run
     from .progress import TerminalReporter
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..engine.board import Board, create_board
 from ..errors import DeviceLost, StartError
+from ..interpreter import hold_stop_signals, take_stop_signals
 from ..loading import ModelFacts
 from ..logs import share_output
 from ..metrics import SharedFiles
@@ -81,6 +82,7 @@ class Supervisor:
         share_output(self._log_lock)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        take_stop_signals()
         front_ends = [
             loop.create_task(self._guarded(self._keep_front_end(number))) for number in range(len(self._divided))
         ]
@@ -91,6 +93,8 @@ class Supervisor:
         await self._stop.wait()
         watching.cancel()
         await self._end_all(front_ends, engine)
+        # The loop takes its handlers along; the files are put away behind it.
+        hold_stop_signals()
         return self._failure
 
     async def _guarded(self, keeper: Coroutine[Any, Any, None]) -> None:

@@ -7,6 +7,14 @@ SwaggerUIBundle({
   displayRequestDuration: true,
   // The validator badge would ask a server elsewhere.
   validatorUrl: null,
+  // The document cannot know by which address it is reached; its curl is to work when pasted.
+  responseInterceptor: (response) => {
+    if (response.url.endsWith("/openapi.json") && response.text) {
+      const address = new URL(".", location.href).href.replace(/\/$/, "");
+      response.text = response.text.replaceAll("http://localhost:8000", address);
+    }
+    return response;
+  },
 });
 
 // What serves now, and what may be wrong with it. Only textContent: names and warnings can come from a file.
