@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
@@ -42,13 +43,14 @@ class DeadlineQueue(Generic[Item, Result]):
 
     def __init__(self) -> None:
         self.size_bytes = 0
-        self._count = 0
+        # In order, so that whoever comes learns its place without a look at each: forecasts are asked for every image.
+        self._deadlines: list[float] = []
         self._heap: list[Waiting[Item, Result]] = []
         self._arrivals = itertools.count()
 
     def __len__(self) -> int:
         """Items whose callers still wait."""
-        return self._count
+        return len(self._deadlines)
 
     def __iter__(self) -> Iterator[Waiting[Item, Result]]:
         """In no order."""
@@ -66,7 +68,7 @@ class DeadlineQueue(Generic[Item, Result]):
     ) -> Waiting[Item, Result]:
         waiting = Waiting(deadline, next(self._arrivals), item, key, now, answer, size_bytes)
         heapq.heappush(self._heap, waiting)
-        self._count += 1
+        insort(self._deadlines, deadline)
         self.size_bytes += size_bytes
         return waiting
 
@@ -85,8 +87,9 @@ class DeadlineQueue(Generic[Item, Result]):
     def leave(self, waiting: Waiting[Item, Result]) -> bool:
         """Take an item out; False where it had left already."""
         left, waiting.queued = waiting.queued, False
-        self._count -= left
-        self.size_bytes -= left * waiting.size_bytes
+        if left:
+            del self._deadlines[bisect_left(self._deadlines, waiting.deadline)]
+            self.size_bytes -= waiting.size_bytes
         return left
 
     def forget(self, waiting: Waiting[Item, Result]) -> bool:
@@ -98,8 +101,8 @@ class DeadlineQueue(Generic[Item, Result]):
 
     def ahead_of(self, deadline: float) -> int:
         """How many are at least as urgent."""
-        return sum(waiting.deadline <= deadline for waiting in self)
+        return bisect_right(self._deadlines, deadline)
 
     def deadlines_after(self, deadline: float) -> list[float]:
         """Of those that are less urgent, in order."""
-        return sorted(waiting.deadline for waiting in self if waiting.deadline > deadline)
+        return self._deadlines[bisect_right(self._deadlines, deadline) :]
