@@ -143,6 +143,27 @@ def test_a_client_that_leaves_takes_its_request_along(null_server: RunningServer
     assert 'resnet_requests_total{code="client_gone",route="/predict",status="499"} 1.0' in metrics
 
 
+def test_a_client_that_leaves_behind_a_large_body_is_noticed_too(null_server: RunningServer, gate: Gate) -> None:
+    """Whose body comes in large pieces is read on while it waits: reading had stopped for the last piece."""
+    registry = null_server.app.state.classifier.metrics.registry
+    body = make_jpeg(402).ljust(180_000, b"\0")  # a decoder ignores what is behind an image
+    with httpx.Client(base_url=null_server.address, timeout=30) as client, ThreadPoolExecutor(1) as clients:
+        first = clients.submit(post_image, client, make_jpeg(400))
+        assert gate.entered.wait(30)
+        held = registry.get_sample_value("resnet_received_bytes")
+        host, port = null_server.address.removeprefix("http://").split(":")
+        leaver = socket.create_connection((host, int(port)))
+        leaver.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:100_000])
+        wait_until(lambda: registry.get_sample_value("resnet_received_bytes") == held + 100_000)
+        leaver.sendall(body[100_000:])
+        wait_until(lambda: queue_depth(null_server) == 1)
+        leaver.close()
+        wait_until(lambda: queue_depth(null_server) == 0)
+        gate.opened.set()
+        assert first.result().status_code == 200
+    assert gate.images == 1
+
+
 def test_of_a_thousand_clients_half_leave_and_cost_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the device is held, 500 of 1,000 clients leave: only the others' images reach it, each with its answer."""
     settings = Settings(backend="null", port=0, log_level="error", max_queue=1000, max_batch_size=8)

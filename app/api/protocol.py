@@ -282,6 +282,8 @@ class HttpProtocol(HttpToolsProtocol):
         if cycle.disconnected:
             return False
         self._on_gone = on_gone
+        # After a large piece uvicorn reads no further until the app asks for more; who does not read sees nobody go.
+        self.flow.resume_reading()
         return True
 
     def _disconnect(self, cycle: RequestResponseCycle) -> None:
