@@ -218,20 +218,17 @@ class Batcher(Generic[Item, Result]):
     def _take_batch(self) -> list[Waiting[Item, Result]]:
         """The earliest deadlines that share one key, out of the queue."""
         batch: list[Waiting[Item, Result]] = []
-        others: list[Waiting[Item, Result]] = []
-        while len(batch) < self.cap.now and (waiting := self._queue.pop()) is not None:
+        for waiting in self._queue:
+            if len(batch) == self.cap.now:
+                break
             if not self._can_make_it(waiting):
                 continue
             if batch and waiting.key != batch[0].key:
-                others.append(waiting)
                 continue
             if batch and self._clock() + self.forecast.at_most(len(batch) + 1) > batch[0].deadline:
-                others.append(waiting)
                 break
             self._queue.leave(waiting)
             batch.append(waiting)
-        for waiting in others:
-            self._queue.put_back(waiting)
         return batch
 
     def _batch_done(self, task: asyncio.Task[None]) -> None:
@@ -256,7 +253,7 @@ class Batcher(Generic[Item, Result]):
     def _fail_queue(self, error: type[Exception]) -> None:
         if self._delay_timer is not None:
             self._delay_timer.cancel()
-        while (waiting := self._queue.pop()) is not None:
+        for waiting in self._queue:
             self._queue.forget(waiting)
             if not waiting.answer.done():
                 waiting.answer.set_exception(error())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Generic, TypeVar, cast
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_deadline = attrgetter("deadline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,37 +25,37 @@ class Batched(Generic[Result]):
     inference_seconds: float
 
 
-@dataclass(slots=True, order=True)
+@dataclass(slots=True, eq=False)
 class Waiting(Generic[Item, Result]):
-    """An item on its way. Ordered by deadline, then by arrival."""
+    """An item on its way."""
 
     deadline: float
-    arrival: int
-    item: Item = field(compare=False)
-    key: Hashable = field(compare=False)
-    enqueued_at: float = field(compare=False)
-    answer: asyncio.Future[Batched[Result]] = field(compare=False)
-    size_bytes: int = field(compare=False)
-    queued: bool = field(default=True, compare=False)
+    item: Item
+    key: Hashable
+    enqueued_at: float
+    answer: asyncio.Future[Batched[Result]]
+    size_bytes: int
+    queued: bool = True
 
 
 class DeadlineQueue(Generic[Item, Result]):
-    """A heap in which who left is a husk without its item, skipped when its turn comes."""
+    """A list in the order of deadlines, and of arrival where these are equal.
+
+    Each image asks how many are before it and behind it: in a heap that is a look at all of them. To keep the list in
+    order moves some hundred pointers.
+    """
 
     def __init__(self) -> None:
         self.size_bytes = 0
-        # In order, so that whoever comes learns its place without a look at each: forecasts are asked for every image.
-        self._deadlines: list[float] = []
-        self._heap: list[Waiting[Item, Result]] = []
-        self._arrivals = itertools.count()
+        self._waiting: list[Waiting[Item, Result]] = []
 
     def __len__(self) -> int:
         """Items whose callers still wait."""
-        return len(self._deadlines)
+        return len(self._waiting)
 
     def __iter__(self) -> Iterator[Waiting[Item, Result]]:
-        """In no order."""
-        return (waiting for waiting in self._heap if waiting.queued)
+        """The most urgent first, as they wait now: they may leave meanwhile."""
+        return iter(self._waiting.copy())
 
     def put(
         self,
@@ -66,34 +67,22 @@ class DeadlineQueue(Generic[Item, Result]):
         size_bytes: int,
         answer: asyncio.Future[Batched[Result]],
     ) -> Waiting[Item, Result]:
-        waiting = Waiting(deadline, next(self._arrivals), item, key, now, answer, size_bytes)
-        heapq.heappush(self._heap, waiting)
-        insort(self._deadlines, deadline)
+        waiting = Waiting(deadline, item, key, now, answer, size_bytes)
+        self._waiting.insert(self.ahead_of(deadline), waiting)
         self.size_bytes += size_bytes
         return waiting
 
-    def put_back(self, waiting: Waiting[Item, Result]) -> None:
-        """One that `pop` gave and that has not left."""
-        heapq.heappush(self._heap, waiting)
-
-    def pop(self) -> Waiting[Item, Result] | None:
-        """The most urgent, which has not left yet: `leave` or `put_back` it. None where nothing waits."""
-        while self._heap:
-            waiting = heapq.heappop(self._heap)
-            if waiting.queued:
-                return waiting
-        return None
-
     def leave(self, waiting: Waiting[Item, Result]) -> bool:
         """Take an item out; False where it had left already."""
-        left, waiting.queued = waiting.queued, False
-        if left:
-            del self._deadlines[bisect_left(self._deadlines, waiting.deadline)]
-            self.size_bytes -= waiting.size_bytes
-        return left
+        if not waiting.queued:
+            return False
+        waiting.queued = False
+        del self._waiting[self._waiting.index(waiting, bisect_left(self._waiting, waiting.deadline, key=_deadline))]
+        self.size_bytes -= waiting.size_bytes
+        return True
 
     def forget(self, waiting: Waiting[Item, Result]) -> bool:
-        """As `leave`, for one that goes nowhere: its husk holds no pixels."""
+        """As `leave`, for one that goes nowhere: whoever still holds it holds no pixels."""
         left = self.leave(waiting)
         if left:
             waiting.item = cast("Item", None)
@@ -101,8 +90,8 @@ class DeadlineQueue(Generic[Item, Result]):
 
     def ahead_of(self, deadline: float) -> int:
         """How many are at least as urgent."""
-        return bisect_right(self._deadlines, deadline)
+        return bisect_right(self._waiting, deadline, key=_deadline)
 
     def deadlines_after(self, deadline: float) -> list[float]:
         """Of those that are less urgent, in order."""
-        return self._deadlines[bisect_right(self._deadlines, deadline) :]
+        return [waiting.deadline for waiting in self._waiting[self.ahead_of(deadline) :]]
