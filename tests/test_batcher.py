@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batching import Batched, Batcher, Events
+from app.batching import Batched, Batcher, Events, LatencyModel
 from app.errors import DeadlineExceeded, DeviceLost, Draining, Internal, Overloaded
 
 pytestmark = pytest.mark.anyio
@@ -198,6 +198,52 @@ async def test_the_bound_refuses_and_a_leaver_makes_room() -> None:
             await settle()
     assert model.batches == [[1], [3], [5]]
     assert events.drops == ["overloaded", "client_gone"]
+
+
+async def test_the_bound_in_bytes_refuses_and_a_batch_that_starts_makes_room() -> None:
+    """Images are counted by their pixels too, for as long as they wait and no longer."""
+    model = GatedModel()
+    batcher = Batcher(model.run, max_batch_size=1, max_waiting=10, max_waiting_bytes=20, size_of=lambda item: 10)
+    async with anyio.create_task_group() as group:
+        answers: dict[int, object] = {}
+        for item in (1, 2, 3, 4):
+            ask(group, batcher, item, answers)
+            await settle()
+        assert isinstance(answers[4], Overloaded)
+        model.gates[0].set()
+        await settle()
+        ask(group, batcher, 5, answers)
+        await settle()
+        assert batcher.waiting == 2
+        for number in range(1, 4):
+            model.gates[number].set()
+            await settle()
+    assert model.batches == [[1], [2], [3], [5]]
+
+
+async def test_nobody_is_let_in_before_one_that_would_then_be_late() -> None:
+    """An urgent item is refused where one that was accepted before would miss its deadline for it; else it goes first."""
+    model = GatedModel()
+    batcher = Batcher(model.run, max_batch_size=1, max_waiting=10, latency=LatencyModel({1: 1.0}), clock=lambda: 0.0)
+    async with anyio.create_task_group() as group:
+        answers: dict[int, object] = {}
+        ask(group, batcher, 1, answers)
+        await settle()
+        # The one that runs ends at 1, a batch is reckoned with 1.1.
+        ask(group, batcher, 2, answers, deadline=25.0)
+        await settle()
+        ask(group, batcher, 3, answers, deadline=24.0)
+        await settle()
+        ask(group, batcher, 4, answers, deadline=3.1)
+        await settle()
+        ask(group, batcher, 5, answers, deadline=3.0)
+        await settle()
+        assert isinstance(answers.pop(5), Overloaded)
+        assert not answers
+        for number in range(4):
+            model.gates[number].set()
+            await settle()
+    assert model.batches == [[1], [4], [3], [2]]
 
 
 async def test_the_earliest_deadline_goes_first() -> None:
