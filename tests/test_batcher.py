@@ -222,7 +222,7 @@ async def test_the_bound_in_bytes_refuses_and_a_batch_that_starts_makes_room() -
 
 
 async def test_nobody_is_let_in_before_one_that_would_then_be_late() -> None:
-    """An urgent item is refused where one that was accepted before would miss its deadline for it; else it goes first."""
+    """An urgent item is refused where one that was accepted before would be late for it; else it goes first."""
     model = GatedModel()
     batcher = Batcher(model.run, max_batch_size=1, max_waiting=10, latency=LatencyModel({1: 1.0}), clock=lambda: 0.0)
     async with anyio.create_task_group() as group:

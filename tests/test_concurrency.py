@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 import socket
 import statistics
@@ -16,6 +17,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from app.api import bodies
 from app.backends.null import NullBackend
 from app.classifier import Classifier
 from app.loading import LoadedModel
@@ -162,6 +164,43 @@ def test_a_client_that_leaves_behind_a_large_body_is_noticed_too(null_server: Ru
         gate.opened.set()
         assert first.result().status_code == 200
     assert gate.images == 1
+
+
+def test_a_client_that_has_left_before_its_image_is_read_leaves_no_work(
+    null_server: RunningServer, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gone while its JSON is parsed on another thread, it is counted as gone, and the device never sees the image."""
+    parse = bodies._from_json_one
+    parsing, may_go_on = threading.Event(), threading.Event()
+
+    def held(body: bytes) -> bodies.Images:
+        parsing.set()
+        assert may_go_on.wait(30)
+        return parse(body)
+
+    monkeypatch.setattr(bodies, "_from_json_one", held)
+    registry = null_server.app.state.classifier.metrics.registry
+
+    def gone() -> float:
+        labels = {"route": "/predict", "status": "499", "code": "client_gone"}
+        return registry.get_sample_value("resnet_requests_total", labels) or 0.0
+
+    before, connections = gone(), null_server.server.server_state.connections
+    image = base64.b64encode(make_jpeg(403).ljust(10_000, b"\0"))  # large enough to be parsed off the event loop
+    body = b'{"image": "%b"}' % image
+    host, port = null_server.address.removeprefix("http://").split(":")
+    leaver = socket.create_connection((host, int(port)))
+    leaver.sendall(
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        + body
+    )
+    assert parsing.wait(30)
+    others = len(connections) - 1
+    leaver.close()
+    wait_until(lambda: len(connections) == others)
+    may_go_on.set()
+    wait_until(lambda: gone() == before + 1)
+    assert gate.images == 0
 
 
 def test_of_a_thousand_clients_half_leave_and_cost_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
