@@ -149,11 +149,13 @@ def test_five_hundred_slow_clients_hold_up_nobody(server: RunningServer) -> None
     """With 500 sockets that are silent, stuck in their headers or stuck in their bodies, good requests are answered
     as ever, and each of the 500 is answered 408 or closed at its deadline."""
     kinds = [b"", b"POST /predict HTTP/1.1\r\nHost", HEAD + b"\r\n" + bytes(1000)]
-    connections = [connect(server) for _ in range(500)]
+    connections: list[socket.socket] = []
     began = time.monotonic()
     try:
-        for number, connection in enumerate(connections):
-            connection.sendall(kinds[number % 3])
+        for number in range(500):
+            connections.append(connect(server))
+            # At once: its time runs from here on, and not from when all 500 are there.
+            connections[-1].sendall(kinds[number % 3])
         with httpx.Client(base_url=server.address, timeout=WAIT_SECONDS) as client:
             for _ in range(30):
                 answer = post_image(client, IMAGE)
