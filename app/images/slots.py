@@ -14,8 +14,18 @@ from ..errors import DeadlineExceeded, EngineUnavailable, Overloaded
 
 T = TypeVar("T")
 
-_ALL_LOST = "Every decoder is held by an image that takes longer than this server allows."
-_CLOSED = "This server decodes no more images."
+ALL_LOST = "Every decoder is held by an image that takes longer than this server allows."
+CLOSED = "This server decodes no more images."
+
+
+class Usual:
+    """How long a piece of work has its slot: about the last twenty say what is usual."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def took(self, seconds: float) -> None:
+        self.seconds += (seconds - self.seconds) / (20 if self.seconds else 1)
 
 
 @dataclass(slots=True, eq=False)
@@ -54,16 +64,16 @@ class Slots:
         self._turns: deque[_Turn[Any]] = deque()
         self._refusal = ""
         self._stuck_since: float | None = None
-        self._usual_seconds = 0.0
+        self._usual = Usual()
 
     @property
     def predicted_wait_seconds(self) -> float:
         """How long work that came now would wait for its slot."""
-        return 0.0 if self._free else (self.waiting + 1) * self._usual_seconds / max(1, self.usable)
+        return 0.0 if self._free else (self.waiting + 1) * self._usual.seconds / max(1, self.usable)
 
     def took(self, seconds: float) -> None:
-        """A piece of work had its slot for so long: about the last twenty say what is usual."""
-        self._usual_seconds += (seconds - self._usual_seconds) / (20 if self._usual_seconds else 1)
+        """A piece of work had its slot for so long."""
+        self._usual.took(seconds)
 
     @property
     def stuck_seconds(self) -> float:
@@ -108,7 +118,7 @@ class Slots:
         self.usable -= 1
         if not self.usable:
             self._stuck_since = self._clock()
-            self._refuse_all(_ALL_LOST)
+            self._refuse_all(ALL_LOST)
 
     def regain(self) -> None:
         """A lost slot's work has ended after all."""
@@ -118,12 +128,12 @@ class Slots:
 
     def close(self) -> None:
         """Refuse what waits and what comes."""
-        self._refusal = _CLOSED
-        self._refuse_all(_CLOSED)
+        self._refusal = CLOSED
+        self._refuse_all(CLOSED)
 
     def _take(self, turn: _Turn[Any], deadline: float) -> None:
         """Begin, or wait."""
-        refusal = self._refusal or ("" if self.usable else _ALL_LOST)
+        refusal = self._refusal or ("" if self.usable else ALL_LOST)
         if refusal:
             raise EngineUnavailable(refusal, retry_after_seconds=5.0)
         if self._clock() >= deadline:
