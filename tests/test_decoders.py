@@ -415,6 +415,35 @@ async def test_hanging_threads_are_replaced_until_the_memory_is_used_up(held_thr
         assert np.array_equal(await task, expected)
 
 
+async def test_threads_take_the_next_image_without_the_event_loop(held_threads: HeldThreads) -> None:
+    """While the event loop is busy with something else, what waits is decoded, one image after another."""
+    tasks = [ask(held_threads.decoder, image) for image in IMAGES]
+    await anyio.lowlevel.checkpoint()  # each has asked
+    wait_until(lambda: len(held_threads.begun) == len(IMAGES))
+    assert not any(task.done() for task in tasks)
+    for task, expected in zip(tasks, EXPECTED, strict=True):
+        assert np.array_equal(await task, expected)
+
+
+async def test_a_slot_that_comes_back_serves_again(held_threads: HeldThreads) -> None:
+    """A hang that ends gives its slot back: as many images as before are decoded at once."""
+    decoder = held_threads.decoder
+    held_threads.hold(3)
+    hung = [ask(decoder, image) for image in IMAGES[:3]]
+    assert [type(await outcome_of(task)) for task in hung] == [ImageTooComplex] * 3
+    held_threads.release()
+    await until(lambda: decoder.lost == 0)
+    assert (decoder.usable, decoder.stuck_seconds) == (2, 0.0)
+    held_threads.begun.clear()
+    held_threads.hold(2)
+    tasks = [ask(decoder, image) for image in IMAGES[:3]]
+    await until(lambda: len(held_threads.begun) == 2)
+    assert decoder.waiting == 1
+    held_threads.release()
+    for task, expected in zip(tasks, EXPECTED[:3], strict=True):
+        assert np.array_equal(await task, expected)
+
+
 async def test_what_waits_is_refused_when_the_last_thread_is_lost(held_threads: HeldThreads) -> None:
     """Images that wait do not wait for threads that will not come back."""
     held_threads.hold(3)
