@@ -246,6 +246,7 @@ async def _load_and_watch(
         model = await in_a_thread(
             lambda: load_model(settings, metrics, hooks.reporter, cancellation.is_cancelled), "load"
         )
+        # Before the engine: what a card's decoder allocates at its first call would break the engine's captures.
         await classifier.decoder.start()
         classifier.model = model
         hooks.reporter.step(f"Warming up {model.identity.name} on {model.device}")

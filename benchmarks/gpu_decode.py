@@ -180,7 +180,7 @@ def measure_decoding(device: str, folder: Path | None, seconds: float, say: Call
 
 def write_decoding(report: DecodeReport, write: Callable[[str], object]) -> None:
     if not report.by_list:
-        write(f"\nJPEGs are decoded on {report.device}\n")
+        write(f"\nJPEGs decoded on the card: {report.device}\n")
         return
     write(f"\nJPEGs decoded on {report.device}, images a second by the length of the list\n")
     write(f"\n| file | {' | '.join(str(length) for length in LISTS)} |\n| --- |{' --- |' * len(LISTS)}\n")
