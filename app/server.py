@@ -35,9 +35,11 @@ from .api import (
     predict_router,
     problem_handlers,
 )
+from .backends import open_jpeg_device
 from .classifier import Classifier, Places
 from .errors import StartError
 from .images import DecodeLimits, Decoder, decode, usable_kernel
+from .images.on_device import DeviceDecoder
 from .images.processes import ProcessDecoder
 from .images.threads import ThreadDecoder
 from .loading import Cancellation, LoadedModel, load_model, plan_decoding
@@ -113,6 +115,18 @@ def build_classifier(settings: Settings, metrics: Metrics, places: Places | None
             timeout_seconds=settings.decode_timeout_seconds,
             mode=settings.decode,
             observe=observe,
+        )
+    elif settings.decoder == "gpu":
+        decoder = DeviceDecoder(
+            limits,
+            partial(open_jpeg_device, settings.device),
+            slots=plan.slots,
+            spare=plan.spare,
+            max_waiting=settings.max_queue,
+            timeout_seconds=settings.decode_timeout_seconds,
+            mode=settings.decode,
+            observe=observe,
+            count=lambda outcome: metrics.device_decodes.labels(outcome).inc(),
         )
     else:
         decoder = ThreadDecoder(
@@ -232,6 +246,7 @@ async def _load_and_watch(
         model = await in_a_thread(
             lambda: load_model(settings, metrics, hooks.reporter, cancellation.is_cancelled), "load"
         )
+        # Before the engine: what a card's decoder allocates at its first call would break the engine's captures.
         await classifier.decoder.start()
         classifier.model = model
         hooks.reporter.step(f"Warming up {model.identity.name} on {model.device}")
@@ -241,7 +256,7 @@ async def _load_and_watch(
         logger.info(
             "Images are decoded by %d %s, %s, and resized by %s.",
             decoder.slots,
-            settings.decoder,
+            "threads" if settings.decoder == "gpu" else settings.decoder,
             settings.decode,
             resized,
         )

@@ -48,11 +48,20 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits, mode
     `ImageTooLarge` (by its header), `ImageTooComplex` (a JPEG of too many scans) or `ImageCorrupt`. Blocks: call it
     through a `Decoder`.
     """
+    with opened(data, limits) as image:
+        return (_exact if mode == "exact" else _fast)(image, data, preprocessing)
+
+
+@contextmanager
+def opened(data: bytes, limits: DecodeLimits) -> Iterator[ImageFile.ImageFile]:
+    """The image, of which the header is read and no pixel yet, within the limits; what Pillow raises of it within is
+    `ImageCorrupt`. Raises as `decode` does.
+    """
     scans = _count_scans(data, limits)
     with _pillow_errors(ImageCorrupt), _open(data) as image:
         _check_size(image, limits)
         _check_cost(image, scans, limits)
-        return (_exact if mode == "exact" else _fast)(image, data, preprocessing)
+        yield image
 
 
 def _exact(image: ImageFile.ImageFile, data: bytes, preprocessing: Preprocessing) -> Pixels:

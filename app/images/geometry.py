@@ -32,7 +32,7 @@ def cropped_pixels(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     resized, by compiled code where there is some.
     """
     resized, box = resized_and_crop_box(image.size, preprocessing)
-    pixels = resized_part(image, resized, box, FILTERS[preprocessing.interpolation]) if _is_short(resized) else None
+    pixels = resized_part(image, resized, box, FILTERS[preprocessing.interpolation]) if is_short(resized) else None
     return np.asarray(resize_and_crop(image, preprocessing)) if pixels is None else pixels
 
 
@@ -45,7 +45,7 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
     """
     (width, height), box = resized_and_crop_box(image.size, preprocessing)
     # Pillow's first pass, width × source rows, is never larger than both the source and the result.
-    if _is_short((width, height)):
+    if is_short((width, height)):
         resized = (
             image
             if image.size == (width, height)
@@ -87,7 +87,7 @@ def within(shown: Image.Image, visible: Box, box: Box) -> Image.Image:
     return shown.crop((box[0] - left, box[1] - top, box[2] - left, box[3] - top))
 
 
-def _is_short(resized: Size) -> bool:
+def is_short(resized: Size) -> bool:
     """Whether the whole of it may be an intermediate."""
     return resized[0] * resized[1] <= _MAX_INTERMEDIATE_PIXELS
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _BLOCK_BYTES = 256 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Axis:
     """One direction of a resize: pixel i is the sum of `weights[i, t] * source[starts[i] + t]`, 2²² being 1."""
 

@@ -15,6 +15,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 from ..errors import DeadlineExceeded, EngineUnavailable, ImageTooComplex, Overloaded, ServiceError
 from ..threads import in_a_thread
@@ -23,6 +26,8 @@ from .base import Observe, too_slow
 from .decode import DecodeLimits, decode, image_format
 from .resample import usable_kernel
 from .slots import ALL_LOST, CLOSED, Usual
+
+T = TypeVar("T")
 
 
 class ThreadDecoder:
@@ -63,8 +68,8 @@ class ThreadDecoder:
         self._timer: asyncio.TimerHandle | None = None
         # Whoever takes a piece of work out of one of these two has it: a thread, to decode it or as decoded, or the
         # loop, because its caller has left or its time is over. The interpreter's lock makes that one step.
-        self._queue: OrderedDict[_Work, None] = OrderedDict()
-        self._running: dict[_Work, None] = {}
+        self._queue: OrderedDict[_Work[Any], None] = OrderedDict()
+        self._running: dict[_Work[Any], None] = {}
         # One for each piece of work that was put into the queue, also of those whose callers have left.
         self._calls: SimpleQueue[bool] = SimpleQueue()
         # Threads that will take another image.
@@ -89,6 +94,10 @@ class ThreadDecoder:
 
     async def decode(self, data: bytes, preprocessing: Preprocessing, deadline: float) -> Pixels:
         """As `Decoder` says. A decode that has begun runs to its end, also when its caller has left."""
+        return await self.run(lambda: decode(data, preprocessing, self._limits, self._mode), data, deadline)
+
+    async def run(self, make: Callable[[], T], data: bytes, deadline: float) -> T:
+        """What `make` makes of `data`, under all that `decode` is under. Only pixels are observed."""
         if self._refusal or not self.usable:
             raise EngineUnavailable(self._refusal or ALL_LOST, retry_after_seconds=5.0)
         left = deadline - self._clock()
@@ -98,7 +107,7 @@ class ThreadDecoder:
             raise Overloaded(retry_after_seconds=1.0)
         loop = asyncio.get_running_loop()
         self._fill(loop)
-        work = _Work(data, preprocessing, loop.create_future())
+        work: _Work[T] = _Work(data, make, loop.create_future())
         self._queue[work] = None
         self._calls.put(True)
         if self._timer is None:
@@ -147,27 +156,17 @@ class ThreadDecoder:
                 continue  # its caller has left
             work.began = self._clock()
             self._running[work] = None
-            pixels, error = self._decode(work)
+            made, error = _made_of(work)
             work.ended = self._clock()
             is_lost = self._running.pop(work, _GONE) is _GONE
             with suppress(RuntimeError):  # the loop is closed: nobody asks any more
-                loop.call_soon_threadsafe(self._has_ended, work, pixels, error)
+                loop.call_soon_threadsafe(self._has_ended, work, made, error)
             # While the thread waits it holds nobody's image.
-            del work, pixels, error
-
-    def _decode(self, work: _Work) -> tuple[Pixels | None, BaseException | None]:
-        try:
-            return decode(work.data, work.preprocessing, self._limits, self._mode), None
-        except ServiceError as told:
-            # Without its frames, which hold the image: what it says is all that is wanted of it.
-            told.__traceback__ = told.__cause__ = told.__context__ = None
-            return None, told
-        except BaseException as raised:
-            return None, raised
+            del work, made, error
 
     # --- on the event loop
 
-    def _has_ended(self, work: _Work, pixels: Pixels | None, error: BaseException | None) -> None:
+    def _has_ended(self, work: _Work[T], made: T | None, error: BaseException | None) -> None:
         seconds = work.ended - work.began
         if not work.is_lost:
             self._usual.took(seconds)
@@ -178,13 +177,13 @@ class ThreadDecoder:
             else:
                 self.usable += 1
                 self._stuck_since = None
-        known = image_format(work.data) if pixels is not None else None
+        known = image_format(work.data) if isinstance(made, np.ndarray) else None
         if known is not None:
             self._observe(known, seconds)
         if work.outcome.done():
             return
-        if pixels is not None:
-            work.outcome.set_result(pixels)
+        if made is not None:
+            work.outcome.set_result(made)
         elif error is not None:
             work.outcome.set_exception(error)
 
@@ -200,7 +199,7 @@ class ThreadDecoder:
             soonest = min((work.began for work in running), default=now) + self._timeout_seconds
             self._timer = asyncio.get_running_loop().call_later(soonest - now, self._look_for_hangs)
 
-    def _has_hung(self, work: _Work) -> None:
+    def _has_hung(self, work: _Work[Any]) -> None:
         work.is_lost = True
         self.lost += 1
         self._serving -= 1
@@ -228,22 +227,33 @@ class ThreadDecoder:
 _GONE = object()
 
 
-def _fail(outcome: asyncio.Future[Pixels], error: ServiceError) -> None:
+def _made_of(work: _Work[T]) -> tuple[T | None, BaseException | None]:
+    try:
+        return work.make(), None
+    except ServiceError as told:
+        # Without its frames, which hold the image: what it says is all that is wanted of it.
+        told.__traceback__ = told.__cause__ = told.__context__ = None
+        return None, told
+    except BaseException as raised:
+        return None, raised
+
+
+def _fail(outcome: asyncio.Future[Any], error: ServiceError) -> None:
     if not outcome.done():
         outcome.set_exception(error)
 
 
-def _is_late(work: _Work) -> None:
+def _is_late(work: _Work[Any]) -> None:
     _fail(work.outcome, DeadlineExceeded())
 
 
 @dataclass(slots=True, eq=False)
-class _Work:
+class _Work(Generic[T]):
     """One image; `began` and `ended` are monotonic times."""
 
     data: bytes
-    preprocessing: Preprocessing
-    outcome: asyncio.Future[Pixels]
+    make: Callable[[], T]
+    outcome: asyncio.Future[T]
     began: float = 0.0
     ended: float = 0.0
     is_lost: bool = False

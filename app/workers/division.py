@@ -23,7 +23,8 @@ def count_workers(settings: Settings, cpus: int | None = None) -> int:
     Raises `SettingError` where there cannot be several.
     """
     if settings.http_workers == "auto":
-        if sys.platform != "linux":
+        # Each further process that decodes on the card would hold a CUDA context of its own.
+        if sys.platform != "linux" or settings.decoder == "gpu":
             return 1
         cpus = cpus or available_cpus()
         each = _CPUS_EACH_BESIDE_A_GPU if _uses_gpu(settings) else _CPUS_EACH
