@@ -107,10 +107,12 @@ def build_classifier(settings: Settings, metrics: Metrics, places: Places | None
 
     decoder: Decoder
     if settings.decoder == "processes":
+        largest_file = max(settings.max_body_bytes, settings.max_batch_body_bytes)
         decoder = ProcessDecoder(
             limits,
             slots=plan.slots,
-            memory_bytes=plan.slot_bytes + max(settings.max_body_bytes, settings.max_batch_body_bytes),
+            memory_bytes=plan.slot_bytes + largest_file,
+            place_bytes=largest_file,
             max_waiting=settings.max_queue,
             timeout_seconds=settings.decode_timeout_seconds,
             mode=settings.decode,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +29,15 @@ from app.errors import (
     ImageCorrupt,
     ImageTooComplex,
     ImageTooLarge,
+    Internal,
     Overloaded,
     ServiceError,
     UnsupportedImageFormat,
 )
-from app.images import Decoder, decode, on_device, threads
+from app.images import Decoder, decode, on_device, threads, wire
 from app.images.device_images import device_image
 from app.images.on_device import DeviceDecoder
 from app.images.processes import ProcessDecoder
-from app.images.slots import Slots
 from app.images.threads import ThreadDecoder
 from app.settings import Settings
 from app.types import Interpolation, Pixels, Preprocessing
@@ -368,49 +370,23 @@ def test_the_service_answers_with_either(decoder: str) -> None:
     assert "resnet_decode_slots_lost 0.0" in metrics
 
 
-async def test_a_slot_that_comes_as_its_caller_leaves_is_passed_on() -> None:
-    """A caller that is cancelled in the moment before its turn is passed over; just after, its work has begun."""
-    slots = Slots(1, 8)
-    begun: list[asyncio.Future[int]] = []
-
-    def wait() -> asyncio.Task[int]:
-        return asyncio.create_task(slots.run(begun.append, time.monotonic() + 60))
-
-    first, leaver, late_leaver, last = wait(), wait(), wait(), wait()
-    await until(lambda: slots.waiting == 3)
-    begun[0].set_result(1)
-    leaver.cancel()
-    slots.give_back()
-    late_leaver.cancel()
-    assert (len(begun), begun[1].cancelled(), slots.waiting) == (2, True, 1)
-    slots.give_back()
-    begun[2].set_result(4)
-    assert (await first, await last) == (1, 4)
-    await asyncio.wait({leaver, late_leaver})
-    assert (leaver.cancelled(), late_leaver.cancelled(), slots.waiting) == (True, True, 0)
-
-
-async def test_work_that_cannot_begin_leaves_its_slot_to_the_next() -> None:
-    slots = Slots(1, 8)
-    begun: list[asyncio.Future[int]] = []
-
-    def fail(outcome: asyncio.Future[int]) -> None:
-        raise OSError("no thread")
-
-    first, broken, last = (
-        asyncio.create_task(slots.run(begin, time.monotonic() + 60)) for begin in (begun.append, fail, begun.append)
-    )
-    await until(lambda: slots.waiting == 2)
-    slots.give_back()
-    begun[0].set_result(1)
-    begun[1].set_result(3)
-    with pytest.raises(OSError, match="no thread"):
-        await broken
-    assert (await first, await last) == (1, 3)
-    slots.give_back()
-    with pytest.raises(OSError, match="no thread"):
-        await slots.run(fail, time.monotonic() + 60)
-    assert slots.predicted_wait_seconds == 0.0  # it is free
+async def test_callers_leave_as_their_turn_comes(make: Make) -> None:
+    """Callers that leave in the moment in which a slot is free, and just after, cost those behind them nothing."""
+    held = await make(slots=1, max_waiting=64)
+    for _ in range(5):
+        held.hold(1)
+        tasks = [ask(held.decoder, image) for image in IMAGES]
+        await until(lambda: held.decoder.waiting == len(IMAGES) - 1)
+        held.release()
+        for number, task in enumerate(tasks):
+            if number % 3 == 1:
+                await asyncio.wait(tasks[:number], return_when=asyncio.FIRST_COMPLETED)
+                task.cancel()
+        for number, (task, expected) in enumerate(zip(tasks, EXPECTED, strict=True)):
+            outcome = await outcome_of(task)
+            is_gone = number % 3 == 1 and isinstance(outcome, asyncio.CancelledError)
+            assert is_gone or np.array_equal(outcome, expected)  # type: ignore[arg-type]
+        await until(lambda: (held.decoder.waiting, held.decoder.lost, held.decoder.usable) == (0, 0, 1))
 
 
 # --- threads
@@ -452,6 +428,21 @@ async def test_threads_take_the_next_image_without_the_event_loop(held_threads: 
     assert not any(task.done() for task in tasks)
     for task, expected in zip(tasks, EXPECTED, strict=True):
         assert np.array_equal(await task, expected)
+
+
+async def test_no_room_for_a_thread_is_told_and_tried_again(
+    held_threads: HeldThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system has no room for a thread the image fails, nothing is left waiting, and the next one has one."""
+
+    def no_room(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_room)
+        assert isinstance(await outcome_of(ask(held_threads.decoder, IMAGES[0])), RuntimeError)
+    assert held_threads.decoder.waiting == 0
+    assert np.array_equal(await ask(held_threads.decoder, IMAGES[1]), EXPECTED[1])
 
 
 async def test_a_slot_that_comes_back_serves_again(held_threads: HeldThreads) -> None:
@@ -583,16 +574,108 @@ async def test_a_crash_costs_its_own_image_alone(
     assert number.name in caplog.text
 
 
+async def test_a_process_has_the_next_image_before_the_event_loop_has_its_turn(processes: ProcessDecoder) -> None:
+    """While the event loop is busy with something else, a process decodes the image behind the one that it decodes."""
+    tasks = [ask(processes, image) for image in IMAGES[:3]]
+    await anyio.lowlevel.checkpoint()  # each has asked
+    [(worker, works)] = processes._has.items()
+    assert len(works) == 2
+    wait_until(lambda: len(waiting_bytes(worker.fileno())) == 2 * wire.RECORD.size)
+    assert not any(task.done() for task in tasks)
+    for task, expected in zip(tasks, EXPECTED[:3], strict=True):
+        assert np.array_equal(await task, expected)
+
+
+def waiting_bytes(descriptor: int) -> bytes:
+    """What could be read from a socket, which stays there."""
+    with socket.socket(fileno=os.dup(descriptor)) as connection, suppress(BlockingIOError):
+        return connection.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    return b""
+
+
+async def test_an_image_behind_one_that_hangs_is_decoded_by_another_process() -> None:
+    """A process that has nothing to do takes over what another one has and has not begun."""
+    decoder = ProcessDecoder(LIMITS, slots=2, memory_bytes=ONE_IMAGE_BYTES, max_waiting=64, timeout_seconds=60)
+    await decoder.start()
+    for process in decoder.process_ids:
+        os.kill(process, signal.SIGSTOP)
+    tasks = [ask(decoder, image) for image in IMAGES[:4]]
+    await until(lambda: decoder.waiting == 2)
+    hung, other = decoder._has
+    os.kill(other.id, signal.SIGCONT)
+    others_own, behind_it, behind_the_hung = tasks[1], tasks[3], tasks[2]
+    assert np.array_equal(await others_own, EXPECTED[1])
+    assert np.array_equal(await behind_it, EXPECTED[3])
+    assert np.array_equal(await behind_the_hung, EXPECTED[2])
+    assert not tasks[0].done()
+    os.kill(hung.id, signal.SIGCONT)
+    assert np.array_equal(await tasks[0], EXPECTED[0])
+    assert np.array_equal(await ask(decoder, IMAGES[4]), EXPECTED[4])
+    await decoder.close()
+
+
+async def test_an_image_that_is_not_wanted_any_more_is_skipped(processes: ProcessDecoder) -> None:
+    """A process passes over an image whose caller has left before it began; the next ones are decoded."""
+    [process] = processes.process_ids
+    os.kill(process, signal.SIGSTOP)
+    first, leaver, last = (ask(processes, image) for image in IMAGES[:3])
+    await until(lambda: processes.waiting == 2)
+    [works] = processes._has.values()
+    handed_over = list(works)[1]
+    leaver.cancel()
+    await until(lambda: processes.waiting == 1)
+    os.kill(process, signal.SIGCONT)
+    assert np.array_equal(await first, EXPECTED[0])
+    assert np.array_equal(await last, EXPECTED[2])
+    assert (handed_over.outcome.cancelled(), processes.process_ids) == (True, [process])
+
+
+async def test_a_large_file_leaves_no_memory_behind(processes: ProcessDecoder) -> None:
+    """What an unusually large image took of the shared memory is given back once it is decoded."""
+    data = encode(made.noise((1500, 1500)), "PNG", compress_level=0)
+
+    def shared_bytes() -> int:
+        """Of the memory that this process maps and shares with decoders."""
+        lines = Path("/proc/self/smaps").read_text().split("memfd:resnet-images")[1:]
+        return sum(1024 * int(line.split("Rss:")[1].split()[0]) for line in lines)
+
+    await ask(processes, IMAGES[0])
+    before = shared_bytes()
+    assert np.array_equal(await ask(processes, data), decode(data, RESNET50, LIMITS))
+    assert shared_bytes() < before + 1_000_000 < len(data)
+
+
+async def test_a_process_that_answers_nonsense_is_replaced(
+    processes: ProcessDecoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that answers what it was not asked is killed; its image fails as internal, the one behind does not."""
+    [process] = processes.process_ids
+    os.kill(process, signal.SIGSTOP)
+    first, second = ask(processes, IMAGES[0]), ask(processes, IMAGES[1])
+    await until(lambda: processes.waiting == 1)
+    [worker] = processes._has
+    worker._asked.appendleft((9, (9, 9), 0))  # as if it had been asked for another place first
+    os.kill(process, signal.SIGCONT)
+    assert isinstance(await outcome_of(first), Internal)
+    assert np.array_equal(await second, EXPECTED[1])
+    assert processes.process_ids != [process]
+    assert "could not be talked to" in caplog.text
+
+
 async def test_a_process_that_died_idle_costs_no_image(processes: ProcessDecoder) -> None:
     """A process that is gone before it is given an image is replaced, and the image is decoded."""
     [before] = processes.process_ids
     os.kill(before, signal.SIGKILL)
-    await until(lambda: is_zombie(before))
+    await until(lambda: is_dead(before))
     assert np.array_equal(await ask(processes, IMAGES[0]), EXPECTED[0])
 
 
-def is_zombie(process_id: int) -> bool:
-    return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+def is_dead(process_id: int) -> bool:
+    """Whether it has ended, whether or not its parent has asked how."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 async def test_a_process_cannot_take_more_memory_than_one_image_needs() -> None:
@@ -689,4 +772,4 @@ def test_processes_end_with_a_service_that_is_killed(tmp_path: Path) -> None:
         assert children
         service.process.kill()
         service.process.wait()
-        wait_until(lambda: not any(living(child) and not is_zombie(child) for child in children))
+        wait_until(lambda: all(is_dead(child) for child in children))

@@ -136,8 +136,8 @@ def test_when_no_decoder_is_left_it_says_so(monkeypatch: pytest.MonkeyPatch) -> 
         decode_timeout_seconds=0.1,
     )
     with running_server(settings) as server, httpx.Client(base_url=server.address, timeout=30) as client:
-        slots = server.app.state.classifier.decoder._slots
-        monkeypatch.setattr(slots, "_clock", lambda: time.monotonic() + clock[0])
+        decoder = server.app.state.classifier.decoder
+        monkeypatch.setattr(decoder, "_clock", lambda: time.monotonic() + clock[0])
         try:
             slow = client.post("/predict", content=b"hang")
             assert (slow.status_code, slow.json()["code"]) == (422, "image_too_complex")

@@ -1,24 +1,17 @@
-"""Slots of memory that a front-end and the engine's process share: pixels go in, scores come back in their place.
-
-The memory is a memfd, passed by its descriptor. It has no name that could be left behind, lies in no /dev/shm (64 MB in
-a container), and is gone with the last process that has it. Pages that no image has touched take no memory.
-"""
+"""Slots of memory that a front-end and the engine's process share: pixels go in, scores come back in their place."""
 
 from __future__ import annotations
 
-import fcntl
 import math
 import mmap
-import os
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from ..shared_memory import create_shared_memory
 from ..types import Pixels, Scores
 
 _PAGE_BYTES = mmap.PAGESIZE
-# That no process can cut it short under another, which reading it would then kill.
-_SEALS = ("F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_SEAL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +39,8 @@ class SlotLayout:
 
 
 def create_segment(layout: SlotLayout) -> int:
-    """The descriptor of new memory for `layout`; the caller closes it. Linux only."""
-    descriptor = os.memfd_create("resnet-slots", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(descriptor, layout.total_bytes)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, sum(getattr(fcntl, seal) for seal in _SEALS))
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    """The descriptor of new memory for `layout`; the caller closes it."""
+    return create_shared_memory("resnet-slots", layout.total_bytes)
 
 
 class Segment:

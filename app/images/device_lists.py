@@ -15,7 +15,7 @@ from ..threads import Threads
 from ..types import Pixels
 from .base import Observe
 from .device_images import DeviceImage, JpegDevice
-from .slots import CLOSED, Usual
+from .queued import CLOSED, Usual
 
 logger = logging.getLogger(__name__)
 

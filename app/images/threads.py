@@ -10,27 +10,24 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
-
-from ..errors import DeadlineExceeded, EngineUnavailable, ImageTooComplex, Overloaded, ServiceError
+from ..errors import ImageTooComplex, ServiceError
 from ..threads import in_a_thread
 from ..types import DecodeMode, Pixels, Preprocessing
 from .base import Observe, too_slow
-from .decode import DecodeLimits, decode, image_format
+from .decode import DecodeLimits, decode
+from .queued import ALL_LOST, QueuedDecoder, Work, fail
 from .resample import usable_kernel
-from .slots import ALL_LOST, CLOSED, Usual
 
 T = TypeVar("T")
 
 
-class ThreadDecoder:
+class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
     """A `Decoder` of threads. Pillow releases the interpreter lock while it decodes and resizes.
 
     A thread cannot be ended from outside. At the time limit its caller is answered and its slot is lost: it holds up to
@@ -52,37 +49,18 @@ class ThreadDecoder:
         observe: Observe = lambda image_format, seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.slots = slots
-        self.lost = 0
-        self.usable = slots
+        super().__init__(slots, max_waiting, timeout_seconds, observe, clock)
         self._limits = limits
         self._mode: DecodeMode = mode
         self._spare = spare
-        self._max_waiting = max_waiting
-        self._timeout_seconds = timeout_seconds
-        self._observe = observe
-        self._clock = clock
-        self._usual = Usual()
-        self._refusal = ""
         self._stuck_since: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        # Whoever takes a piece of work out of one of these two has it: a thread, to decode it or as decoded, or the
-        # loop, because its caller has left or its time is over. The interpreter's lock makes that one step.
-        self._queue: OrderedDict[_Work[Any], None] = OrderedDict()
+        # Whoever takes a piece of work out of the queue, or out of this, has it: a thread, to decode it or as decoded,
+        # or the loop, because its caller has left or its time is over. The interpreter's lock makes that one step.
         self._running: dict[_Work[Any], None] = {}
         # One for each piece of work that was put into the queue, also of those whose callers have left.
         self._calls: SimpleQueue[bool] = SimpleQueue()
         # Threads that will take another image.
         self._serving = 0
-
-    @property
-    def waiting(self) -> int:
-        return len(self._queue)
-
-    @property
-    def predicted_wait_seconds(self) -> float:
-        ahead = self._ahead()
-        return 0.0 if ahead < 0 else (ahead + 1) * self._usual.seconds / max(1, self.usable)
 
     @property
     def stuck_seconds(self) -> float:
@@ -98,45 +76,26 @@ class ThreadDecoder:
 
     async def run(self, make: Callable[[], T], data: bytes, deadline: float) -> T:
         """What `make` makes of `data`, under all that `decode` is under. Only pixels are observed."""
-        if self._refusal or not self.usable:
-            raise EngineUnavailable(self._refusal or ALL_LOST, retry_after_seconds=5.0)
-        left = deadline - self._clock()
-        if left <= 0:
-            raise DeadlineExceeded()
-        if self._ahead() >= self._max_waiting:
-            raise Overloaded(retry_after_seconds=1.0)
-        loop = asyncio.get_running_loop()
-        self._fill(loop)
-        work: _Work[T] = _Work(data, make, loop.create_future())
-        self._queue[work] = None
-        self._calls.put(True)
-        if self._timer is None:
-            self._timer = loop.call_later(self._timeout_seconds, self._look_for_hangs)
-        too_late = loop.call_later(left, _is_late, work)
-        try:
-            return await work.outcome
-        finally:
-            too_late.cancel()
-            self._queue.pop(work, None)
-            # It holds its error, whose frames hold this one: the image would wait for the garbage collector.
-            del work
+        made: T = await self._run(_Work(data, asyncio.get_running_loop().create_future(), make=make), deadline)
+        return made
 
     async def close(self) -> None:
         """Refuse what waits. What runs ends by itself; its threads are daemons, which hold up no exit."""
-        self._refusal = CLOSED
-        self._refuse_all(CLOSED)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_taking()
         for _ in range(self._serving):
             self._calls.put(False)
 
-    def _ahead(self) -> int:
-        """How many images wait beside those that have a slot, or will in a moment; below 0 where a slot is free."""
-        return len(self._queue) + len(self._running) - self.usable
+    def _begin(self) -> None:
+        self._calls.put(True)
+        self._fill()
 
-    def _fill(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _begun(self) -> Iterable[_Work[Any]]:
+        return list(self._running)
+
+    def _fill(self) -> None:
         """A thread for each usable slot. Raises `RuntimeError` where the system has room for none."""
         while self._serving < self.usable:
+            loop = asyncio.get_running_loop()
             try:
                 threading.Thread(target=self._serve, args=(loop,), name="decode", daemon=True).start()
             except RuntimeError:
@@ -157,17 +116,16 @@ class ThreadDecoder:
             work.began = self._clock()
             self._running[work] = None
             made, error = _made_of(work)
-            work.ended = self._clock()
+            seconds = self._clock() - work.began
             is_lost = self._running.pop(work, _GONE) is _GONE
             with suppress(RuntimeError):  # the loop is closed: nobody asks any more
-                loop.call_soon_threadsafe(self._has_ended, work, made, error)
+                loop.call_soon_threadsafe(self._has_ended, work, made, error, seconds)
             # While the thread waits it holds nobody's image.
             del work, made, error
 
     # --- on the event loop
 
-    def _has_ended(self, work: _Work[T], made: T | None, error: BaseException | None) -> None:
-        seconds = work.ended - work.began
+    def _has_ended(self, work: _Work[Any], made: object | None, error: BaseException | None, seconds: float) -> None:
         if not work.is_lost:
             self._usual.took(seconds)
         else:
@@ -177,29 +135,11 @@ class ThreadDecoder:
             else:
                 self.usable += 1
                 self._stuck_since = None
-        known = image_format(work.data) if isinstance(made, np.ndarray) else None
-        if known is not None:
-            self._observe(known, seconds)
-        if work.outcome.done():
-            return
-        if made is not None:
-            work.outcome.set_result(made)
-        elif error is not None:
-            work.outcome.set_exception(error)
-
-    def _look_for_hangs(self) -> None:
-        """Count what is over its time limit as lost, and come back when the next one may be."""
-        now = self._clock()
-        for work in list(self._running):
-            if now - work.began >= self._timeout_seconds and self._running.pop(work, _GONE) is not _GONE:
-                self._has_hung(work)
-        self._timer = None
-        running = list(self._running)
-        if running or self._queue:
-            soonest = min((work.began for work in running), default=now) + self._timeout_seconds
-            self._timer = asyncio.get_running_loop().call_later(soonest - now, self._look_for_hangs)
+        self._settle(work, made, error, seconds)
 
     def _has_hung(self, work: _Work[Any]) -> None:
+        if self._running.pop(work, _GONE) is _GONE:
+            return  # it has just ended
         work.is_lost = True
         self.lost += 1
         self._serving -= 1
@@ -208,19 +148,13 @@ class ThreadDecoder:
             work.is_replaced = True
         else:
             self.usable -= 1
-        _fail(work.outcome, ImageTooComplex(too_slow(self._timeout_seconds)))
+        fail(work, ImageTooComplex(too_slow(self._timeout_seconds)))
         if not self.usable:
             self._stuck_since = self._clock()
             self._refuse_all(ALL_LOST)
         elif self._queue:
             with suppress(RuntimeError):  # no room for a thread: the next image asks again
-                self._fill(asyncio.get_running_loop())
-
-    def _refuse_all(self, reason: str) -> None:
-        while self._queue:
-            with suppress(KeyError):  # a thread was quicker
-                work, _ = self._queue.popitem(last=False)
-                _fail(work.outcome, EngineUnavailable(reason, retry_after_seconds=5.0))
+                self._fill()
 
 
 # No result of `pop`, which gives None for a work that is there.
@@ -238,23 +172,8 @@ def _made_of(work: _Work[T]) -> tuple[T | None, BaseException | None]:
         return None, raised
 
 
-def _fail(outcome: asyncio.Future[Any], error: ServiceError) -> None:
-    if not outcome.done():
-        outcome.set_exception(error)
-
-
-def _is_late(work: _Work[Any]) -> None:
-    _fail(work.outcome, DeadlineExceeded())
-
-
-@dataclass(slots=True, eq=False)
-class _Work(Generic[T]):
-    """One image; `began` and `ended` are monotonic times."""
-
-    data: bytes
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Work(Work[T]):
     make: Callable[[], T]
-    outcome: asyncio.Future[T]
-    began: float = 0.0
-    ended: float = 0.0
     is_lost: bool = False
     is_replaced: bool = False

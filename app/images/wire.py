@@ -1,9 +1,12 @@
-"""What a decoding process and its parent say to each other, over a pair of sockets: lengths and bytes, no pickle.
+"""What a decoding process and its parent say to each other: records of a fixed size over a pair of sockets, no pickle.
 
-parent → process   length of the document, length of the image (u32 each), the document (JSON: the preprocessing),
-                   the image
-process → parent   READY, once; then for each image a kind (u8), a length (u32) and as many bytes: the pixels, or
-                   JSON of an error's code and detail
+Images and pixels are in memory that both have (`exchange.py`); the process answers in the order in which it was asked.
+
+    parent → process   IMAGE (place, bytes of the image there)
+                       PREPROCESSING (length): as many bytes of JSON follow, which hold for all images behind it
+    process → parent   READY, once; then for each image
+                       PIXELS (place), ERROR (place, bytes of JSON there: an error's code and detail),
+                       or SKIPPED (place): it was no longer wanted when its turn came
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from typing import Any
 from ..errors import ImageCorrupt, ImageTooComplex, ImageTooLarge, Internal, ServiceError, UnsupportedImageFormat
 from ..types import Interpolation, Preprocessing
 
-REQUEST = struct.Struct("<II")
-ANSWER = struct.Struct("<BI")
+RECORD = struct.Struct("<BBxxI")
+"""Kind, place, size in bytes."""
 READY = b"\x06"
-PIXELS, ERROR = 0, 1
+IMAGE, PREPROCESSING, PIXELS, ERROR, SKIPPED = range(1, 6)
 # An answer that claims more is no error of ours: the process is not to be believed.
 MAX_ERROR_BYTES = 4096
 
@@ -28,14 +31,13 @@ _ERRORS: dict[str, type[ServiceError]] = {
 }
 
 
-def request_head(data: bytes, preprocessing: Preprocessing) -> bytes:
-    """What precedes the image."""
-    document = document_of(preprocessing)
-    return REQUEST.pack(len(document), len(data)) + document
-
-
 def document_of(preprocessing: Preprocessing) -> bytes:
     return json.dumps({**asdict(preprocessing), "interpolation": preprocessing.interpolation.value}).encode()
+
+
+def preprocessing_record(preprocessing: Preprocessing) -> bytes:
+    document = document_of(preprocessing)
+    return RECORD.pack(PREPROCESSING, 0, len(document)) + document
 
 
 def preprocessing_of(document: bytes) -> Preprocessing:
@@ -49,7 +51,7 @@ def error_body(error: ServiceError) -> bytes:
     return json.dumps({"code": error.code, "detail": error.detail}).encode()
 
 
-def error_of(body: bytes | bytearray) -> ServiceError:
+def error_of(body: bytes) -> ServiceError:
     """The error that a body stands for; `Internal` for a code that decoding does not have."""
     document = json.loads(body)
     kind = _ERRORS.get(document["code"])

@@ -1,4 +1,4 @@
-"""A decoding process: `python -m app.images.worker SOCKET OPTIONS`, started and ended by `ProcessDecoder`.
+"""A decoding process: `python -m app.images.worker SOCKET MEMORY OPTIONS`, started and ended by `ProcessDecoder`.
 
 It decodes one image after another until its parent closes the socket. All that it imports is the standard library,
 numpy, Pillow, and what of this package decoding needs. What it may use of the machine is limited before the first
@@ -10,61 +10,79 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ..errors import ImageTooComplex, Internal, ServiceError
-from ..types import DecodeMode
+from ..types import Preprocessing
 from . import wire
 from .decode import FORMATS, DecodeLimits, decode
+from .exchange import Exchange
 from .resample import usable_kernel
 
 _NO_MEMORY = "Decoding this image takes more memory than this server sets aside for one."
 _PLUGINS = {"JPEG": ("Jpeg", "Mpo"), "PNG": ("Png",), "WEBP": ("WebP",), "GIF": ("Gif",), "BMP": ("Bmp",)}
 
 
-def main(descriptor: str, options: str) -> None:
+def main(descriptor: str, memory: str, options: str) -> None:
     settings = json.loads(options)
-    limits = DecodeLimits(**settings["limits"])
     # Now, so that the limit on memory is for images alone.
     for name in FORMATS:
         for plugin in _PLUGINS[name]:
             importlib.import_module(f"PIL.{plugin}ImagePlugin")
     usable_kernel()
+    exchange = Exchange(int(memory), settings["place_bytes"])
+    os.close(int(memory))
     _limit(settings["memory_bytes"])
-    with socket.socket(fileno=int(descriptor)) as parent:
+    with socket.socket(fileno=int(descriptor)) as parent, suppress(EOFError, ConnectionError):
         parent.sendall(wire.READY)
-        while head := _receive(parent, wire.REQUEST.size):
-            sizes = wire.REQUEST.unpack(head)
-            # A parent that was killed can end nothing: the kernel ends this process instead, also inside a decoder.
-            signal.setitimer(signal.ITIMER_REAL, settings["last_resort_seconds"])
-            try:
-                kind, body = _answer(_receive(parent, sizes[0]), _receive(parent, sizes[1]), limits, settings["mode"])
-                parent.sendall(wire.ANSWER.pack(kind, len(body)))
-                parent.sendall(body)
-            except (EOFError, ConnectionError):
-                return
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        _decode_all(parent, exchange, settings)
 
 
-def _answer(document: bytes, data: bytes, limits: DecodeLimits, mode: DecodeMode) -> tuple[int, bytes]:
-    try:
-        return wire.PIXELS, decode(data, wire.preprocessing_of(document), limits, mode).tobytes()
-    except ServiceError as error:
-        return wire.ERROR, wire.error_body(error)
-    except MemoryError:
-        return wire.ERROR, wire.error_body(ImageTooComplex(_NO_MEMORY))
-    except Exception:
-        logging.getLogger(__name__).exception("Decoding failed unexpectedly.")
-        return wire.ERROR, wire.error_body(Internal())
+def _decode_all(parent: socket.socket, exchange: Exchange, settings: dict[str, Any]) -> None:
+    """Until the parent is gone, which raises `EOFError` or `ConnectionError`."""
+    limits = DecodeLimits(**settings["limits"])
+    preprocessing: Preprocessing | None = None
+    while True:
+        kind, place, size = wire.RECORD.unpack(_receive(parent, wire.RECORD.size))
+        if kind == wire.PREPROCESSING:
+            preprocessing = wire.preprocessing_of(_receive(parent, size))
+            continue
+        assert preprocessing is not None
+        if not exchange.is_wanted(place):
+            parent.sendall(wire.RECORD.pack(wire.SKIPPED, place, 0))
+            continue
+        # A parent that was killed can end nothing: the kernel ends this process instead, also inside a decoder.
+        signal.setitimer(signal.ITIMER_REAL, settings["last_resort_seconds"])
+        try:
+            exchange.put_pixels(place, decode(exchange.get(place, size), preprocessing, limits, settings["mode"]))
+            answer = wire.RECORD.pack(wire.PIXELS, place, 0)
+        except Exception as error:
+            body = wire.error_body(_told(error))
+            exchange.put(place, body)
+            answer = wire.RECORD.pack(wire.ERROR, place, len(body))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        parent.sendall(answer)
+
+
+def _told(error: Exception) -> ServiceError:
+    """What the image's caller is told of it."""
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, MemoryError):
+        return ImageTooComplex(_NO_MEMORY)
+    logging.getLogger(__name__).error("Decoding failed unexpectedly.", exc_info=error)
+    return Internal()
 
 
 def _receive(parent: socket.socket, size: int) -> bytes:
-    """`size` bytes; none where the parent has closed the socket."""
-    received = parent.recv(size, socket.MSG_WAITALL) if size else b""
-    if 0 < len(received) < size:
+    received = parent.recv(size, socket.MSG_WAITALL)
+    if len(received) < size:
         raise EOFError
     return received
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
-import numpy as np
-
+from ..errors import ImageTooLarge, ServiceError
 from ..interpreter import import_path
 from ..types import DecodeMode, Pixels, Preprocessing
 from . import wire
 from .decode import DecodeLimits
+from .exchange import PLACES, Exchange, create_exchange
 
 _START_SECONDS = 60.0
 # How long a process that closed its socket may take to be gone.
@@ -34,52 +34,91 @@ class WorkerGarbled(Exception):
     """The process answered what it never should."""
 
 
-class WorkerProcess:
-    """One process that decodes. `exchange` runs on the event loop and is not called twice at once."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of the image in a place: its pixels or its error, or neither where it was no longer wanted."""
 
-    def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+    place: int
+    pixels: Pixels | None = None
+    error: ServiceError | None = None
+
+
+class WorkerProcess:
+    """One process that decodes. It has up to `PLACES` images, and answers in the order in which it was asked."""
+
+    def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket, exchange: Exchange) -> None:
         self.id = process.pid
         self._process = process
         self._connection = connection
+        self._exchange = exchange
+        self._free = list(range(PLACES))
+        # Of the images that it has, in order: their places, crops and sizes.
+        self._asked: deque[tuple[int, tuple[int, int], int]] = deque()
+        self._told: Preprocessing | None = None
+        self._received = b""
 
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
+    def fileno(self) -> int:
+        """To wait for its answers, and for its end."""
+        return self._connection.fileno()
 
-    async def exchange(self, data: bytes, preprocessing: Preprocessing) -> Pixels:
-        """The image's pixels.
+    def ask(self, data: bytes, preprocessing: Preprocessing) -> int:
+        """Hand an image over; the place that it has. Raises `OSError` where the process has ended.
 
-        Raises the `ServiceError` that decoding it raised there, `WorkerDied` or `WorkerGarbled`; after the last two,
-        and after it was cancelled, the process is of no more use.
+        Raises `ImageTooLarge` where the image, or its pixels, are larger than a place.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.sock_sendall(self._connection, wire.request_head(data, preprocessing))
-            await loop.sock_sendall(self._connection, data)
-            kind, size = wire.ANSWER.unpack(await self._receive(wire.ANSWER.size))
-            height, width = preprocessing.crop
-            if not (size == height * width * 3 if kind == wire.PIXELS else size <= wire.MAX_ERROR_BYTES):
-                raise WorkerGarbled(f"an answer of kind {kind} and {size} bytes")
-            body = await self._receive(size)
-        except (ConnectionError, EOFError):
-            raise WorkerDied() from None
-        if kind == wire.PIXELS:
-            return np.frombuffer(body, np.uint8).reshape(height, width, 3)
-        try:
-            error = wire.error_of(body)
-        except (ValueError, KeyError, TypeError) as fault:
-            raise WorkerGarbled("an error without its code") from fault
-        raise error
+        height, width = preprocessing.crop
+        if max(len(data), height * width * 3, wire.MAX_ERROR_BYTES) > self._exchange.place_bytes:
+            raise ImageTooLarge("The image has more bytes than this server's decoders take.")
+        place = self._free[-1]
+        self._exchange.put(place, data)
+        self._exchange.want(place, True)
+        record = wire.RECORD.pack(wire.IMAGE, place, len(data))
+        if preprocessing is not self._told:
+            record = wire.preprocessing_record(preprocessing) + record
+        # Some bytes, which a socket with room for 200 kB takes whole.
+        self._connection.sendall(record)
+        self._told = preprocessing
+        self._free.pop()
+        self._asked.append((place, preprocessing.crop, len(data)))
+        return place
 
-    async def _receive(self, size: int) -> bytearray:
-        loop = asyncio.get_running_loop()
-        received = bytearray(size)
-        rest = memoryview(received)
-        while rest:
-            count = await loop.sock_recv_into(self._connection, rest)
-            if not count:
-                raise EOFError
-            rest = rest[count:]
-        return received
+    def forget(self, place: int) -> None:
+        """Nobody wants the image there any more: it is not decoded, unless that has begun."""
+        self._exchange.want(place, False)
+
+    def answers(self) -> list[Answer]:
+        """What it has answered since. Raises `WorkerDied` or `WorkerGarbled`; after these it is of no more use."""
+        try:
+            received = self._connection.recv(4096)
+        except BlockingIOError:
+            return []
+        except OSError:
+            raise WorkerDied() from None
+        if not received:
+            raise WorkerDied()
+        received = self._received + received
+        whole = len(received) - len(received) % wire.RECORD.size
+        self._received = received[whole:]
+        return [self._answer(*record) for record in wire.RECORD.iter_unpack(received[:whole])]
+
+    def _answer(self, kind: int, place: int, size: int) -> Answer:
+        if not self._asked or self._asked[0][0] != place:
+            raise WorkerGarbled("an answer to what it was not asked")
+        _, crop, data_bytes = self._asked.popleft()
+        if kind == wire.PIXELS:
+            answer = Answer(place, pixels=self._exchange.get_pixels(place, *crop))
+        elif kind == wire.ERROR and size <= wire.MAX_ERROR_BYTES:
+            try:
+                answer = Answer(place, error=wire.error_of(self._exchange.get(place, size)))
+            except (ValueError, KeyError, TypeError) as fault:
+                raise WorkerGarbled("an error without its code") from fault
+        elif kind == wire.SKIPPED:
+            answer = Answer(place)
+        else:
+            raise WorkerGarbled(f"an answer of kind {kind} and {size} bytes")
+        self._exchange.tidy(place, data_bytes)
+        self._free.append(place)
+        return answer
 
     def kill(self) -> None:
         self._process.kill()
@@ -106,12 +145,17 @@ class WorkerProcess:
 class WorkerProcesses:
     """Starts processes for one decoder and knows those that live."""
 
-    def __init__(self, limits: DecodeLimits, mode: DecodeMode, memory_bytes: int, timeout_seconds: float) -> None:
+    def __init__(
+        self, limits: DecodeLimits, mode: DecodeMode, memory_bytes: int, place_bytes: int, timeout_seconds: float
+    ) -> None:
+        """`memory_bytes` is what an image may take there, `place_bytes` the largest file."""
+        self._place_bytes = place_bytes
         self._options = json.dumps(
             {
                 "limits": asdict(limits),
                 "mode": mode,
                 "memory_bytes": memory_bytes,
+                "place_bytes": place_bytes,
                 # For where the parent, who ends it at the limit, cannot.
                 "last_resort_seconds": 2 * timeout_seconds + 1,
             }
@@ -124,22 +168,13 @@ class WorkerProcesses:
 
     def start(self) -> WorkerProcess:
         """A process that is ready for its first image. Blocks; raises `WorkerDied` or `OSError`."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                process = subprocess.Popen(
-                    [sys.executable, "-P", "-B", "-m", "app.images.worker", str(theirs.fileno()), self._options],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
-                    env=_environment(),
-                    # Ctrl-C on a terminal is for the service, which stops its decoders last.
-                    start_new_session=True,
-                )
-            except BaseException:
-                ours.close()
-                raise
-        worker = WorkerProcess(process, ours)
+        memory = create_exchange(self._place_bytes)
+        try:
+            exchange = Exchange(memory, self._place_bytes)
+            process, connection = self._spawn(memory)
+        finally:
+            os.close(memory)
+        worker = WorkerProcess(process, connection, exchange)
         self._living.add(worker)
         if self.is_closed:
             worker.kill()
@@ -147,6 +182,25 @@ class WorkerProcesses:
             worker.kill()
             raise WorkerDied(f"exit status {self.wait(worker)}")
         return worker
+
+    def _spawn(self, memory: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = ["-P", "-B", "-m", "app.images.worker", str(theirs.fileno()), str(memory), self._options]
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(), memory),
+                    env=_environment(),
+                    # Ctrl-C on a terminal is for the service, which stops its decoders last.
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        return process, ours
 
     def wait(self, worker: WorkerProcess) -> int:
         """The exit status of one that ended or was killed, also asked again. Blocks."""
