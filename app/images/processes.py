@@ -105,7 +105,7 @@ class ProcessDecoder(QueuedDecoder["_Work"]):
             for worker, works in list(self._has.items()):
                 if already == 0 and not works and not self._queue:
                     self._take_over()
-                if self._queue and len(works) == already:
+                while self._queue and len(works) == already and worker in self._has:
                     self._hand_over(worker, works)
         missing = self.slots - len(self._has) - self._coming
         for _ in range(missing if self._queue else 0):
@@ -113,7 +113,10 @@ class ProcessDecoder(QueuedDecoder["_Work"]):
             self._in_background(self._start_another())
 
     def _hand_over(self, worker: WorkerProcess, works: deque[_Work]) -> None:
+        """The next of the queue, unless that comes to nothing."""
         work, _ = self._queue.popitem(last=False)
+        if work.outcome.done():
+            return  # its caller is leaving
         try:
             work.place = worker.ask(work.data, work.preprocessing)
         except ServiceError as error:

@@ -113,6 +113,9 @@ class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
                 work, _ = self._queue.popitem(last=False)
             except KeyError:
                 continue  # its caller has left
+            if work.outcome.done():
+                del work  # its caller is leaving
+                continue
             work.began = self._clock()
             self._running[work] = None
             made, error = _made_of(work)
