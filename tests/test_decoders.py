@@ -662,6 +662,17 @@ async def test_a_process_that_answers_nonsense_is_replaced(
     assert "could not be talked to" in caplog.text
 
 
+async def test_an_answer_before_nonsense_counts(processes: ProcessDecoder) -> None:
+    """Of two answers that come at once, the second one nonsense, the first one is its image's."""
+    first, second = ask(processes, IMAGES[0]), ask(processes, IMAGES[1])
+    await anyio.lowlevel.checkpoint()  # both have asked
+    [worker] = processes._has
+    worker._asked[1] = (9, (9, 9), 0)  # as if it had been asked for another place
+    wait_until(lambda: len(waiting_bytes(worker.fileno())) == 2 * wire.RECORD.size)
+    assert np.array_equal(await first, EXPECTED[0])
+    assert isinstance(await outcome_of(second), Internal)
+
+
 async def test_a_process_that_died_idle_costs_no_image(processes: ProcessDecoder) -> None:
     """A process that is gone before it is given an image is replaced, and the image is decoded."""
     [before] = processes.process_ids

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import EngineUnavailable, ImageCorrupt, ImageTooComplex, Internal, ServiceError
+from ..errors import EngineUnavailable, ImageTooComplex, Internal, ServiceError
 from ..types import DecodeMode, Pixels, Preprocessing
 from .base import Observe, too_slow
 from .decode import DecodeLimits
 from .exchange import PLACES
+from .exits import describe_status, reason_of
 from .queued import QueuedDecoder, Work, fail
-from .worker_process import WorkerDied, WorkerProcess, WorkerProcesses, describe_status
+from .worker_process import WorkerDied, WorkerProcess, WorkerProcesses
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 0.25
 # The largest file, where nobody says it.
 _PLACE_BYTES = 64_000_000
-# Sent by whoever runs the machine, or by the kernel where memory ran out; no image does it.
-_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 
 
 class ProcessDecoder(QueuedDecoder["_Work"]):
@@ -235,7 +233,9 @@ class ProcessDecoder(QueuedDecoder["_Work"]):
         finally:
             self.lost -= is_lost
         if at is not None and not at.outcome.done():
-            fail(at, self._reason_of(status))
+            if not self._processes.is_closed:
+                logger.warning("A decoding process ended in the middle of an image (%s).", describe_status(status))
+            fail(at, reason_of(status, self._timeout_seconds))
         elif at is None and not self._processes.is_closed:
             logger.warning("A decoding process ended while it was idle (%s).", describe_status(status))
         await self._start_another()
@@ -275,17 +275,6 @@ class ProcessDecoder(QueuedDecoder["_Work"]):
         task = asyncio.get_running_loop().create_task(logged())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def _reason_of(self, status: int) -> ServiceError:
-        """What an exit in the middle of an image says of the image."""
-        if not self._processes.is_closed:
-            logger.warning("A decoding process ended in the middle of an image (%s).", describe_status(status))
-        if status in _FROM_OUTSIDE:
-            return EngineUnavailable("The image's decoder was stopped.", retry_after_seconds=1.0)
-        if status == -signal.SIGALRM:  # its own last resort, where this process was too busy to end it
-            return ImageTooComplex(too_slow(self._timeout_seconds))
-        # A crash is a signal; any other status is a fault of ours.
-        return ImageCorrupt() if status < 0 else Internal()
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
@@ -86,12 +86,15 @@ class WorkerProcess:
         """Nobody wants the image there any more: it is not decoded, unless that has begun."""
         self._exchange.want(place, False)
 
-    def answers(self) -> list[Answer]:
-        """What it has answered since. Raises `WorkerDied` or `WorkerGarbled`; after these it is of no more use."""
+    def answers(self) -> Iterator[Answer]:
+        """What it has answered since, one after another: what came before nonsense is an answer.
+
+        Raises `WorkerDied` or `WorkerGarbled`; after these it is of no more use.
+        """
         try:
             received = self._connection.recv(4096)
         except BlockingIOError:
-            return []
+            return
         except OSError:
             raise WorkerDied() from None
         if not received:
@@ -99,7 +102,8 @@ class WorkerProcess:
         received = self._received + received
         whole = len(received) - len(received) % wire.RECORD.size
         self._received = received[whole:]
-        return [self._answer(*record) for record in wire.RECORD.iter_unpack(received[:whole])]
+        for record in wire.RECORD.iter_unpack(received[:whole]):
+            yield self._answer(*record)
 
     def _answer(self, kind: int, place: int, size: int) -> Answer:
         if not self._asked or self._asked[0][0] != place:
@@ -218,14 +222,6 @@ class WorkerProcesses:
         """Blocks until they are gone."""
         for worker in self.living():
             self.wait(worker)
-
-
-def describe_status(status: int) -> str:
-    if status >= 0:
-        return f"exit status {status}"
-    with suppress(ValueError):
-        return signal.Signals(-status).name
-    return f"signal {-status}"
 
 
 def _environment() -> dict[str, str]:
