@@ -27,7 +27,7 @@ from app.errors import (
     SettingError,
     StartError,
 )
-from app.images import decode, threads
+from app.images import decode, on_device, threads
 from app.images.device_images import DeviceImage
 from app.images.on_device import DeviceDecoder
 from app.settings import Settings, load_settings
@@ -256,6 +256,19 @@ async def test_a_device_that_is_wrong_does_not_start(monkeypatch: pytest.MonkeyP
         await it.decoder.start()
     assert_exact(await it.ask(ORDINARY[0]), ORDINARY[0])
     assert it.by_device() == []
+    await it.decoder.close()
+
+
+async def test_a_device_that_hangs_at_the_start_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that does not come back fails the start, with what to do, instead of leaving the service loading."""
+    monkeypatch.setattr(on_device, "_START_SECONDS", 0.1)
+    it = Beside(monkeypatch)
+    it.device.is_open.clear()
+    with pytest.raises(StartError, match=re.escape("set RESNET_DECODER (--decoder) to threads")):
+        await it.decoder.start()
+    it.device.release()
+    assert_exact(await it.ask(ORDINARY[0]), ORDINARY[0])
+    assert it.decoder.waiting == 0
     await it.decoder.close()
 
 

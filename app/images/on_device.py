@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
 
+from ..errors import StartError
 from ..types import DecodeMode, Pixels, Preprocessing
 from .base import Observe
 from .decode import DecodeLimits, decode
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 # A list's pixels on the device, where it has more than one image: 14 photos of 12 megapixels.
 _MAX_LIST_BYTES = 512_000_000
 _MAX_LIST_IMAGES = 32
+# To import torch, to make a CUDA context and to check; a device that hangs would leave the service loading for ever.
+_START_SECONDS = 120.0
 
 
 class DeviceDecoder:
@@ -99,7 +103,14 @@ class DeviceDecoder:
     async def start(self) -> None:
         """Open the device and hold it to the CPU's decode. Raises `StartError` where it is not there or is wrong."""
         await self._threads.start()
-        device = await self._lists.open(lambda: open_checked(self._open_device))
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                device = await self._lists.open(lambda: open_checked(self._open_device))
+        except TimeoutError:
+            raise StartError(
+                f"The GPU has not decoded two small JPEGs within {_START_SECONDS:g} s. Look at it with nvidia-smi, or "
+                "set RESNET_DECODER (--decoder) to threads."
+            ) from None
         logger.info("Ordinary JPEGs are decoded on %s.", device.name)
 
     async def decode(self, data: bytes, preprocessing: Preprocessing, deadline: float) -> Pixels:
