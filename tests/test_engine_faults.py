@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,10 @@ from app.errors import DeviceLost, EngineUnavailable, Internal, OutOfMemory
 from app.settings import Settings
 from app.types import Pixels
 from tests.photos import make_jpeg
-from tests.running import post_image, running_server, service_process
+from tests.running import post_image, running_server, service_process, wait_until
 from tests.scripted import (
     KINDS,
+    Device,
     Kind,
     ScriptedBackend,
     a_row_too_many,
@@ -84,21 +85,27 @@ async def test_out_of_memory_splits_lowers_the_cap_and_grows_back(kind: Kind) ->
     """What does not fit is run in halves; batches are smaller from then on, and larger again after fifty that fit."""
     async with scripted_engine(kind) as (engine, device):
         device.follow(partial(out_of_memory_above, 8))
-        await ask_until(engine, lambda: engine.state().capacity == 8)
-        first = len(device.batches())
-        assert await ask(engine, range(64)) == list(range(64))
-        assert max(len(batch) for batch in device.batches()[first:]) == 8
+        assert await sizes_of_full_batches(engine, device) == [32, 16, 8, 8, 16, 8, 8, *[8] * 4]
+        assert await sizes_of_full_batches(engine, device) == [8] * 8
         device.follow(answer)
-        await ask_until(engine, lambda: engine.state().capacity == 32)
+        sizes: list[int] = []
+        while engine.state().capacity < 32:
+            sizes += await sizes_of_full_batches(engine, device)
+        # Fourteen had fitted since the last that did not.
+        assert (sizes.count(8), sizes.count(16)) == (50 - 14, 50)
 
 
-async def ask_until(engine: Engine, condition: Callable[[], bool]) -> None:
-    """Sixty-four images again and again: how many of them share a batch is chance."""
-    for _ in range(1000):
-        assert await ask(engine, range(64)) == list(range(64))
-        if condition():
-            return
-    raise AssertionError("the condition did not come true")
+async def sizes_of_full_batches(engine: Engine, device: Device) -> list[int]:
+    """Of those that 64 images are run in, all of which wait before the first of them is."""
+    device.hold()
+    alone = asyncio.create_task(ask(engine, [0]))
+    await asyncio.to_thread(device.wait_until_entered)
+    before = len(device.batches())
+    asking = asyncio.create_task(ask(engine, range(64)))
+    await asyncio.to_thread(wait_until, lambda: 'resnet_queue_depth{stage="device"} 64.0' in device.metrics())
+    device.release()
+    assert (await alone, await asking) == ([0], list(range(64)))
+    return [len(batch) for batch in device.batches()[before:]]
 
 
 async def test_out_of_memory_for_one_image_is_retryable(kind: Kind) -> None:
