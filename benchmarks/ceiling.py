@@ -4,8 +4,9 @@
 
 The ceiling is a process for each CPU that does nothing but this service's own exact decode, without HTTP. Against it
 stands `resnet-serve serve --backend null` with 16 closed-loop clients, the load generator on the same CPUs. The two
-take turns; a pair's ratio is what counts, for a slow minute of the machine meets both. Beside it stands the CPU time
-of an image, which other work on the machine changes less. The photos are a folder's, as they are, else scikit-image's.
+take turns; a pair's ratio is what counts, for a slow minute of the machine meets both. Each turn has a service of its
+own: one keeps its pace, and two starts of the same service differ by up to a tenth. Beside it stands the CPU time of an
+image, which other work on the machine changes less. The photos are a folder's, as they are, else scikit-image's.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -138,25 +139,43 @@ class Parts:
 
 
 @contextmanager
-def service(flags: list[str], folder: Path) -> Iterator[tuple[int, str]]:
-    """A service's process and its address. Its log goes into a file: one that reads along would have a CPU's time."""
-    log = folder / "log"
-    with log.open("wb") as output:
+def started(command: list[str]) -> Iterator[tuple[int, str]]:
+    """The process of `python -m COMMAND` and the address that it prints behind "Try:".
+
+    Its log goes into a file: one that reads along would have a CPU's time.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        log = Path(folder, "log")
+        output = stack.enter_context(log.open("wb"))
         process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", "--port", "0", *flags],
+            [sys.executable, "-m", *command],
             env={"RESNET_HTTP_WORKERS": "1"} | clean_environment(),
             stdout=output,
             stderr=output,
         )
-    try:
-        wait_until(lambda: "Try:" in log.read_text() or process.poll() is not None)
-        assert process.poll() is None, log.read_text()
-        address = re.search(r"http://[\d.]+:\d+", log.read_text().partition("Try:")[2])
-        assert address is not None
-        yield process.pid, address[0]
-    finally:
-        process.terminate()
-        process.wait()
+        try:
+            wait_until(lambda: "Try:" in log.read_text() or process.poll() is not None)
+            assert process.poll() is None, log.read_text()
+            address = re.search(r"http://[\d.]+:\d+", log.read_text().partition("Try:")[2])
+            assert address is not None
+            yield process.pid, address[0]
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def serve_null(flags: list[str]) -> list[str]:
+    """The service without a model, as a command of `server`."""
+    return ["app", "serve", "--port", "0", "--backend", "null", "--log-format", "json", *flags]
+
+
+def answered_by(pid: int, address: str, common: list[str]) -> tuple[Done, float]:
+    """What the clients got of a server, and the CPU seconds that this cost it."""
+    load = Parts(1, "--part", "send", "--address", address, *common)
+    before = cpu_seconds(pid)
+    done = load.run()
+    return done, cpu_seconds(pid) - before
 
 
 def run_part(options: argparse.Namespace, write: Callable[[str], object]) -> None:
@@ -195,24 +214,18 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
     write("| decoding alone, images/s | the service, answers/s | ratio | CPU ms an image: alone | service | load |\n")
     write("| --- | --- | --- | --- | --- | --- |\n")
     ratios = []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        service(["--backend", "null", "--log-format", "json", *options.flags], Path(folder)) as (pid, address),
-    ):
-        for _ in range(options.pairs):
-            alone = Parts(cpus, "--part", "decode", *common).run()
-            load = Parts(1, "--part", "send", "--address", address, *common)
-            before = cpu_seconds(pid)
-            answered = load.run()
-            service_cpu = cpu_seconds(pid) - before
-            ratios.append(answered.images / alone.images)
-            rates = [each.images / options.seconds for each in (alone, answered)]
-            write(
-                f"| {rates[0]:.1f} | {rates[1]:.1f} | {ratios[-1]:.3f} | "
-                f"{alone.cpu_seconds / alone.images * 1e3:.2f} | {service_cpu / answered.with_warm_up * 1e3:.2f} | "
-                f"{answered.cpu_seconds / answered.with_warm_up * 1e3:.2f} |\n"
-            )
-            sys.stdout.flush()
+    for _ in range(options.pairs):
+        alone = Parts(cpus, "--part", "decode", *common).run()
+        with started(serve_null(options.flags)) as (pid, address):
+            answered, service_cpu = answered_by(pid, address, common)
+        ratios.append(answered.images / alone.images)
+        rates = [each.images / options.seconds for each in (alone, answered)]
+        write(
+            f"| {rates[0]:.1f} | {rates[1]:.1f} | {ratios[-1]:.3f} | "
+            f"{alone.cpu_seconds / alone.images * 1e3:.2f} | {service_cpu / answered.with_warm_up * 1e3:.2f} | "
+            f"{answered.cpu_seconds / answered.with_warm_up * 1e3:.2f} |\n"
+        )
+        sys.stdout.flush()
     write(f"\nMedian ratio of {options.pairs} pairs: {statistics.median(ratios):.3f}")
     write(f" ({min(ratios):.3f}–{max(ratios):.3f})\n")
 

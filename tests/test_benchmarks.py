@@ -84,3 +84,12 @@ def test_the_cpu_of_all_the_services_processes_is_counted() -> None:
         process.stdout.readline()
         assert ceiling.cpu_seconds(process.pid) >= 0.39
         process.communicate("\n")
+
+
+def test_what_each_step_of_an_answer_costs_is_measured() -> None:
+    """Every server of `benchmarks.steps` starts, answers rightly and ends; the table has a row for each."""
+    command = [sys.executable, "-m", "benchmarks.steps", "--rounds", "1", "--seconds", "0.3"]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in rows] == ["alone", "decode", "engine", "classify", "service"]
+    assert all(int(images_a_second) > 0 and float(ms) > 0.1 for _, images_a_second, _, ms in rows)
