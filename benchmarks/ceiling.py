@@ -166,7 +166,7 @@ def started(command: list[str]) -> Iterator[tuple[int, str]]:
 
 
 def serve_null(flags: list[str]) -> list[str]:
-    """The service without a model, as a command of `server`."""
+    """The service without a model, as a command of `started`."""
     return ["app", "serve", "--port", "0", "--backend", "null", "--log-format", "json", *flags]
 
 

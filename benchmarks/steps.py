@@ -103,6 +103,7 @@ def measure(options: argparse.Namespace, write: Callable[[str], object]) -> None
         costs[name].append(cpu_seconds / images * 1e3)
 
     for number in range(options.rounds):
+        sys.stderr.write(f"round {number + 1} of {options.rounds}\n")
         alone = Parts(len(os.sched_getaffinity(0)), "--part", "decode", *common).run()
         note("alone", alone, alone.cpu_seconds, alone.images)
         turn = list(commands.items())
