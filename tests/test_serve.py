@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.onnx_graphs import Maker
 from tests.photos import make_jpeg, null_classes
 from tests.running import service_process
 
@@ -59,6 +60,23 @@ def test_the_curl_names_the_file_in_a_clone(repository: Path, tmp_path: Path) ->
         )
         assert '"predictions"' in run.stdout
         service.stop()
+
+
+@pytest.mark.parametrize("weights", ["offline-demo", "graph.onnx"])
+def test_nothing_is_reported_to_anybody(tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime keeps a device's id and what it has yet to report in the home folder: of the service, of an export
+    and of the process that examines a file there is none."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "graph.onnx").write_bytes(Maker().build())
+    # This process has switched it off for itself; and where it believes to be in CI it reports nothing in any case.
+    for name in ("ORT_DISABLE_TELEMETRY", "CI", "GITHUB_ACTIONS", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    environment = {"HOME": str(home), "RESNET_CACHE_DIR": str(tmp_path / "cache")}
+    with service_process("--weights", weights, folder=tmp_path, environment=environment) as service:
+        service.wait_for("Ready:")
+        assert service.stop() == 0
+    assert list(home.rglob("*")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
