@@ -211,7 +211,11 @@ def main() -> None:
         weights = Path(temporary) / "resnet50.safetensors"
         if not options.null:
             make_weights(weights)
-        environment = os.environ | {"PEER_WEIGHTS": "" if options.null else str(weights), "CUDA_VISIBLE_DEVICES": ""}
+        environment = os.environ | {
+            "PEER_WEIGHTS": "" if options.null else str(weights),
+            "CUDA_VISIBLE_DEVICES": "",
+            "BENTOML_DO_NOT_TRACK": "True",
+        }
         serve = [sys.executable, "-m", "app", "serve", "--port", "{port}", "--log-level", "warning"]
         own = ["--backend", "null"] if options.null else ["--weights", str(weights)]
         root = _HERE.parent
