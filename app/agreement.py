@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .types import ScoreKind
+from .types import Activation
 
 Probabilities = NDArray[np.float64]
 """`(N, classes)`."""
@@ -53,10 +53,16 @@ def compare(reference: Probabilities, found: Probabilities) -> Agreement:
     )
 
 
-def probabilities(scores: NDArray[np.float32], kind: ScoreKind) -> Probabilities:
-    """`(N, classes)` scores as probabilities."""
+def probabilities(scores: NDArray[np.float32], activation: Activation) -> Probabilities:
+    """`(N, classes)` scores as probabilities; of one output both that of its class and that of its absence."""
     wide = scores.astype(np.float64)
-    if kind == "probabilities":
+    if activation == "sigmoid":
+        # exp(-|x|) cannot overflow.
+        small = np.exp(-np.abs(wide))
+        wide = np.where(wide >= 0, 1 / (1 + small), small / (1 + small))
+    if wide.shape[1] == 1:
+        return np.concatenate([1 - wide, wide], axis=1)
+    if activation != "softmax":
         return wide
     exponentials = np.exp(wide - wide.max(axis=1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))

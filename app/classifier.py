@@ -171,7 +171,7 @@ class Classifier:
         ):
             self._stages[stage].observe(seconds)
         try:
-            predictions = rank(scored.scores, scored.kind, model.labels, top_k)
+            predictions = rank(scored.scores, scored.activation, model.labels, top_k)
         except ModelOutputInvalid:
             self.metrics.nan_outputs.inc()
             raise

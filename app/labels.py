@@ -32,6 +32,11 @@ def labels_beside(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
+def are_labels_of(labels: Labels, class_count: int) -> bool:
+    """Whether there is a label for each output. One output tells two classes apart, and may have a label for both."""
+    return len(labels) == class_count or (class_count == 1 and len(labels) == 2)
+
+
 def choose_labels(class_count: int, file: Path | None, told: Labels | None = None) -> Labels:
     """Names for `class_count` classes: from `file`, else as the checkpoint itself tells, else ImageNet's, else indices.
 
@@ -41,13 +46,13 @@ def choose_labels(class_count: int, file: Path | None, told: Labels | None = Non
     """
     if file is not None:
         labels = _read(file)
-        if len(labels) != class_count:
+        if not are_labels_of(labels, class_count):
             raise LabelsError(
                 f"{file} names {len(labels)} classes, but the checkpoint has {class_count}. "
                 f"Give one label for each class, in the order of the class indices."
             )
         return labels
-    if told is not None and len(told) == class_count:
+    if told is not None and are_labels_of(told, class_count):
         return told
     if class_count == IMAGENET_CLASSES:
         return imagenet_labels()

@@ -34,6 +34,8 @@ class ModelFacts:
     device: str
     source: str
     warnings: tuple[str, ...]
+    score_count: int
+    """Numbers that the network answers for an image. One can tell two classes apart."""
 
     @property
     def class_count(self) -> int:
@@ -103,6 +105,7 @@ def load_model(
         device=backend.device,
         source=checkpoint.source,
         warnings=checkpoint.warnings,
+        score_count=checkpoint.class_count,
     )
 
 

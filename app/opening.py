@@ -21,7 +21,7 @@ from .checkpoints import (
     Source,
 )
 from .errors import DownloadUnreachable, StartError
-from .labels import Labels, choose_labels, labels_beside
+from .labels import Labels, are_labels_of, choose_labels, labels_beside
 from .networks import count_classes
 from .settings import ENV_PREFIX, Settings
 
@@ -164,6 +164,7 @@ class Examined:
     class_count: int
     labels: Decision[Labels]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -177,9 +178,9 @@ class Examined:
             sha256=self.contents.sha256,
             source=str(self.path),
             warnings=self.warnings,
-            switches=self.decisions.switches if architecture == "resnet50" and not self.contents.graph else None,
+            switches=None if self.contents.graph else self.decisions.switches_of(architecture),
             graph=self.contents.graph,
-            output=self.decisions.output.value if self.contents.graph else "logits",
+            activation=self.decisions.activation.value,
         )
 
 
@@ -191,10 +192,15 @@ def examine(settings: Settings, path: Path) -> Examined:
     contents = checkpoints.read_checkpoint(path, settings.max_checkpoint_bytes)
     decisions = checkpoints.decide(settings, contents)
     architecture = decisions.architecture.value
-    class_count = contents.graph.class_count if contents.graph else count_classes(architecture, contents.weights)
+    class_count = (
+        contents.graph.class_count
+        if contents.graph
+        else count_classes(architecture, contents.weights, decisions.switches_of(architecture))
+    )
+    decisions = decisions.with_classes(class_count)
     labels = _labels(settings, contents, class_count, architecture, path)
     warnings = tuple(checkpoints.warnings_of(contents, decisions, path.name))
-    return Examined(path, contents, decisions, class_count, labels, warnings)
+    return Examined(path, contents, decisions, class_count, labels, warnings, contents.notes)
 
 
 def _labels(
@@ -204,7 +210,7 @@ def _labels(
     if settings.labels is not None:
         return Decision(choose_labels(class_count, settings.labels), f"{ENV_PREFIX}LABELS")
     told = contents.told.labels
-    if told is not None and len(told.value) == class_count:
+    if told is not None and are_labels_of(told.value, class_count):
         return told
     # A file beside published weights is somebody else's: their categories are known.
     published = checkpoints.find_by_sha256(architecture, contents.sha256)

@@ -77,6 +77,14 @@ class Settings(BaseSettings):
             "huggingface, keras, keras-v2, tf-slim), a torchvision weight name, or auto to tell it from the checkpoint."
         ),
     )
+    activation: Literal["auto", "softmax", "sigmoid", "none"] = Field(
+        "auto",
+        description=(
+            "What makes probabilities of the network's scores: softmax (one class is right), sigmoid (each class "
+            "stands alone), none (they are probabilities already). auto: as the checkpoint says, else softmax, and "
+            "sigmoid for one output."
+        ),
+    )
     labels: Path | None = Field(
         None,
         description="A labels.txt (a name a line) or an index_to_name.json. Unset: looked for beside the checkpoint.",

@@ -15,7 +15,8 @@ Pixels = NDArray[np.uint8]
 Scores = NDArray[np.float32]
 """`(classes,)` float32 for one image, or `(N, classes)` where a batch is meant."""
 
-ScoreKind = Literal["logits", "probabilities"]
+Activation = Literal["softmax", "sigmoid", "none"]
+"""What turns a network's scores into probabilities. none: they are probabilities already."""
 
 DecodeMode = Literal["exact", "fast"]
 """Whether images are decoded as the reference transform does, to the last bit, or with fewer pixels on the way."""
@@ -76,6 +77,65 @@ class Preprocessing:
         )
 
 
+LayerKind = Literal[
+    "convolution",
+    "linear",
+    "batch_norm",
+    "layer_norm",
+    "max_pool",
+    "average_pool",
+    "adaptive_max_pool",
+    "adaptive_average_pool",
+    "identity",
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "gelu",
+    "gelu_tanh",
+    "silu",
+    "mish",
+    "hardswish",
+    "hardsigmoid",
+    "softplus",
+    "softsign",
+    "tanh",
+    "sigmoid",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer as a checkpoint states it, where it is not torchvision's, or in a head of several layers.
+
+    A field that is None is as torchvision's ResNet-50 has it.
+    """
+
+    name: str
+    """Of the body: torchvision's name, such as `layer4.0.conv2`. Of a head: the name its tensors are stored under."""
+    kind: LayerKind
+    kernel: tuple[int, int] | None = None
+    """Of an adaptive pool: the size of what it gives, one point unless it is given."""
+    stride: tuple[int, int] | None = None
+    padding: tuple[int, int] | None = None
+    dilation: tuple[int, int] | None = None
+    ceil_mode: bool = False
+    value: float | None = None
+    """A normalisation's epsilon, a leaky ReLU's slope, an ELU's alpha."""
+
+    def describe(self) -> str:
+        """One line for a person."""
+        facts = [
+            f"{name} {value[0]}×{value[1]}"
+            for name in ("kernel", "stride", "padding", "dilation")
+            if (value := getattr(self, name)) is not None
+        ]
+        facts += ["ceil mode"] if self.ceil_mode else []
+        facts += [f"{self.value:g}"] if self.value is not None else []
+        return " ".join([self.kind, *facts])
+
+
 @dataclass(frozen=True, slots=True)
 class ResNetSwitches:
     """What the keys and shapes of a ResNet-50's weights do not tell; the defaults are torchvision's."""
@@ -88,6 +148,10 @@ class ResNetSwitches:
     """Padding of the 3×3 pool: 1 all around, at the end where it is needed (TensorFlow's SAME), or none."""
     epsilon: float = 1e-5
     """What batch normalisation adds to the variance."""
+    altered: tuple[Layer, ...] = ()
+    """Layers of the body that are not torchvision's; they come after the switches above."""
+    head: tuple[Layer, ...] = ()
+    """The classifier's layers where it is not one dense layer; the weights of layer i are `fc.i.…`."""
 
     def describe(self) -> str:
         """One line for a person."""
@@ -103,10 +167,10 @@ def _figures(values: tuple[float, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a backend answers for a batch: `(N, classes)` float32 scores and what they are."""
+    """What a backend answers for a batch: `(N, classes)` float32 scores and what turns them into probabilities."""
 
     scores: Scores
-    kind: ScoreKind
+    activation: Activation
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from tests.checkpoints_made import State, Told, load, make_network, save_pth
 PARITY = 1e-4
 
 NAMED = made.named_like_resnet50()
+OTHER = {name: tensor + 1 for name, tensor in NAMED.items()}
 EXTRAS: dict[str, Any] = {
     "epoch": 89,
     "best_acc1": 76.1,
@@ -356,8 +357,8 @@ def with_values(name: str, values: list[float], dtype: torch.dtype = torch.float
         (with_values("fc.bias", [float("inf"), 0.0]), r"fc\.bias has values that are not finite"),
         (with_values("fc.bias", [1e300], torch.float64), r"fc\.bias has values that are not finite"),
         (with_values("bn1.running_var", [1.0, -1e-6]), r"bn1\.running_var has a variance below zero"),
-        ({**NAMED, **prefixed(NAMED, "module.")}, r"holds two networks: several entries are conv1\.weight"),
-        ({**prefixed(NAMED, "net."), **prefixed(NAMED, "model.")}, r"holds two networks: several entries are conv1"),
+        ({**NAMED, **prefixed(OTHER, "module.")}, r"two networks, under no prefix and under 'module', and \w"),
+        ({**prefixed(NAMED, "net."), **prefixed(OTHER, "ema.")}, r"two networks, under 'ema' and under 'net', and"),
         (
             {**NAMED, "fc.weight": torch.ones(1).expand(10**6, 10**6)},
             r"fc\.weight claims shape \(1000000, 1000000\)",

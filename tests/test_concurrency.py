@@ -292,7 +292,7 @@ def test_wrong_outputs_never_become_answers(
     def mutilated(backend: NullBackend, batch: Pixels, want: Want) -> Outputs:
         outputs = infer(backend, batch, want)
         if wrong == "rows":
-            return Outputs(outputs.scores[:-1], outputs.kind)
+            return Outputs(outputs.scores[:-1], outputs.activation)
         outputs.scores[-1, 3] = float("nan")
         return outputs
 

@@ -298,7 +298,7 @@ def test_answers_hold_where_colours_are_repeated() -> None:
             exact = decode(data, model.preprocessing, LIMITS)
             assert pixels is not None
             outputs = network.infer(np.stack([exact, pixels]), Want.SCORES)
-            here, there = probabilities(outputs.scores, outputs.kind)
+            here, there = probabilities(outputs.scores, outputs.activation)
             assert here.max() - here[there.argmax()] <= TOLERANCE, name
             largest = max(largest, float(np.abs(here - there).max()))
     network.close()

@@ -78,7 +78,7 @@ def test_a_real_network_answers_as_in_exact_mode(files: dict[str, bytes]) -> Non
     for name, data in files.items():
         pixels = both(data, model.preprocessing)
         outputs = network.infer(np.stack(pixels), Want.SCORES)
-        exact, quick = (rank(row, outputs.kind, model.labels, model.class_count) for row in outputs.scores)
+        exact, quick = (rank(row, outputs.activation, model.labels, model.class_count) for row in outputs.scores)
         changes.append(np.abs(by_class(exact) - by_class(quick)).max())
         differences.append(largest_difference(*pixels))
         if exact[0].class_id != quick[0].class_id:

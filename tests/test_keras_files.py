@@ -203,7 +203,7 @@ def test_switches_are_read_from_the_layers() -> None:
     """Strides, padding, epsilon, last activation and input size each follow the configuration."""
     usual = told(network())
     assert (usual.stride_in.value, usual.stem.value, usual.pool.value) == ("1x1", "symmetric", "valid")
-    assert (usual.epsilon.value, usual.output.value, usual.preprocessing) == (1.001e-5, "probabilities", None)
+    assert (usual.epsilon.value, usual.activation.value, usual.preprocessing) == (1.001e-5, "softmax", None)
     later = told(network(layer("Conv2D", kernel_size=[3, 3], strides=[2, 2]), layer("ZeroPadding2D", padding=[1, 1])))
     assert (later.stride_in.value, later.pool.value) == ("3x3", "symmetric")
     same = told(
@@ -215,14 +215,21 @@ def test_switches_are_read_from_the_layers() -> None:
             InputLayer={"batch_shape": [None, 299, 320, 3]},
         )
     )
-    assert (same.stem.value, same.pool.value, same.epsilon.value, same.output.value) == ("same", "ceil", 1e-3, "logits")
+    assert (same.stem.value, same.pool.value, same.epsilon.value, same.activation.value) == (
+        "same",
+        "ceil",
+        1e-3,
+        "softmax",
+    )
     assert same.preprocessing.value.crop == (299, 320)
 
 
-def test_a_sigmoid_is_warned_of() -> None:
-    """Scores that exclude nothing are served with a softmax, and that is said."""
+def test_a_sigmoid_is_served() -> None:
+    """A model whose last layer is a sigmoid is served with one, and nothing is warned of."""
     config = keras_config.read_config(json.dumps(network(Dense={"activation": "sigmoid"})), Path("model.h5"))
-    assert "ends in sigmoid" in config.warnings[0]
+    activation = config.told(["conv1_conv"]).activation
+    assert activation is not None
+    assert (activation.value, config.warnings) == ("sigmoid", ())
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def best_classes(demo: LoadedModel) -> list[int]:
     with Image.open(EXAMPLE) as image:
         clock = image.convert("RGB")
     scores = scores_of(demo, [photo("chelsea"), photo("coffee"), clock])
-    return [rank(row, "logits", demo.labels, 1)[0].class_id for row in scores]
+    return [rank(row, "softmax", demo.labels, 1)[0].class_id for row in scores]
 
 
 def test_every_entry_of_the_file_is_placed() -> None:

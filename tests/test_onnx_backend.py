@@ -68,7 +68,7 @@ def test_any_layout_and_batch_gives_the_networks_scores(tmp_path: Path, maker: M
     tolerance = 1e-4 if maker.dtype == TensorProto.FLOAT else 5e-3
     for count in (1, 3, 5):
         outputs = backend.infer(PIXELS[:count], Want.SCORES)
-        assert outputs.kind == ("probabilities" if maker.last == "Softmax" else "logits")
+        assert outputs.activation == ("none" if maker.last == "Softmax" else "softmax")
         scores = np.exp(outputs.scores) if maker.last == "LogSoftmax" else outputs.scores
         assert scores.dtype == np.float32
         assert np.abs(scores - expected[:count]).max() < tolerance

@@ -160,7 +160,7 @@ def test_what_a_whole_model_tells_is_taken_from_its_config(saved: Saved, suffix:
     contents = saved.read(suffix)
     decisions = decide(Settings(), contents)
     has_config = suffix != ".weights.h5"
-    assert decisions.output.value == ("probabilities" if has_config else "logits")
+    assert decisions.activation.value == "softmax"
     source = "the file's config" if has_config else "the family's way"
     if saved.name == "keras-v2":
         assert (decisions.architecture.value, decisions.epsilon.source) == ("resnet50v2", source)

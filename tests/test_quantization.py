@@ -341,7 +341,7 @@ class Numbered:
 
     def infer(self, batch: Pixels, want: Want) -> Outputs:
         assert 1 <= len(batch) <= self.max_batch_size
-        return Outputs(batch[:, 0, 0].astype(np.float32), "probabilities")
+        return Outputs(batch[:, 0, 0].astype(np.float32), "none")
 
 
 def test_any_number_of_images_is_run_in_parts() -> None:
@@ -349,7 +349,7 @@ def test_any_number_of_images_is_run_in_parts() -> None:
     images = np.arange(8, dtype=np.uint8)[:, None, None, None] + np.zeros((8, 2, 2, 3), np.uint8)
     told: list[int] = []
     outputs = infer_all(Numbered(), images, told.append)  # type: ignore[arg-type]
-    assert outputs.kind == "probabilities"
+    assert outputs.activation == "none"
     assert outputs.scores[:, 0].tolist() == list(range(8))
     assert told == [3, 6, 8]
 
@@ -390,8 +390,8 @@ def test_agreement_counts_what_it_says() -> None:
 
 def test_scores_become_probabilities() -> None:
     """Logits go through a softmax that large ones do not overflow; probabilities stay what they are."""
-    assert probabilities(np.array([[1000.0, 1000.0]], np.float32), "logits").tolist() == [[0.5, 0.5]]
-    assert probabilities(np.array([[0.25, 0.75]], np.float32), "probabilities").tolist() == [[0.25, 0.75]]
+    assert probabilities(np.array([[1000.0, 1000.0]], np.float32), "softmax").tolist() == [[0.5, 0.5]]
+    assert probabilities(np.array([[0.25, 0.75]], np.float32), "none").tolist() == [[0.25, 0.75]]
 
 
 def test_damage_is_of_the_scores_own_deviation() -> None:

@@ -64,7 +64,7 @@ def test_uint8_goes_in_and_float32_comes_out(network: torch.nn.Module, batch: Pi
     backend = backend_of(network)
     before = batch.copy()
     outputs = backend.infer(batch, Want.SCORES)
-    assert outputs.kind == "logits"
+    assert outputs.activation == "softmax"
     assert outputs.scores.shape == (6, 20)
     assert outputs.scores.dtype == np.float32
     assert outputs.scores.flags.c_contiguous

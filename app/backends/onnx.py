@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..checkpoints import Checkpoint, Graph
 from ..errors import SettingError
-from ..types import InputSpec, Outputs, Pixels, Preprocessing, ScoreKind, Want
+from ..types import Activation, InputSpec, Outputs, Pixels, Preprocessing, Want
 from .base import BackendOptions
 from .onnx_sessions import Sessions
 
@@ -30,7 +30,7 @@ def create_onnx_backend(checkpoint: Checkpoint, options: BackendOptions) -> Onnx
             f"The preprocessing gives images of {crop[0]}×{crop[1]}, but the graph in {checkpoint.source} takes "
             f"{graph.size[0]}×{graph.size[1]}. Set RESNET_PREPROCESSING to auto or to one that fits."
         )
-    return OnnxBackend(graph, checkpoint.preprocessing, checkpoint.output, options)
+    return OnnxBackend(graph, checkpoint.preprocessing, checkpoint.activation, options)
 
 
 def check_onnx_options(device: str, precision: str) -> None:
@@ -53,9 +53,11 @@ class OnnxBackend:
     name = "onnx"
     input_specs = frozenset({InputSpec.PIXELS_U8})
 
-    def __init__(self, graph: Graph, preprocessing: Preprocessing, kind: ScoreKind, options: BackendOptions) -> None:
+    def __init__(
+        self, graph: Graph, preprocessing: Preprocessing, activation: Activation, options: BackendOptions
+    ) -> None:
         self._graph = graph
-        self._kind: ScoreKind = kind
+        self._activation: Activation = activation
         self._crop = preprocessing.crop
         self._is_bgr = preprocessing.is_bgr
         self._scale, self._shift = preprocessing.scale_and_shift()
@@ -79,7 +81,7 @@ class OnnxBackend:
         with self._sessions.borrow() as session:
             (scores,) = session.run([self._graph.output_name], {self._graph.input_name: images}, options)
         rows = np.asarray(scores, np.float32).reshape(len(images), self._graph.class_count)
-        return Outputs(np.ascontiguousarray(rows[: len(batch)]), self._kind)
+        return Outputs(np.ascontiguousarray(rows[: len(batch)]), self._activation)
 
     def warm_up(self, batch_size: int) -> None:
         # Grey noise and not zeros: denormals and dead paths would time differently.

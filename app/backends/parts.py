@@ -19,4 +19,4 @@ def infer_all(backend: Backend, images: Pixels, progress: Callable[[int], None] 
     for first in range(0, len(images), size):
         parts.append(backend.infer(images[first : first + size], Want.SCORES))
         progress(min(first + size, len(images)))
-    return Outputs(np.concatenate([part.scores for part in parts]), parts[0].kind)
+    return Outputs(np.concatenate([part.scores for part in parts]), parts[0].activation)

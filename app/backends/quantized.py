@@ -62,7 +62,7 @@ def check_again(checkpoint: Checkpoint, backend: Backend, least: float, say: Cal
 def _agreement_here(record: QuantizedRecord, backend: Backend) -> tuple[float, float]:
     """Top-1 agreement with float32, and the mean difference in the probability of its first class."""
     outputs = infer_all(backend, record.check.images())
-    given = probabilities(outputs.scores, outputs.kind)
+    given = probabilities(outputs.scores, outputs.activation)
     classes = np.array(record.check.classes)
     is_finite = np.asarray(np.isfinite(given).all(axis=1))
     differences = np.abs(given[np.arange(len(given)), classes] - record.check.probabilities)

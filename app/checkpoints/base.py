@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from numpy.typing import NDArray
 
-from ..types import Preprocessing, ResNetSwitches, ScoreKind
+from ..types import Activation, Layer, Preprocessing, ResNetSwitches
 from .quantized import QuantizedRecord
 
 Weights = Mapping[str, NDArray[Any]]
 """Parameter and buffer names, as torchvision spells them, → float32 arrays."""
 
+
+Modules = Mapping[str, Mapping[str, Any]]
+"""A module's parts by name → what they state: `class`, `stride`, `padding`, `eps`, `ceil_mode`, …"""
 
 T = TypeVar("T")
 
@@ -42,8 +45,13 @@ class Told:
     epsilon: Decision[float] | None = None
     preprocessing: Decision[Preprocessing] | None = None
     labels: Decision[tuple[str, ...]] | None = None
-    output: Decision[ScoreKind] | None = None
-    """What the network as stored answers with. The weights are always served to logits; "probabilities" is noted."""
+    altered: Decision[tuple[Layer, ...]] | None = None
+    """Layers of the body that are not torchvision's, by torchvision's names."""
+    head: Decision[tuple[Layer, ...]] | None = None
+    """The classifier's layers in their order, each by the name that its tensors are stored under (`Stored.tensors`,
+    less the leaf); `names.settle_names` makes `fc.i` of layer i. Dropout is left out. () is one dense layer."""
+    activation: Decision[Activation] | None = None
+    """What turns the last layer's scores into probabilities; "none" where the network's graph has done so."""
 
     def then(self, other: Told) -> Told:
         """This, and where it says nothing, `other`."""
@@ -88,6 +96,12 @@ class Stored:
     warnings: tuple[str, ...] = ()
     graph: Graph | None = None
     """In place of tensors."""
+    modules: Modules = field(default_factory=dict)
+    """Of a whole stored module: what its layers state, by the names that the tensors have."""
+    modules_source: str = ""
+    """Where `modules` was read, for a person."""
+    notes: tuple[str, ...] = ()
+    """What was left out or passed over and cannot change an answer, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +117,8 @@ class Contents:
     warnings: tuple[str, ...] = ()
     graph: Graph | None = None
     """In place of weights, which it has in it."""
+    notes: tuple[str, ...] = ()
+    """What was left out or passed over and cannot change an answer, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +140,7 @@ class Checkpoint:
     """Of a ResNet-50: the variant of it that these weights are for."""
     graph: Graph | None = None
     """In place of weights: the network as the file has it."""
-    output: ScoreKind = "logits"
-    """What `graph` answers with."""
+    activation: Activation = "softmax"
+    """What turns the network's scores into probabilities."""
     is_fallback: bool = False
     """Whether it stands in for other weights that were not to be had."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import CheckpointError
 from ..files import write_whole
-from ..types import Preprocessing, ResNetSwitches, ScoreKind
+from ..types import Activation, Layer, Preprocessing, ResNetSwitches
 from .base import Checkpoint, Decision, Told
 
 METADATA_KEY = "resnet_serve"
@@ -29,7 +29,9 @@ class _Written(BaseModel):
     epsilon: float
     preprocessing: Preprocessing
     labels: tuple[str, ...]
-    output: ScoreKind = "logits"
+    altered: tuple[Layer, ...] = ()
+    head: tuple[Layer, ...] = ()
+    activation: Activation = "softmax"
     converted_from_sha256: str
 
 
@@ -48,6 +50,9 @@ def write_converted(checkpoint: Checkpoint, target: Path) -> None:
         epsilon=switches.epsilon,
         preprocessing=checkpoint.preprocessing,
         labels=checkpoint.labels,
+        altered=switches.altered,
+        head=switches.head,
+        activation=checkpoint.activation,
         converted_from_sha256=checkpoint.sha256,
     )
     try:
@@ -65,5 +70,8 @@ def read_decisions(metadata: dict[str, str] | None, path: Path) -> Told:
         written = _Written.model_validate_json(text)
     except ValidationError:
         raise CheckpointError(f"{path} has damaged decisions in its metadata. Convert the checkpoint again.") from None
-    plain = ("architecture", "stride_in", "stem", "pool", "epsilon", "preprocessing", "labels", "output")
+    plain = (
+        *("architecture", "stride_in", "stem", "pool", "epsilon", "altered", "head"),
+        *("preprocessing", "labels", "activation"),
+    )
     return Told(**{name: Decision(getattr(written, name), _SOURCE) for name in plain})

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from ..errors import SettingError
 from ..settings import ENV_PREFIX, Settings
-from ..types import Preprocessing, ResNetSwitches, ScoreKind
+from ..types import Activation, Layer, Preprocessing, ResNetSwitches
 from .base import Contents, Decision
 from .presets import PRESETS
 from .published import default_preprocessing, find_by_name, find_by_sha256
@@ -17,6 +17,8 @@ from .scaling import SUSPICIOUS, fitting_presets, spread_error
 from .state_dict import never_trained
 
 T = TypeVar("T")
+_USUAL = "the usual way"
+_SWITCHES = ("stride_in", "stem", "pool", "epsilon")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +31,45 @@ class Decisions:
     pool: Decision[Literal["symmetric", "ceil", "valid"]]
     epsilon: Decision[float]
     preprocessing: Decision[Preprocessing]
-    output: Decision[ScoreKind]
+    altered: Decision[tuple[Layer, ...]]
+    head: Decision[tuple[Layer, ...]]
+    activation: Decision[Activation]
 
     @property
     def switches(self) -> ResNetSwitches:
-        return ResNetSwitches(self.stride_in.value, self.stem.value, self.pool.value, self.epsilon.value)
+        return ResNetSwitches(
+            *(self.stride_in.value, self.stem.value, self.pool.value, self.epsilon.value),
+            altered=self.altered.value,
+            head=self.head.value,
+        )
+
+    def switches_of(self, architecture: str) -> ResNetSwitches | None:
+        """The switches that a network of this name takes; None where it takes none."""
+        if architecture == "resnet50":
+            return self.switches
+        altered, head = self.altered.value, self.head.value
+        return ResNetSwitches(altered=altered, head=head) if altered or head else None
+
+    def with_classes(self, count: int) -> Decisions:
+        """These for a network with `count` outputs: one output means a sigmoid.
+
+        Raises `SettingError` where a softmax of one output is asked for, which is 1 whatever the image.
+        """
+        if count != 1 or self.activation.value != "softmax":
+            return self
+        if self.activation.source == _USUAL:
+            return replace(self, activation=Decision("sigmoid", "its one output"))
+        raise SettingError(
+            f"{self.activation.source} has softmax for an activation, and of the one output that this checkpoint has a "
+            f"softmax is 1 for every image. Set {ENV_PREFIX}ACTIVATION to sigmoid, or to none if it is a probability."
+        )
 
 
 def decide(settings: Settings, contents: Contents) -> Decisions:
-    """Settle what `contents` leaves open. Raises `SettingError` for a preprocessing that does not exist."""
+    """Settle what `contents` leaves open.
+
+    Raises `SettingError` for a preprocessing that does not exist.
+    """
     told = contents.told
     architecture = _chosen(settings, "architecture") or told.architecture or Decision("resnet50", "its layers")
     # Torchvision's names are used for v1 too, so v1.5 is what most files mean and not what any of them says.
@@ -47,11 +79,13 @@ def decide(settings: Settings, contents: Contents) -> Decisions:
     return Decisions(
         architecture=architecture,
         stride_in=_chosen(settings, "stride_in") or told.stride_in or Decision("3x3", "the usual way (v1.5)", is_open),
-        stem=_chosen(settings, "stem") or told.stem or Decision("symmetric", "the usual way"),
-        pool=_chosen(settings, "pool") or told.pool or Decision("symmetric", "the usual way"),
-        epsilon=_chosen(settings, "epsilon") or told.epsilon or Decision(1e-5, "the usual way"),
+        stem=_chosen(settings, "stem") or told.stem or Decision("symmetric", _USUAL),
+        pool=_chosen(settings, "pool") or told.pool or Decision("symmetric", _USUAL),
+        epsilon=_chosen(settings, "epsilon") or told.epsilon or Decision(1e-5, _USUAL),
         preprocessing=_preprocessing(settings, contents, architecture.value),
-        output=told.output or Decision("logits", "the usual way"),
+        altered=told.altered or Decision((), _USUAL),
+        head=told.head or Decision((), "its shapes"),
+        activation=_chosen(settings, "activation") or told.activation or Decision("softmax", _USUAL),
     )
 
 
@@ -65,10 +99,10 @@ def _chosen(settings: Settings, name: str) -> Decision[T] | None:
 
 def _refuse_switches(settings: Settings, architecture: str) -> None:
     """A switch of a ResNet-50 would change nothing of another network; nobody should believe that it did."""
-    for each in fields(ResNetSwitches):
-        if _chosen(settings, each.name) is not None:
+    for name in _SWITCHES:
+        if _chosen(settings, name) is not None:
             raise SettingError(
-                f"{ENV_PREFIX}{each.name.upper()} is a setting of a resnet50, and this is {architecture}: unset it."
+                f"{ENV_PREFIX}{name.upper()} is a setting of a resnet50, and this is {architecture}: unset it."
             )
 
 

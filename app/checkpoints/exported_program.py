@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
 from .base import Stored
-from .module_facts import told_by_modules
 from .pickled_weights import MAX_PICKLE_BYTES, MAX_TENSORS, Place, load_tensors
 from .torch_file import to_stored
 from .zip_file import Archive, open_zip, require_stored
@@ -52,7 +52,7 @@ def read_exported_program(path: Path) -> Stored:
     tensors = load_tensors(places, lambda name: archive.read_stored(f"{root}{_WEIGHTS}{name}"), path)
     model = configs[0].removeprefix(root + _WEIGHTS).removesuffix("_weights_config.json")
     modules = _modules(archive, f"{root}models/{model}.json", places)
-    return to_stored(tensors, path, told_by_modules(modules, _SOURCE, path))
+    return replace(to_stored(tensors, path), modules=modules, modules_source=_SOURCE)
 
 
 def _places(archive: Archive, name: str) -> dict[str, Place]:

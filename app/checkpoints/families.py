@@ -6,15 +6,13 @@ Rows of a table: a new family is one row. Each rule's origin stands beside it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError
 from ..types import ResNetSwitches
 from .base import Decision, Told, Weights
 from .presets import PRESETS
@@ -25,7 +23,10 @@ Rename = Callable[[str], str | None]
 # HWIO → OIHW, which TensorFlow's convolution kernels need.
 _KERNEL_AXES = (3, 2, 0, 1)
 _FAMILY = "the family's way"
-_BN = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+_LEAVES = {
+    **{"kernel": "weight", "weights": "weight", "biases": "bias"},
+    **{"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,8 @@ class Family:
     """One way of naming a ResNet-50's weights."""
 
     name: str
-    signature: re.Pattern[str]
-    """A name that only this family has."""
+    anchor: re.Pattern[str]
+    """Finds a name that only this family has; the group `scope` is what stands before the family's own names."""
     rename: Rename
     told: Told
     """What belongs to this family: the rows of a checkpoint's decisions that its names settle."""
@@ -50,20 +51,17 @@ def _unit(stage: str, block: str, kind: str, number: str) -> str:
 
 
 def _original(name: str) -> str | None:
-    """He et al. (2015) as a TF1 class: conv1, bn1, block2…5/bottlencekN/{conv,bn}_K (spelt so), fc6."""
-    name = name.removeprefix("resnet50/")
+    """He et al. (2015) as a TF1 class: conv1, bn1, block2…5/bottlencekN/{conv,bn}_K (spelt so)."""
     if match := re.fullmatch(r"block([2-5])/bottlencek(\d+)/(conv|bn)_([1-4])/(\w+)", name):
         stage, block, kind, number, leaf = match.groups()
         return _leaf(_unit(str(int(stage) - 1), str(int(block) - 1), kind, number), leaf)
-    if match := re.fullmatch(r"(conv1|bn1|fc6)/(\w+)", name):
-        module, leaf = match.groups()
-        return _leaf("fc" if module == "fc6" else module, leaf)
+    if match := re.fullmatch(r"(conv1|bn1)/(\w+)", name):
+        return _leaf(match[1], match[2])
     return None
 
 
 def _slim(name: str) -> str | None:
-    """TF-slim's resnet_v1_50 (tf_slim/nets/resnet_v1.py): the head is a 1×1 convolution called logits."""
-    name = name.removeprefix("resnet_v1_50/")
+    """TF-slim's resnet_v1_50 (tf_slim/nets/resnet_v1.py): its head is a 1×1 convolution."""
     if match := re.fullmatch(
         r"block([1-4])/unit_(\d+)/bottleneck_v1/(?:conv([1-3])|(shortcut))/(BatchNorm/)?(\w+)", name
     ):
@@ -71,15 +69,12 @@ def _slim(name: str) -> str | None:
         return _leaf(_unit(stage, str(int(block) - 1), "bn" if norm else "conv", number or shortcut), leaf)
     if match := re.fullmatch(r"conv1/(BatchNorm/)?(\w+)", name):
         return _leaf("bn1" if match[1] else "conv1", match[2])
-    if match := re.fullmatch(r"logits/(\w+)", name):
-        return _leaf("fc", match[1])
     return None
 
 
 def _leaf(module: str, leaf: str) -> str | None:
     """A variable's own name → torch's. Anything else there is an optimizer's."""
-    leaf = {"kernel": "weight", "weights": "weight", "biases": "bias"}.get(leaf, leaf)
-    leaf = _BN.get(leaf, leaf)
+    leaf = _LEAVES.get(leaf, leaf)
     return f"{module}.{leaf}" if leaf in ("weight", "bias", "running_mean", "running_var") else None
 
 
@@ -88,8 +83,8 @@ def _keras(name: str) -> str | None:
     if match := re.fullmatch(r"conv([2-5])_block(\d+)_([0-3])_(conv|bn)/(\w+)", name):
         stage, block, number, kind, leaf = match.groups()
         return _leaf(_unit(str(int(stage) - 1), str(int(block) - 1), kind, number), leaf)
-    if match := re.fullmatch(r"(conv1_conv|conv1_bn|predictions)/(\w+)", name):
-        return _leaf({"conv1_conv": "conv1", "conv1_bn": "bn1", "predictions": "fc"}[match[1]], match[2])
+    if match := re.fullmatch(r"conv1_(conv|bn)/(\w+)", name):
+        return _leaf(f"{match[1]}1", match[2])
     return None
 
 
@@ -100,8 +95,8 @@ def _old_keras(name: str) -> str | None:
         number = "0" if branch == "1" else str("abc".index(branch[1]) + 1)
         kind = "conv" if part == "res" else "bn"
         return _leaf(_unit(str(int(stage) - 1), str("abcdef".index(letter)), kind, number), leaf)
-    if match := re.fullmatch(r"(conv1|bn_conv1|fc1000|predictions)/(\w+)", name):
-        return _leaf({"conv1": "conv1", "bn_conv1": "bn1"}.get(match[1], "fc"), match[2])
+    if match := re.fullmatch(r"(bn_)?conv1/(\w+)", name):
+        return _leaf("bn1" if match[1] else "conv1", match[2])
     return None
 
 
@@ -119,29 +114,42 @@ def _keras_v2(name: str) -> str | None:
     if match := re.fullmatch(r"conv([2-5])_block(\d+)_(preact_bn|[0-3]_conv|[12]_bn)/(\w+)", name):
         stage, block, part, leaf = match.groups()
         return _leaf(f"layer{int(stage) - 1}.{int(block) - 1}.{parts[part]}", leaf)
-    if match := re.fullmatch(r"(conv1_conv|post_bn|predictions)/(\w+)", name):
-        return _leaf({"conv1_conv": "stem", "post_bn": "norm", "predictions": "fc"}[match[1]], match[2])
+    if match := re.fullmatch(r"(conv1_conv|post_bn)/(\w+)", name):
+        return _leaf({"conv1_conv": "stem", "post_bn": "norm"}[match[1]], match[2])
     return None
 
 
 def _hugging_face(name: str) -> str | None:
     """transformers' ResNetForImageClassification (models/resnet/modeling_resnet.py)."""
     parts = {"convolution": ("conv", "0"), "normalization": ("bn", "1")}
-    if match := re.fullmatch(r"resnet\.embedder\.embedder\.(convolution|normalization)\.(\w+)", name):
+    if match := re.fullmatch(r"embedder\.embedder\.(convolution|normalization)\.(\w+)", name):
         return f"{parts[match[1]][0]}1.{match[2]}"
     if match := re.fullmatch(
-        r"resnet\.encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.([0-2])\.(convolution|normalization)\.(\w+)", name
+        r"encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.([0-2])\.(convolution|normalization)\.(\w+)", name
     ):
         stage, block, layer, part, leaf = match.groups()
         return f"layer{int(stage) + 1}.{block}.{parts[part][0]}{int(layer) + 1}.{leaf}"
     if match := re.fullmatch(
-        r"resnet\.encoder\.stages\.(\d)\.layers\.(\d+)\.shortcut\.(convolution|normalization)\.(\w+)", name
+        r"encoder\.stages\.(\d)\.layers\.(\d+)\.shortcut\.(convolution|normalization)\.(\w+)", name
     ):
         stage, block, part, leaf = match.groups()
         return f"layer{int(stage) + 1}.{block}.downsample.{parts[part][1]}.{leaf}"
-    if match := re.fullmatch(r"classifier\.1\.(\w+)", name):
-        return f"fc.{match[1]}"
     return None
+
+
+def _torchvision(name: str) -> str | None:
+    """torchvision's and timm's own names (torchvision/models/resnet.py)."""
+    return name if re.match(r"(?:conv1|bn1|layer[1-4])\.", name) else None
+
+
+# The children of torchvision's ResNet, by their places in a Sequential of them; 2, 3 and 8 have no weights.
+_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+def _children(name: str) -> str | None:
+    """nn.Sequential(*list(resnet.children())[:-1]), as Lightning's documentation and fastai cut a backbone."""
+    place, _, rest = name.partition(".")
+    return f"{_CHILDREN[place]}.{rest}" if place in _CHILDREN else None
 
 
 def _switches(switches: ResNetSwitches) -> Told:
@@ -157,14 +165,14 @@ def _switches(switches: ResNetSwitches) -> Told:
 FAMILIES = (
     Family(
         "the original TensorFlow ResNet-50",
-        re.compile(r"(?:^|/)block\d/bottlencek\d+/"),
+        re.compile(r"^(?P<scope>(?:.*/)?)block2/bottlencek1/conv_1/kernel$"),
         _original,
         _switches(ResNetSwitches(stride_in="1x1", stem="same", pool="ceil", epsilon=1e-3)),
         channels_last=True,
     ),
     Family(
         "TF-slim resnet_v1_50",
-        re.compile(r"^resnet_v1_50/block\d/unit_\d+/bottleneck_v1/"),
+        re.compile(r"^(?P<scope>(?:.*/)?)block1/unit_1/bottleneck_v1/conv1/weights$"),
         _slim,
         # Its stride is in the 3×3 of a stage's last unit: it leaves the points that the next first 1×1 would.
         _switches(ResNetSwitches(stride_in="1x1", stem="symmetric", pool="ceil", epsilon=1e-5)),
@@ -173,7 +181,7 @@ FAMILIES = (
     Family(
         # Before Keras's ResNet50, whose names it has too.
         "Keras ResNet50V2",
-        re.compile(r"^conv\d_block\d+_preact_bn/"),
+        re.compile(r"^(?P<scope>(?:.*/)?)conv2_block1_preact_bn/gamma$"),
         _keras_v2,
         Told(
             architecture=Decision("resnet50v2", "its layers"),
@@ -184,7 +192,7 @@ FAMILIES = (
     ),
     Family(
         "Keras ResNet50",
-        re.compile(r"^conv\d_block\d+_\d_conv/"),
+        re.compile(r"^(?P<scope>(?:.*/)?)conv2_block1_1_conv/kernel$"),
         _keras,
         replace(
             _switches(ResNetSwitches(stride_in="1x1", epsilon=1.001e-5)),
@@ -194,7 +202,7 @@ FAMILIES = (
     ),
     Family(
         "Keras ResNet50, old names",
-        re.compile(r"^res\d[a-f]_branch2a/"),
+        re.compile(r"^(?P<scope>(?:.*/)?)res2a_branch2a/kernel$"),
         _old_keras,
         # keras_applications padded the pool later, under the same names: only a file's config tells.
         replace(
@@ -206,51 +214,74 @@ FAMILIES = (
     ),
     Family(
         "Hugging Face ResNetForImageClassification",
-        re.compile(r"^resnet\.embedder\.embedder\."),
+        re.compile(r"^(?P<scope>(?:.*\.)?)embedder\.embedder\.convolution\.weight$"),
         _hugging_face,
         # Older files have the stride in the 1×1; their config.json says so, and without one v1.5 is what it means.
         _switches(ResNetSwitches()),
         channels_last=False,
     ),
+    Family(
+        "torchvision",
+        re.compile(r"^(?P<scope>(?:.*\.)?)layer4\.2\.conv3\.weight$"),
+        _torchvision,
+        Told(),
+        channels_last=False,
+    ),
+    Family(
+        "torchvision, its children in a Sequential",
+        re.compile(r"^(?P<scope>(?:.*\.)?)7\.2\.conv3\.weight$"),
+        _children,
+        Told(),
+        channels_last=False,
+    ),
 )
 
 
-def find_family(names: Mapping[str, Any]) -> Family | None:
-    """The family whose signature is among `names`; None for torchvision's own names."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a checkpoint a network is: a family's names behind a scope."""
+
+    family: Family
+    scope: str
+    """With its separator at the end; "" where the names stand bare."""
+
+    def rename(self, name: str) -> str | None:
+        """A stored name → torchvision's; None for what is not of the body."""
+        return self.family.rename(name.removeprefix(self.scope)) if name.startswith(self.scope) else None
+
+    def rename_module(self, name: str) -> str | None:
+        """The same of a module; those without weights keep their own names behind the scope."""
+        if not name.startswith(self.scope):
+            return None
+        bare = name.removeprefix(self.scope)
+        renamed = self.family.rename(f"{bare}.weight")
+        return renamed.removesuffix(".weight") if renamed else bare
+
+
+def find_places(names: Iterable[str]) -> list[Place]:
+    """The networks of the first family whose anchor is among `names`, one for each scope."""
+    names = list(names)
     for family in FAMILIES:
-        if any(family.signature.search(name) for name in names):
-            return family
-    return None
+        scopes = {match["scope"] for name in names if (match := family.anchor.search(name))}
+        if scopes:
+            return [Place(family, scope) for scope in sorted(scopes, key=lambda scope: (len(scope), scope))]
+    return []
 
 
-def to_torchvision(weights: Weights, family: Family, path: Path) -> Weights:
-    """`weights` under torchvision's names and in torch's axes; what the family does not name is left out.
-
-    Raises `CheckpointError` where two entries would have one name.
-    """
-    renamed: dict[str, NDArray[Any]] = {}
-    for stored, values in weights.items():
-        name = family.rename(stored)
-        if name is None:
-            continue
-        if name in renamed:
-            raise CheckpointError(
-                f"{path} holds two networks: more than one entry becomes {name}. Save the one to serve."
-            )
-        renamed[name] = _to_torch_axes(name, values) if family.channels_last else values
-    return _fold_biases(renamed)
-
-
-def _to_torch_axes(name: str, values: NDArray[Any]) -> NDArray[Any]:
-    if values.ndim == 4 and name.startswith("fc."):
-        # A head that is a 1×1 convolution: (1, 1, in, classes).
-        values = values.reshape(values.shape[-2:]) if values.shape[:2] == (1, 1) else values
+def to_torch_axes(values: NDArray[Any]) -> NDArray[Any]:
+    """A kernel HWIO → OIHW, a dense weight `(in, out)` → `(out, in)`."""
     if values.ndim == 4:
         return np.ascontiguousarray(values.transpose(_KERNEL_AXES))
     return np.ascontiguousarray(values.T) if values.ndim == 2 else values
 
 
-def _fold_biases(weights: dict[str, NDArray[Any]]) -> Weights:
+def leaf_of_torch(name: str) -> str:
+    """TensorFlow's name of a variable that is not of the body → torch's: `dense/kernel` → `dense.weight`."""
+    module, _, leaf = name.rpartition("/")
+    return f"{module}.{_LEAVES.get(leaf, leaf)}" if module else _LEAVES.get(leaf, leaf)
+
+
+def fold_biases(weights: dict[str, NDArray[Any]]) -> Weights:
     """A convolution's bias goes into the mean of the normalisation behind it: (x + b) - mean = x - (mean - b)."""
     for name in [name for name in weights if re.search(r"(?:^|\.)(?:conv\d|downsample\.0)\.bias$", name)]:
         bias = weights.pop(name)

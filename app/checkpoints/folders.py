@@ -22,6 +22,7 @@ class Beside:
 
     told: Told
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 NOTHING = Beside(Told())

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..types import Interpolation, Preprocessing
-from .presets import IMAGENET_MEAN, IMAGENET_STD
+from .base import Decision, Told
+from .left_out import Normalisation
+from .presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS
 
 _MAX_SIDE = 4096
 # PIL.Image.Resampling, as preprocessor_config.json numbers it. BOX (4) and HAMMING (5) no published model uses.
@@ -88,6 +91,15 @@ def _normalisation(config: Mapping[str, Any]) -> tuple[tuple[float, float, float
     scaled_mean = tuple(value / (255 * unit) for value in mean)
     scaled_std = tuple(value / (255 * unit) for value in std)
     return _three(list(scaled_mean)), _three(list(scaled_std), positive=True)
+
+
+def with_normalisation(told: Told, normalisation: Normalisation) -> Told:
+    """`told` with the mean and deviation that the checkpoint has as tensors, where nothing else tells them."""
+    if told.preprocessing is not None:
+        return told
+    value = replace(PRESETS["torchvision-v1"], mean=normalisation.mean, std=normalisation.std)
+    source = f"the file's {normalisation.names[0]} and {normalisation.names[1]}, with torchvision's usual size"
+    return replace(told, preprocessing=Decision(value, source, is_assumed=True))
 
 
 def timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing:

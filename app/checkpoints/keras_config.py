@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import CheckpointError
-from ..types import ScoreKind
+from ..types import Activation
 from .base import Decision, Told
 from .presets import PRESETS
 
@@ -64,7 +64,7 @@ class KerasConfig:
     @property
     def warnings(self) -> tuple[str, ...]:
         activation = self._last_activation()
-        if activation in (None, "softmax", "linear"):
+        if activation in (None, "softmax", "sigmoid", "linear"):
             return ()
         return (
             f"{self.path.name} ends in {activation}, whose answers do not add up to one. Here the same weights are "
@@ -77,10 +77,10 @@ class KerasConfig:
         preset = "keras-v2" if is_preactivated else "keras"
         crop = self._input_size()
         output = self._last_activation()
-        kind: ScoreKind = "probabilities" if output in ("softmax", "sigmoid") else "logits"
+        kind: Activation = "sigmoid" if output == "sigmoid" else "softmax"
         told = Told(
             epsilon=Decision(self._epsilon(is_preactivated), _SOURCE),
-            output=Decision(kind, _SOURCE) if output else None,
+            activation=Decision(kind, _SOURCE) if output else None,
             preprocessing=Decision(replace(PRESETS[preset], crop=crop), f"{_SOURCE} (size) and the family's way")
             if crop
             else None,

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import CheckpointError
-from .base import Decision, Told
-from .state_dict import without_prefixes
-
-Modules = Mapping[str, Mapping[str, Any]]
-"""A module's parts by name → facts: `class`, `stride`, `padding`, `eps`, `ceil_mode`."""
+from .base import Decision, Modules, Stored, Told
+from .families import Place
 
 _BLOCK_CONVOLUTION = re.compile(r"^layer\d\.\d+\.conv\d$")
 _ANTI_ALIAS = re.compile(r"^layer\d\.\d+\.aa$|^maxpool\.[12]$")
@@ -20,9 +16,14 @@ _ANTI_ALIAS = re.compile(r"^layer\d\.\d+\.aa$|^maxpool\.[12]$")
 _OURS = ("torchvision.", "timm.", "torch.nn.", "__torch__.")
 
 
-def told_by_modules(modules: Modules, source: str, path: Path) -> Told:
+def told_by_modules(stored: Stored, place: Place | None, path: Path) -> Told:
     """The switches of a ResNet, from its layers. Raises `CheckpointError` where they are not those that are served."""
-    parts = {without_prefixes(name): facts for name, facts in modules.items()}
+    if place is None:
+        return Told()
+    source = stored.modules_source
+    parts = {
+        renamed: facts for name, facts in stored.modules.items() if (renamed := place.rename_module(name)) is not None
+    }
     for name, facts in parts.items():
         kind = str(facts.get("class", "")).rpartition(".")[2]
         if _ANTI_ALIAS.match(name) and kind != "Identity":

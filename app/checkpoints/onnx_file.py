@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..labels import are_labels_of
 from ..types import Preprocessing
 from .base import Decision, Graph, Stored, Told
 from .limited_process import run_limited
@@ -63,7 +64,7 @@ def read_onnx(path: Path) -> Stored:
             quantized=record,
         )
         notes = (f"{path.name}: {found['note']}.",) if found["note"] else ()
-        told = Told(output=Decision(found["kind"], "the file's graph"))
+        told = Told(activation=Decision(found["kind"], "the file's graph"))
         return Stored({}, _told_by(record).then(told), notes, graph)
     except (ValueError, KeyError, TypeError):
         raise _damaged(path, "ONNX Runtime crashed on it, or went over its time or memory") from None
@@ -89,7 +90,7 @@ def _record(path: Path, found: dict[str, Any]) -> QuantizedRecord | None:
     record = read_record(found["record"], path)
     if (
         record.graph_sha256 != found["graph_sha256"]
-        or record.class_count != found["classes"]
+        or not are_labels_of(record.labels, found["classes"])
         or (record.takes_pixels and (found["dtype"], found["layout"]) != ("uint8", "nhwc"))
     ):
         raise CheckpointError(
@@ -105,6 +106,7 @@ def _told_by(record: QuantizedRecord | None) -> Told:
         architecture=Decision(record.architecture, SOURCE),
         preprocessing=Decision(record.preprocessing, SOURCE),
         labels=Decision(record.labels, SOURCE),
+        activation=Decision(record.activation, SOURCE),
     )
 
 

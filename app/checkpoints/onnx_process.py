@@ -6,7 +6,7 @@ what it answers for each. It answers on standard output with a line of JSON, and
 changed:
 
     {"input": name, "output": name, "dtype": "float32", "layout": "nchw", "size": [224, 224] or null,
-     "batch": 8 or null, "classes": 1000, "kind": "logits", "scale": null or "unit" or "levels", "note": clause,
+     "batch": 8 or null, "classes": 1000, "kind": "softmax", "scale": null or "unit" or "levels", "note": clause,
      "changed": true, "record": null or text, "graph_sha256": null or hex, "quantized": false}
     {"refused": sentence}     what the graph does is not done here
     {"damaged": reason}
@@ -249,8 +249,8 @@ def kind_of(model: Any) -> tuple[str, str]:
         name = node.input[0]
     operator = node.op_type if node is not None else ""
     if operator == "Sigmoid":
-        return "probabilities", "it ends in a Sigmoid, so that each probability stands alone and they need not add up"
-    return ("probabilities" if operator == "Softmax" else "logits"), ""
+        return "none", "it ends in a Sigmoid, so that each probability stands alone and they need not add up"
+    return ("none" if operator == "Softmax" else "softmax"), ""
 
 
 def scale_of(model: Any, entrance: Entrance) -> str | None:

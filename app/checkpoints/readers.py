@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..labels import are_labels_of
 from .base import Contents, Graph, Stored, Told, Weights
 from .deep_stems import check_plain, told_by_stem
 from .exported_program import is_exported_program, read_exported_program
-from .families import find_family, to_torchvision
+from .families import Place
 from .folders import Beside, find_folder, read_beside, weights_in
+from .image_config import with_normalisation
 from .keras_file import is_keras_h5, is_keras_zip, read_keras_h5, read_keras_zip
+from .module_facts import told_by_modules
+from .names import settle_names
 from .onnx_file import is_onnx, read_onnx, settle
 from .refused import refuse_by_sign
 from .safetensors_file import is_safetensors, read_safetensors
-from .state_dict import check_values, clean
+from .state_dict import check_values
 from .tensor_bundle import data_files, is_tensor_bundle, read_tensor_bundle
 from .torch_file import is_torch_legacy, is_torch_zip, read_torch_legacy, read_torch_zip
 from .torch_script import is_torch_script, read_torch_script
@@ -75,13 +79,14 @@ def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Conten
     beside = read_beside(path)
     reader = find_reader(path, max_bytes)
     stored = reader.read(path)
-    weights = clean(stored.tensors, path)
-    family = find_family(weights)
-    if family is not None:
-        weights = to_torchvision(weights, family, path)
+    settled = settle_names(stored, path)
+    weights = settled.weights
     check_values(weights, path)
     stem = told_by_stem(weights)
-    told = stored.told.then(beside.told)
+    stated = told_by_modules(stored, settled.place, path) if stored.modules else Told()
+    told = settled.told.then(stored.told).then(stated).then(beside.told)
+    if settled.normalisation is not None:
+        told = with_normalisation(told, settled.normalisation)
     if stored.graph is not None:
         told = settle(stored.graph, told)
     if stem.architecture is not None:
@@ -91,17 +96,20 @@ def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Conten
         weights=weights,
         sha256=_digest(reader.files(path)),
         container=f"{folder.name} ({reader.name})" if folder else reader.name,
-        family=family.name if family else _unnamed_family(stored, stem),
-        told=told.then(family.told if family else stem),
-        warnings=(*stored.warnings, *beside.warnings),
+        family=_family_name(stored, settled.place, stem),
+        told=told.then(stem).then(settled.place.family.told if settled.place else Told()),
+        warnings=(*stored.warnings, *settled.warnings, *beside.warnings),
         graph=stored.graph,
+        notes=(*stored.notes, *settled.notes, *beside.notes),
     )
 
 
-def _unnamed_family(stored: Stored, stem: Told) -> str:
+def _family_name(stored: Stored, place: Place | None, stem: Told) -> str:
     if stored.graph:
         return "its own graph, quantized to int8" if stored.graph.quantized else "its own graph"
-    return f"timm {stem.architecture.value}" if stem.architecture else "torchvision"
+    if stem.architecture:
+        return f"timm {stem.architecture.value}"
+    return place.family.name if place else "torchvision"
 
 
 def find_reader(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Reader:
@@ -146,7 +154,7 @@ def _check_labels(weights: Weights, graph: Graph | None, beside: Beside, path: P
     """Raises `CheckpointError` where the files beside the weights name another number of classes than they have."""
     labels, head = beside.told.labels, weights.get("fc.weight")
     count = graph.class_count if graph else len(head) if head is not None and head.ndim else None
-    if labels is not None and count is not None and len(labels.value) != count:
+    if labels is not None and count is not None and not are_labels_of(labels.value, count):
         raise CheckpointError(
             f"{path.parent / labels.source} names {len(labels.value)} classes, but the weights have {count}. They "
             f"are of two models: copy the files of one."

@@ -25,12 +25,17 @@ def without_prefixes(name: str) -> str:
     return _PREFIXES.sub("", name)
 
 
+def is_counter(name: str) -> bool:
+    """Whether inference does not need the entry, whatever network it is of."""
+    return _IGNORED.search(name) is not None
+
+
 def clean(weights: Weights, path: Path) -> Weights:
     """Drop counters and take prefixes off. Raises `CheckpointError` for two entries with one name."""
     cleaned: dict[str, NDArray[Any]] = {}
     for name, values in weights.items():
         bare = _DENSENET.sub(r"\1\2", without_prefixes(name))
-        if _IGNORED.search(bare):
+        if is_counter(bare):
             continue
         if bare in cleaned:
             raise CheckpointError(

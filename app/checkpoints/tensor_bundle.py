@@ -39,6 +39,8 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 }
 _BFLOAT16 = 14
 _STRING = 7
+# Keys of what training keeps beside a model in a graph of objects: optimizers, their slots, metrics.
+_NO_WEIGHT = re.compile(r"(?:^|/)(?:_?optimizer|keras_api)/|/\.OPTIMIZER_SLOT/")
 _MAX_OBJECT_GRAPH_BYTES = 64 * 1024 * 1024
 
 
@@ -216,6 +218,8 @@ def _named(index: Path, tensors: Weights, names: dict[str, str]) -> Weights:
     """`tensors` under their variables' names. Keras 3 exports each variable twice, under one name: once is enough."""
     named: dict[str, NDArray[Any]] = {}
     for key, values in tensors.items():
+        if names and _NO_WEIGHT.search(key):
+            continue  # its name would be the variable's that it belongs to
         name = names.get(key, key)
         if name in named and not np.array_equal(named[name], values):
             raise CheckpointError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from .base import Stored, Told
+from .base import Stored
 from .inert_unpickler import WRAPPERS
-from .module_facts import told_by_modules, warn_of_class
+from .module_facts import warn_of_class
 from .pickled_weights import MAX_PICKLE_BYTES, Pickled, check_claims, load_tensors, unpickle
 from .zip_file import Archive, open_zip, require_stored
 
@@ -25,7 +26,6 @@ _LEGACY_HEAD = bytes.fromhex("80028a0a6cfc9c46f920")
 
 
 _LEGACY_ELEMENT_BYTES = {"float64": 8, "float32": 4, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
-_NOTHING = Told()
 _PICKLED_MODULE = "the file's pickled module"
 
 
@@ -76,14 +76,16 @@ def _read(path: Path, pickled: Pickled, storages: Callable[[], Callable[[str], b
     else:
         return to_stored(_unwrap(document, path), path)
     # Out here the error is gone, and with it all that torch had read.
-    told = told_by_modules(pickled.modules, _PICKLED_MODULE, path)
     tensors = load_tensors(pickled.tensors, storages(), path)
-    return to_stored(tensors, path, told, warn_of_class(pickled.modules, path))
+    return replace(
+        to_stored(tensors, path),
+        modules=pickled.modules,
+        modules_source=_PICKLED_MODULE,
+        warnings=warn_of_class(pickled.modules, path),
+    )
 
 
-def to_stored(
-    tensors: Mapping[str, torch.Tensor], path: Path, told: Told = _NOTHING, warnings: tuple[str, ...] = ()
-) -> Stored:
+def to_stored(tensors: Mapping[str, torch.Tensor], path: Path) -> Stored:
     """The tensors as float32 arrays, once they are seen to be no larger than the file."""
     arrays = {}
     for name, tensor in tensors.items():
@@ -91,7 +93,7 @@ def to_stored(
     check_claims(tensors, path)
     for name, tensor in tensors.items():
         arrays[name] = to_float32(name, tensor, path)
-    return Stored(arrays, told, warnings)
+    return Stored(arrays)
 
 
 def _root(archive: Archive) -> str:

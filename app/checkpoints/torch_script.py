@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
 from .base import Stored
-from .module_facts import told_by_modules
 from .pickled_weights import MAX_PICKLE_BYTES, load_tensors, unpickle
 from .torch_file import to_stored
 from .zip_file import Archive, open_zip, require_stored
@@ -43,7 +43,7 @@ def read_torch_script(path: Path) -> Stored:
     tensors = load_tensors(pickled.tensors, lambda key: archive.read_stored(f"{root}data/{key}"), path)
     code = _Code(archive, root)
     modules = {name: {**facts, **code.facts(str(facts["class"]))} for name, facts in pickled.modules.items()}
-    return to_stored(tensors, path, told_by_modules(modules, _SOURCE, path))
+    return replace(to_stored(tensors, path), modules=modules, modules_source=_SOURCE)
 
 
 class _Code:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 _SWITCHES = ("stride_in", "stem", "pool", "epsilon")
+_LAYERS = ("altered", "head")
 
 
 def inspect(
@@ -44,6 +45,8 @@ def inspect(
         mark = "[yellow]" if decision["assumed"] else ""
         table.add_row(name, f"{mark}{decision['shown']}", f"{mark}{decision['source']}")
     stdout.print(table)
+    for note in document["notes"]:
+        stderr.print(f"[bold]Note:[/] {note}", highlight=False)
     for warning in document["warnings"]:
         stderr.print(f"[bold yellow]Warning:[/] {warning}")
 
@@ -86,12 +89,17 @@ def _describe(examined: Examined) -> dict[str, Any]:
     if examined.checkpoint.switches is None:
         # They are a ResNet-50's, and would say of another network what is not so.
         named = {name: decision for name, decision in named.items() if name not in _SWITCHES}
+    # Most checkpoints have neither.
+    named = {name: decision for name, decision in named.items() if name not in _LAYERS or decision.value}
     for name, decision in (named | {"labels": examined.labels}).items():
         value: Any = decision.value
         shown: Any = value
         if isinstance(value, Preprocessing):
             shown = value.describe()
             value = asdict(value) | {"interpolation": value.interpolation.value}
+        elif name in _LAYERS:
+            shown = "; ".join(f"{layer.name}: {layer.describe()}" for layer in value)
+            value = [{key: fact for key, fact in asdict(layer).items() if fact not in (None, False)} for layer in value]
         elif isinstance(value, tuple):
             shown = f"{value[0]}, … {value[-1]}" if len(value) > 2 else ", ".join(value)
         decisions[name] = {"value": value, "shown": shown, "source": decision.source, "assumed": decision.is_assumed}
@@ -105,6 +113,7 @@ def _describe(examined: Examined) -> dict[str, Any]:
         "parameters": sum(values.size for name, values in contents.weights.items() if "running_" not in name),
         "sha256": contents.sha256,
         "decisions": decisions,
+        "notes": list(examined.notes),
         "warnings": list(examined.warnings),
     }
     if record is not None:

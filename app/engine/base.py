@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import DeviceLost
-from ..types import Pixels, ScoreKind, Scores
+from ..types import Activation, Pixels, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Scored:
     """One image's scores `(classes,)` and how they came about; times in seconds."""
 
     scores: Scores
-    kind: ScoreKind
+    activation: Activation
     batch_size: int
     queue_seconds: float
     inference_seconds: float

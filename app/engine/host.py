@@ -177,7 +177,7 @@ class _FrontEnd(asyncio.Protocol):
             self._segment.scores(slot)[:] = scored.scores
             record = wire.ANSWER.pack(
                 wire.SCORED,
-                wire.SCORE_KINDS.index(scored.kind),
+                wire.ACTIVATIONS.index(scored.activation),
                 scored.batch_size,
                 request_id,
                 scored.queue_seconds,

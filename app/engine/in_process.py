@@ -15,13 +15,13 @@ from ..batching import Batcher, Events, LatencyModel
 from ..errors import DeviceLost, EngineUnavailable, Internal, OutOfMemory
 from ..metrics import Metrics
 from ..threads import Threads
-from ..types import InputSpec, Pixels, ScoreKind, Scores, Want
+from ..types import Activation, InputSpec, Pixels, Scores, Want
 from .base import EngineState, Scored
 from .planning import BatchPlan, Timings, has_room_for_twice, plan_batches
 
 logger = logging.getLogger(__name__)
 
-_Row = tuple[Scores, ScoreKind]
+_Row = tuple[Scores, Activation]
 # A batch that takes ten times as long as batches of its size do has not merely been unlucky.
 _HUNG_TIMES = 10.0
 
@@ -169,7 +169,7 @@ class InProcessEngine:
     def _infer(self, items: Sequence[Pixels]) -> Sequence[_Row]:
         try:
             outputs = self.backend.infer(np.stack(items), Want.SCORES)
-            return [(row, outputs.kind) for row in outputs.scores]
+            return [(row, outputs.activation) for row in outputs.scores]
         except (OutOfMemory, DeviceLost):
             raise
         except MemoryError:

@@ -130,8 +130,8 @@ class RemoteEngine:
             if not asked.answer.done():
                 if kind == wire.SCORED and self._segment is not None:
                     scores = self._segment.scores(asked.slot).copy()
-                    score_kind = wire.SCORE_KINDS[detail]
-                    asked.answer.set_result(Scored(scores, score_kind, batch_size, seconds, inference_seconds))
+                    activation = wire.ACTIVATIONS[detail]
+                    asked.answer.set_result(Scored(scores, activation, batch_size, seconds, inference_seconds))
                 elif kind == wire.FAILED:
                     asked.answer.set_exception(_retryable(wire.unpack_error(detail, seconds)))
                 else:  # cancelled there, and not from here

@@ -4,7 +4,7 @@ The engine answers each `SUBMIT` with exactly one record, and until that has com
 scores travel in the slot (`segment.py`), never here.
 
     front-end → engine     SUBMIT (id, slot, deadline)                  CANCEL (id): nobody waits for it any more
-    engine → front-end     SCORED (id, batch size, times, score kind)   FAILED (id, error, Retry-After)
+    engine → front-end     SCORED (id, batch size, times, activation)   FAILED (id, error, Retry-After)
                            RELEASED (id): it was cancelled              READY: warm, from now on
 """
 
@@ -23,7 +23,7 @@ from ..errors import (
     ServiceError,
     Unavailable,
 )
-from ..types import ScoreKind
+from ..types import Activation
 
 SUBMIT, CANCEL, SCORED, FAILED, RELEASED, READY = range(1, 7)
 
@@ -31,10 +31,10 @@ REQUEST = struct.Struct("<BxxxIQd")
 """Kind, slot, id, deadline: an absolute CLOCK_MONOTONIC, which all processes of a machine share."""
 
 ANSWER = struct.Struct("<BBxxIQdd")
-"""Kind, detail (score kind or error), batch size, id, seconds in the queue (of an error: until a new try), seconds of
+"""Kind, detail (activation or error), batch size, id, seconds in the queue (of an error: until a new try), seconds of
 inference."""
 
-SCORE_KINDS: tuple[ScoreKind, ...] = ("logits", "probabilities")
+ACTIVATIONS: tuple[Activation, ...] = ("softmax", "sigmoid", "none")
 
 _ERRORS: tuple[type[ServiceError], ...] = (
     Internal,

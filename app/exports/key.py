@@ -17,7 +17,7 @@ from ..settings import Settings
 
 # Of the settings, those that say which weights are meant or how they are to be served.
 SETTINGS = (
-    *("weights", "architecture", "stride_in", "stem", "pool", "epsilon", "preprocessing", "labels"),
+    *("weights", "architecture", "stride_in", "stem", "pool", "epsilon", "preprocessing", "activation", "labels"),
     "max_checkpoint_bytes",
 )
 # What reads, builds, exports, optimises or checks.

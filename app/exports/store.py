@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..checkpoints import Checkpoint, Graph, PublishedWeights, sha256_of
 from ..files import write_whole
-from ..types import Preprocessing, ResNetSwitches, ScoreKind
+from ..types import Activation, Preprocessing, ResNetSwitches
 from .unfinished import is_unfinished, unfinished_in
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Entry:
     source: str
     warnings: tuple[str, ...]
     switches: ResNetSwitches | None
-    output: ScoreKind
+    activation: Activation
     is_fallback: bool
     graph: Graph
     """Without its model."""
@@ -71,7 +71,7 @@ class Entry:
             source=checkpoint.source,
             warnings=checkpoint.warnings,
             switches=checkpoint.switches,
-            output=checkpoint.output,
+            activation=checkpoint.activation,
             is_fallback=checkpoint.is_fallback,
             graph=replace(graph, model=b"", path=None),
         )
@@ -87,7 +87,7 @@ class Entry:
             source=self.source,
             warnings=self.warnings,
             switches=self.switches,
-            output=self.output,
+            activation=self.activation,
             is_fallback=self.is_fallback,
             graph=replace(self.graph, model=model, path=path),
         )

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, SettingError
 from ..types import ResNetSwitches
+from .layers import count_outputs, set_altered, set_head
 from .resnet50 import set_switches
 from .signatures import advice
 
@@ -24,11 +25,15 @@ RESNET50_VARIANTS = (*DEEP_STEM_NETWORKS, "resnet50v2")
 TIMM_NETWORKS = frozenset({"tf_efficientnet_lite0"})
 
 
-def count_classes(architecture: str, weights: Mapping[str, NDArray[Any]]) -> int:
+def count_classes(
+    architecture: str, weights: Mapping[str, NDArray[Any]], switches: ResNetSwitches | None = None
+) -> int:
     """How many classes the checkpoint's last layer has.
 
-    Raises `CheckpointError` where the checkpoint is not of `architecture`, in one line.
+    Raises `CheckpointError` where the checkpoint is not of `architecture` and `switches`, in one line.
     """
+    if switches is not None and switches.head:
+        return _count_of_head(architecture, weights, switches)
     skeleton = _skeleton(architecture, _IMAGENET_CLASSES)
     head = _head_name(skeleton)
     if head not in weights:
@@ -49,6 +54,17 @@ def count_classes(architecture: str, weights: Mapping[str, NDArray[Any]]) -> int
     return classes
 
 
+def _count_of_head(architecture: str, weights: Mapping[str, NDArray[Any]], switches: ResNetSwitches) -> int:
+    """The same of a network whose classifier is a head of several layers."""
+    skeleton = _skeleton(architecture, 1)
+    set_head(skeleton, switches.head, weights, architecture)
+    expected = _shapes(skeleton)
+    found = {name: tuple(values.shape) for name, values in weights.items() if name in expected}
+    if found != expected or _unexpected(architecture, expected, weights):
+        raise _misfit(architecture, expected, weights)
+    return count_outputs(switches.head, weights)
+
+
 def build_network(
     architecture: str, weights: Mapping[str, NDArray[Any]], switches: ResNetSwitches | None = None
 ) -> torch.nn.Module:
@@ -56,10 +72,14 @@ def build_network(
 
     `switches` makes a resnet50 the variant that they say; other architectures take none.
     """
-    classes = count_classes(architecture, weights)
+    classes = count_classes(architecture, weights, switches)
     skeleton = _skeleton(architecture, classes)
     if switches is not None:
-        set_switches(skeleton, switches)
+        if architecture == "resnet50":
+            set_switches(skeleton, switches)
+        set_altered(skeleton, switches.altered)
+        if switches.head:
+            set_head(skeleton, switches.head, weights, architecture)
     network = _filled(skeleton, weights)
     if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         # It computes constants that no checkpoint holds (Swin's position tables): build it with memory.

@@ -88,7 +88,7 @@ def backend_of(graph: Graph, checkpoint: Checkpoint, threads: int) -> OnnxBacken
     """`graph` behind the backend that serves it, as a stand-in for the network of `checkpoint`."""
     from ..backends import BackendOptions
 
-    return OnnxBackend(graph, checkpoint.preprocessing, checkpoint.output, BackendOptions(threads=threads))
+    return OnnxBackend(graph, checkpoint.preprocessing, checkpoint.activation, BackendOptions(threads=threads))
 
 
 def _set_input(model: Any, graph: Graph, size: tuple[int, int], count: int | None) -> None:

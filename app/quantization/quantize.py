@@ -73,6 +73,7 @@ def quantize(checkpoint: Checkpoint, photos: Photos, options: Options, progress:
         architecture=checkpoint.architecture,
         preprocessing=checkpoint.preprocessing,
         labels=checkpoint.labels,
+        activation=checkpoint.activation,
         takes_pixels=prepared.graph.takes_pixels,
         source=Path(checkpoint.source).name,
         source_sha256=checkpoint.sha256,
@@ -172,7 +173,7 @@ class _Workshop:
 
     def probabilities(self, backend: OnnxBackend, pixels: Pixels, what: str) -> Probabilities:
         outputs = infer_all(backend, pixels, lambda done: self._progress(what, done, len(pixels)))
-        return probabilities(outputs.scores, outputs.kind)
+        return probabilities(outputs.scores, outputs.activation)
 
 
 def measure_speeds(float32: OnnxBackend, int8: OnnxBackend, image: Pixels, threads: int, progress: Progress) -> Speeds:
@@ -198,6 +199,8 @@ def _disagreements(
     names: tuple[str, ...], reference: Probabilities, found: Probabilities, labels: tuple[str, ...]
 ) -> tuple[Disagreement, ...]:
     both = zip(names, reference, found, strict=True)
+    if len(labels) == 1:
+        labels = (f"not {labels[0]}", labels[0])
     return tuple(
         Disagreement(
             photo=name,

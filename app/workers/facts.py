@@ -34,4 +34,4 @@ def with_engine(facts: ModelFacts, engine: Engine) -> LoadedModel:
 def layout_for(facts: ModelFacts, images: int) -> SlotLayout:
     """Slots for as many images as one front-end can have at the engine."""
     height, width = facts.preprocessing.crop
-    return SlotLayout(height, width, facts.class_count, images)
+    return SlotLayout(height, width, facts.score_count, images)

@@ -133,7 +133,7 @@ def test_a_real_network_answers_as_with_the_cpu_s_decode(jpegs: TorchJpegs, widt
     for data, pixels in zip(some, found, strict=True):
         assert pixels is not None
         outputs = network.infer(np.stack([decode(data, model.preprocessing, LIMITS), pixels]), Want.SCORES)
-        here, there = probabilities(outputs.scores, outputs.kind)
+        here, there = probabilities(outputs.scores, outputs.activation)
         assert np.abs(here - there).max() <= TOLERANCE
         assert here.max() - here[there.argmax()] <= TOLERANCE
     network.close()

@@ -14,7 +14,7 @@ import numpy as np
 from ...checkpoints import Checkpoint
 from ...errors import DeviceLost, OutOfMemory, SettingError
 from ...networks import build_network
-from ...types import InputSpec, Outputs, Pixels, Preprocessing, Want
+from ...types import Activation, InputSpec, Outputs, Pixels, Preprocessing, Want
 from ..base import BackendOptions
 from .devices import CpuDevice, Device
 from .faults import Fault, fault_of, first_line
@@ -42,7 +42,7 @@ def create_torch_backend(checkpoint: Checkpoint, options: BackendOptions) -> Tor
     if not plan.is_cuda and options.threads is not None:
         torch.set_num_threads(options.threads)
     network = build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches)
-    return TorchBackend(network, checkpoint.preprocessing, plan)
+    return TorchBackend(network, checkpoint.preprocessing, plan, activation=checkpoint.activation)
 
 
 class TorchBackend:
@@ -61,12 +61,14 @@ class TorchBackend:
         preprocessing: Preprocessing,
         plan: DevicePlan,
         device: Device | None = None,
+        activation: Activation = "softmax",
     ) -> None:
         """`network` is the backend's from here on. `device` is the plan's own unless a test gives another.
 
         Raises `SettingError` where the device does not hold the network and a batch of one.
         """
         self.concurrency = plan.slots
+        self._activation: Activation = activation
         self._crop = preprocessing.crop
         self._device = device or _device(plan)
         self._preparing = threading.Lock()
@@ -89,7 +91,7 @@ class TorchBackend:
             raise RuntimeError("The backend is closed.")
         runner = self._free.get()
         try:
-            return Outputs(runner.run(batch), "logits")
+            return Outputs(runner.run(batch), self._activation)
         except RuntimeError as error:
             fault = self._fault_of(error)
             if fault is Fault.BATCH:

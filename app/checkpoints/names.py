@@ -1,0 +1,120 @@
+"""Names as a checkpoint stores them → torchvision's for the body, `fc.…` for the head; everything else accounted for.
+
+A float tensor is used, is left out by a rule that says why it cannot change an answer (`left_out`), or stays under its
+own name, so that `networks.count_classes` refuses the checkpoint by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CheckpointError
+from ..types import Layer
+from .base import Decision, Stored, Told, Weights
+from .families import Place, find_places, fold_biases, leaf_of_torch, to_torch_axes
+from .heads import find_head
+from .left_out import Normalisation, leave_out
+from .state_dict import clean, is_counter
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A checkpoint's weights under the names that `networks` knows."""
+
+    weights: Weights
+    place: Place | None
+    """Where the body's names stand; None where no ResNet-50's were found, and the names are only cleaned."""
+    told: Told
+    """What the names and the tensors beside the body tell."""
+    normalisation: Normalisation | None = None
+    """Mean and deviation that the checkpoint has as tensors."""
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def settle_names(stored: Stored, path: Path) -> Settled:
+    """Rename the tensors of `stored`.
+
+    Raises `CheckpointError` where two entries would have one name, or where there are two different networks.
+    """
+    places = find_places(stored.tensors)
+    if not places:
+        return Settled(clean(stored.tensors, path), None, Told())
+    place, *others = places
+    body, rest = _apart(stored.tensors, place, path)
+    notes: list[str] = []
+    for other in others:
+        notes += _drop_equal(rest, body, place, other, path)
+    if place.family.channels_last:
+        body = {name: to_torch_axes(values) for name, values in body.items()}
+        rest = {name: to_torch_axes(values) for name, values in rest.items()}
+    kept = leave_out(rest, stored.tensors)
+    outside: Arrays = {}
+    for name, values in kept.tensors.items():
+        torchs = leaf_of_torch(name) if place.family.channels_last else name
+        bare = torchs.removeprefix(place.scope)
+        outside[torchs if bare in outside else bare] = values
+    head = find_head(outside, _bare(stored.told.head, place), path)
+    told = Told(head=Decision(head.layers, head.source, head.is_assumed)) if head.layers else Told()
+    return Settled(
+        weights=fold_biases({**body, **head.weights, **head.unused}),
+        place=place,
+        told=told,
+        normalisation=kept.normalisation,
+        notes=(*notes, *kept.notes, *head.notes),
+        warnings=head.warnings,
+    )
+
+
+def _bare(head: Decision[tuple[Layer, ...]] | None, place: Place) -> Decision[tuple[Layer, ...]] | None:
+    """The layers under the names that tensors have once the scope is off."""
+    if head is None:
+        return None
+    return replace(head, value=tuple(replace(layer, name=layer.name.removeprefix(place.scope)) for layer in head.value))
+
+
+def _apart(tensors: Weights, place: Place, path: Path) -> tuple[Arrays, Arrays]:
+    """The body under torchvision's names, and the rest under its own."""
+    body: Arrays = {}
+    rest: Arrays = {}
+    for stored, values in tensors.items():
+        name = place.rename(stored)
+        if name is not None and is_counter(name):
+            continue
+        if name is None:
+            rest[stored] = values
+        elif name in body:
+            raise CheckpointError(
+                f"{path} holds two networks: more than one entry becomes {name}. Save the one to serve."
+            )
+        else:
+            body[name] = values
+    return body, rest
+
+
+def _drop_equal(rest: Arrays, body: Mapping[str, Any], place: Place, other: Place, path: Path) -> list[str]:
+    """Take a second network that equals the first out of `rest`; raise `CheckpointError` for one that differs."""
+    copies = {stored: name for stored in rest if (name := other.rename(stored)) is not None}
+    for stored, name in copies.items():
+        if is_counter(name):
+            continue
+        if name not in body or not np.array_equal(body[name], rest[stored]):
+            raise CheckpointError(
+                f"{path} holds two networks, under {_scope(place)} and under {_scope(other)}, and {name} differs. "
+                f"Save the one to serve."
+            )
+    for stored in copies:
+        del rest[stored]
+    return [f"The network under {_scope(other)} equals the one under {_scope(place)}, which is served."]
+
+
+def _scope(place: Place) -> str:
+    return repr(place.scope.rstrip("./")[:60]) if place.scope else "no prefix"
