@@ -388,7 +388,7 @@ def main() -> int:
             outcomes.setdefault(name, Counter())[measured.outcome] += 1
             seconds, peak = worst.get(name, (0.0, 0))
             worst[name] = max(seconds, measured.seconds), max(peak, measured.peak_bytes)
-            for fault in measured.faults(_size(path)):
+            for fault in measured.faults(size_of(path)):
                 failed += 1
                 print(f"FAULT {name}: {fault}")
         for name, counted in outcomes.items():
@@ -399,10 +399,10 @@ def main() -> int:
             home.mkdir()
             path = create(home)
             measured = reader.measure(path)
-            faults = measured.faults(_size(path))
+            faults = measured.faults(size_of(path))
             failed += len(faults)
             print(
-                f"{name:60} {_size(path) / 1e6:8.1f} MB: {measured.outcome}, {measured.seconds:.2f} s, "
+                f"{name:60} {size_of(path) / 1e6:8.1f} MB: {measured.outcome}, {measured.seconds:.2f} s, "
                 f"{measured.peak_bytes / 1e6:.0f} MB {'FAULT ' + '; '.join(faults) if faults else ''}"
             )
     reader.close()
@@ -410,7 +410,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
     """Of a folder, or of files that make one checkpoint, all of them."""
     home = path if path.is_dir() else path.parent
     return sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
