@@ -87,8 +87,8 @@ class Settings(BaseSettings):
     resize: str | None = Field(
         None,
         description=(
-            "What images are resized to: the short side (256), height x width (256x256: squashed), squash (to the crop's "
-            "size) or none (not resized). Unset: as the preprocessing has it."
+            "What images are resized to: the short side (256), height x width (256x256: squashed), squash (to the "
+            "crop's size) or none (not resized). Unset: as the preprocessing has it."
         ),
     )
     crop: str | None = Field(

@@ -24,9 +24,7 @@ _RESAMPLING = {
     5: Interpolation.HAMMING,
 }
 # What a processor does to images and is followed here; of what else it says to do, nothing is.
-_FOLLOWED = frozenset(
-    {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_flip_channel_order"}
-)
+_FOLLOWED = frozenset({"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"})
 # EfficientNet's, which normalise otherwise.
 _OTHER_NORMALISATIONS = ("rescale_offset", "include_top")
 # transformers 4 and 5 name a processor that resizes tensors so; the others' names say nothing of who resizes.
@@ -67,7 +65,6 @@ def processor_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
         _RESAMPLING[code],
         mean,
         std,
-        is_bgr=config.get("do_flip_channel_order") is True,
         floor_crop=True,
         squash=squash,
         resizer=resizer,
