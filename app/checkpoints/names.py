@@ -20,7 +20,7 @@ from .base import Decision, Stored, Told, Weights
 from .families import Place, find_places, fold_biases, leaf_of_torch, to_torch_axes
 from .heads import find_head
 from .left_out import Normalisation, leave_out
-from .state_dict import clean, is_counter
+from .state_dict import clean
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -57,6 +57,7 @@ def settle_names(stored: Stored, path: Path) -> Settled:
         body = {name: to_torch_axes(values) for name, values in body.items()}
         rest = {name: to_torch_axes(values) for name, values in rest.items()}
     kept = leave_out(rest, stored.tensors)
+    notes += _place_stem(body, kept.tensors)
     outside: Arrays = {}
     for name, values in kept.tensors.items():
         torchs = leaf_of_torch(name) if place.family.channels_last else name
@@ -74,6 +75,28 @@ def settle_names(stored: Stored, path: Path) -> Settled:
     )
 
 
+_STEM_SHAPE = (64, 3, 7, 7)
+_NORM_LEAVES = ("weight", "bias", "running_mean", "running_var")
+
+
+def _place_stem(body: Arrays, rest: Arrays) -> list[str]:
+    """Move a stem that has a name of its own (`stem.0`, `layer0.1`) into the body: its shapes leave no doubt."""
+    if "conv1.weight" in body or "layer1.0.conv1.weight" not in body:
+        return []
+    kernels = [name for name, values in rest.items() if values.shape == _STEM_SHAPE and name.endswith(".weight")]
+    norms = [
+        name.removesuffix(".running_var")
+        for name, values in rest.items()
+        if name.endswith(".running_var") and values.shape == _STEM_SHAPE[:1]
+    ]
+    if len(kernels) != 1 or len(norms) != 1 or not all(f"{norms[0]}.{leaf}" in rest for leaf in _NORM_LEAVES):
+        return []
+    body["conv1.weight"] = rest.pop(kernels[0])
+    for leaf in _NORM_LEAVES:
+        body[f"bn1.{leaf}"] = rest.pop(f"{norms[0]}.{leaf}")
+    return [f"{kernels[0]} and {norms[0]} are taken for the first convolution and its normalisation, by their shapes."]
+
+
 def _bare(head: Decision[tuple[Layer, ...]] | None, place: Place) -> Decision[tuple[Layer, ...]] | None:
     """The layers under the names that tensors have once the scope is off."""
     if head is None:
@@ -87,8 +110,6 @@ def _apart(tensors: Weights, place: Place, path: Path) -> tuple[Arrays, Arrays]:
     rest: Arrays = {}
     for stored, values in tensors.items():
         name = place.rename(stored)
-        if name is not None and is_counter(name):
-            continue
         if name is None:
             rest[stored] = values
         elif name in body:
@@ -104,8 +125,6 @@ def _drop_equal(rest: Arrays, body: Mapping[str, Any], place: Place, other: Plac
     """Take a second network that equals the first out of `rest`; raise `CheckpointError` for one that differs."""
     copies = {stored: name for stored in rest if (name := other.rename(stored)) is not None}
     for stored, name in copies.items():
-        if is_counter(name):
-            continue
         if name not in body or not np.array_equal(body[name], rest[stored]):
             raise CheckpointError(
                 f"{path} holds two networks, under {_scope(place)} and under {_scope(other)}, and {name} differs. "
