@@ -84,7 +84,7 @@ def _processor_geometry(
     cropped = _crop_size(config, kind)
     if "ConvNext" in kind and cropped is not None:
         raise Unclear("do_center_crop is true")
-    if "ConvNext" not in kind and config.get("crop_pct") is not None:
+    if "PoolFormer" in kind and config.get("crop_pct") is not None:
         raise Unclear(f"crop_pct is {brief(config['crop_pct'])}")
     if "shortest_edge" in size and "longest_edge" not in size:
         short = _side(size["shortest_edge"])

@@ -83,12 +83,13 @@ def torchvision_axis(
         # nearest-exact, which has its scale in single precision.
         scale = np.float32(source) / np.float32(resized)
         starts = np.floor((np.array(computed, np.float32) + np.float32(0.5)) * scale).astype(np.int64)
-        starts, weights = np.minimum(starts, source - 1), np.ones((len(computed), 1))
+        starts, weights, largest = np.minimum(starts, source - 1), np.ones((len(computed), 1)), 1.0
     elif smooth:
-        starts, weights = _smooth(source, resized, computed, *_SMOOTH[interpolation])
+        starts, weights, largest = _smooth(source, resized, computed, *_SMOOTH[interpolation])
     else:
-        starts, weights = _plain(source, resized, computed, *_PLAIN[interpolation])
-    scaled = weights * (1 << (precision := _precision(weights.max())))
+        starts, weights, largest = _plain(source, resized, computed, *_PLAIN[interpolation])
+    precision = _precision(largest)
+    scaled = weights * (1 << precision)
     whole = np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int32) << (_BITS - precision)
     wanted = slice(first - computed.start, end - computed.start)
     return _within(source, starts[wanted], whole[wanted])
@@ -96,8 +97,8 @@ def torchvision_axis(
 
 def _smooth(
     source: int, resized: int, computed: range, weight: Callable[[Floats], Floats], reach: float
-) -> tuple[NDArray[np.int64], Floats]:
-    """First pixels and weights with `antialias`: the filter is as wide as a pixel of the result."""
+) -> tuple[NDArray[np.int64], Floats, float]:
+    """First pixels, weights and the largest of these with `antialias`: filters are as wide as a pixel of the result."""
     scale = source / resized
     support = reach * max(scale, 1.0)
     taps = math.ceil(support) * 2 + 1
@@ -110,12 +111,13 @@ def _smooth(
     total = np.zeros(len(weights))
     for column in weights.T:  # in torch's order
         total += column
-    return starts, weights / np.where(total == 0, 1.0, total)[:, None]
+    weights /= np.where(total == 0, 1.0, total)[:, None]
+    return starts, weights, float(weights.max())
 
 
 def _plain(
     source: int, resized: int, computed: range, weight: Callable[[Floats], Floats], taps: int
-) -> tuple[NDArray[np.int64], Floats]:
+) -> tuple[NDArray[np.int64], Floats, float]:
     """The same without: of a pixel's neighbours, `taps` of them, however much smaller the image becomes."""
     positions = source / resized * (np.arange(computed.start, computed.stop) + 0.5) - 0.5
     if taps == 2:
@@ -129,9 +131,12 @@ def _plain(
     weights = np.zeros((len(starts), min(taps, source)))
     # A neighbour outside is the pixel at the edge.
     columns = (lowest[:, None] + at).clip(0, source - 1) - starts[:, None]
+    largest = 0.0
     for tap in range(taps):
         weights[np.arange(len(starts)), columns[:, tap]] += of_each[:, tap]
-    return starts, weights
+        # torch sees that of a sum at the edge that is not complete yet, too.
+        largest = max(largest, float(weights.max()))
+    return starts, weights, largest
 
 
 def _precision(largest: float) -> int:
