@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -28,8 +29,9 @@ _ONE = 1 << _BITS
 _REMEMBERED = 64
 # Of a longer side only the weights that the crop needs are computed: p could then be another.
 _MAX_COMPUTED = 1 << 16
-# What the sums without a compiled kernel may take at a time.
-_MAX_STEP_PIXELS = 1 << 20
+# Of the sums without a compiled kernel: pixels of the result, and values of the source.
+_AT_A_TIME = 16
+_MAX_STEP_VALUES = 1 << 20
 
 
 def torchvision_part(
@@ -49,7 +51,7 @@ def torchvision_part(
     kernel = usable_kernel()
     shown = None if kernel is None else kernel.resample(image, x, y)
     if shown is None:
-        shown = _sums(_sums(np.asarray(image), x, 1), y, 0)
+        shown = _resampled(image, x, y)
     if inside == box:
         return shown
     pixels = np.zeros((bottom - top, right - left, 3), np.uint8)
@@ -155,18 +157,39 @@ def _within(source: int, starts: NDArray[np.int64], weights: NDArray[np.int32]) 
     return Axis(source, inside.astype(np.int32), np.ascontiguousarray(kept, np.int32))
 
 
+def _resampled(image: Image.Image, x: Axis, y: Axis) -> Pixels:
+    """What the compiled kernel computes; the image is read some rows at a time."""
+    first, end = int(y.starts[0]), int(y.starts[-1]) + y.weights.shape[1]
+    rows = np.empty((end - first, len(x.starts), 3), np.uint8)
+    step = max(_MAX_STEP_VALUES // image.width, 1)
+    for top in range(first, end, step):
+        bottom = min(top + step, end)
+        strip = np.asarray(image.crop((0, top, image.width, bottom)))
+        rows[top - first : bottom - first] = _sums(strip, x, 1)
+    return _sums(rows, replace(y, source=end - first, starts=y.starts - first), 0)
+
+
 def _sums(pixels: Pixels, axis: Axis, along: int) -> Pixels:
-    """The weighted sums in one direction of `(height, width, 3)`."""
-    rows = np.moveaxis(pixels, along, 0)
-    others = rows.shape[1]
-    result = np.empty((len(axis.starts), others, 3), np.uint8)
-    step = max(_MAX_STEP_PIXELS // len(axis.starts), 1)
-    for begin in range(0, others, step):
-        part = rows[:, begin : begin + step]
-        sums = np.full((len(axis.starts), part.shape[1], 3), _HALF, np.int32)
-        for tap, weights in enumerate(axis.weights.T):
-            sums += part[axis.starts + tap] * weights[:, None, None]
-        result[:, begin : begin + step] = (sums >> _BITS).clip(0, 255)
+    """The weighted sums in one direction of `(height, width, 3)`, some at a time, of the pixels that these need.
+
+    In double precision, in which they are exact.
+    """
+    source = np.moveaxis(pixels, along, 0)
+    count, taps = axis.weights.shape
+    result = np.empty((count, *source.shape[1:]), np.uint8)
+    for first in range(0, count, _AT_A_TIME):
+        starts = axis.starts[first : first + _AT_A_TIME] - axis.starts[first]
+        needed = int(starts[-1]) + taps
+        weights = np.zeros((len(starts), needed))
+        weights[np.arange(len(starts))[:, None], starts[:, None] + np.arange(taps)] = axis.weights[
+            first : first + _AT_A_TIME
+        ]
+        step = max(_MAX_STEP_VALUES // (3 * needed), 1)
+        for begin in range(0, source.shape[1], step):
+            part = source[axis.starts[first] : axis.starts[first] + needed, begin : begin + step]
+            sums = weights @ part.reshape(needed, -1).astype(np.float64) + _HALF
+            levels = np.floor(sums / _ONE).clip(0, 255).reshape(len(starts), -1, 3)
+            result[first : first + _AT_A_TIME, begin : begin + step] = levels
     return np.moveaxis(result, 0, along)
 
 
