@@ -79,6 +79,10 @@ def parse_deviations(value: Any) -> Any:
     return numbers
 
 
+PARSERS = {"resize": parse_resize, "crop": parse_crop, "mean": parse_numbers, "std": parse_deviations}
+"""Of facts that are written in more than one way; they raise ValueError."""
+
+
 class PreprocessingFacts(BaseModel):
     """What is stated of a preprocessing; None of what is not. The schema of a preprocessing.json."""
 

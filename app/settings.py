@@ -6,20 +6,21 @@ import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import SettingError
-from .preprocessing import PreprocessingFacts, parse_crop, parse_deviations, parse_numbers, parse_resize
 from .resources import available_cpus
+
+if TYPE_CHECKING:
+    from .preprocessing import PreprocessingFacts
 
 ENV_PREFIX = "RESNET_"
 # The settings that change a fact of the preprocessing each.
 PREPROCESSING_FACTS = ("resize", "crop", "interpolation", "resizer", "mean", "std", "scale", "channels")
 VALUE_ERROR = "Value error, "
-_PARSERS = {"resize": parse_resize, "crop": parse_crop, "mean": parse_numbers, "std": parse_deviations}
 AutoOrCount = Literal["auto"] | Annotated[int, Field(ge=1)]
 
 
@@ -312,6 +313,8 @@ class Settings(BaseSettings):
     @property
     def preprocessing_facts(self) -> PreprocessingFacts:
         """What is set of the preprocessing beside the preset."""
+        from .preprocessing import PreprocessingFacts  # numpy comes with it, which a health check does without
+
         given = {name: getattr(self, name) for name in PREPROCESSING_FACTS}
         return PreprocessingFacts.model_validate({name: value for name, value in given.items() if value != "auto"})
 
@@ -335,11 +338,16 @@ class Settings(BaseSettings):
     @field_validator("resize", "crop", "mean", "std")
     @classmethod
     def _states_a_fact(cls, value: Any, field: ValidationInfo) -> Any:
-        _PARSERS[str(field.field_name)](value)
+        if value is not None:
+            from .preprocessing import PARSERS
+
+            PARSERS[str(field.field_name)](value)
         return value
 
     @model_validator(mode="after")
     def _facts_agree(self) -> Settings:
+        if all(getattr(self, name) in (None, "auto") for name in PREPROCESSING_FACTS):
+            return self
         try:
             _ = self.preprocessing_facts
         except ValidationError as error:
