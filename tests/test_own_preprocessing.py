@@ -347,6 +347,7 @@ def test_an_export_depends_on_the_file(tmp_path: Path) -> None:
         ('{"channels": "gray"}', "'channels' cannot be 'gray'"),
         ('{"crop": 224' + " " * 70_000 + "}", "over 65,536 bytes"),
         ("[" * 60_000, "it is not JSON"),
+        ('{"mean": [1, ' + "9" * 400 + ", 2]}", "finite"),
         ('{"mean": ' + "9" * 5000 + "}", "preprocessing.json"),
     ],
 )
