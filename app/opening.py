@@ -200,7 +200,8 @@ def examine(settings: Settings, path: Path) -> Examined:
     decisions = decisions.with_classes(class_count)
     labels = _labels(settings, contents, class_count, architecture, path)
     warnings = tuple(checkpoints.warnings_of(contents, decisions, path.name))
-    return Examined(path, contents, decisions, class_count, labels, warnings, contents.notes)
+    notes = (*contents.notes, *checkpoints.notes_of(contents, decisions))
+    return Examined(path, contents, decisions, class_count, labels, warnings, notes)
 
 
 def _labels(

@@ -212,7 +212,7 @@ def test_image_processors_are_followed(tmp_path: Path, change: dict[str, Any], e
     "change",
     [
         {"do_resize": False},
-        {"resample": 5},
+        {"resample": 6},
         {"size": {"longest_edge": 224}},
         {"size": {"shortest_edge": 0}},
         {"size": {"shortest_edge": 10**9}},

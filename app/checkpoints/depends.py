@@ -8,9 +8,10 @@ from pathlib import Path
 from ..labels import LABEL_FILES
 from .folders import find_folder, home_of, weights_in
 from .model_config import CONFIG, PREPROCESSOR
+from .own_preprocessing import OWN_PREPROCESSING
 from .tensor_bundle import data_files
 
-_COMPANIONS = (CONFIG, PREPROCESSOR, *LABEL_FILES)
+_COMPANIONS = (CONFIG, PREPROCESSOR, OWN_PREPROCESSING, *LABEL_FILES)
 # Their being there says whose folder it is.
 _SIGNS = ("MLmodel", "saved_model.pb", ".metadata", "pytorch_model.bin.index.json", "model.safetensors.index.json")
 

@@ -188,6 +188,8 @@ def _processor(folder: Path) -> tuple[Decision[Preprocessing], tuple[str, ...]]:
     if not config:
         return assumed, ()
     try:
-        return Decision(processor_preprocessing(config), PREPROCESSOR), ()
+        value = processor_preprocessing(config)
+        by = ", resized by torchvision" if value.resizer == "torchvision" else ""
+        return Decision(value, f"{PREPROCESSOR}{by}"), ()
     except Unclear as error:
         return assumed, (f"{path}: {error}, which is not followed here.",)

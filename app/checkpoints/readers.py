@@ -13,12 +13,13 @@ from .base import Contents, Graph, Stored, Told, Weights
 from .deep_stems import check_plain, told_by_stem
 from .exported_program import is_exported_program, read_exported_program
 from .families import Place
-from .folders import Beside, find_folder, read_beside, weights_in
+from .folders import Beside, find_folder, home_of, read_beside, weights_in
 from .image_config import with_normalisation
 from .keras_file import is_keras_h5, is_keras_zip, read_keras_h5, read_keras_zip
 from .module_facts import told_by_modules
 from .names import settle_names
 from .onnx_file import is_onnx, read_onnx, settle
+from .own_preprocessing import read_own_preprocessing
 from .refused import refuse_by_sign
 from .safetensors_file import is_safetensors, read_safetensors
 from .state_dict import check_values
@@ -75,6 +76,7 @@ def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Conten
     Runs nothing that is in the file. Raises `CheckpointError` with what was expected and what was found.
     """
     folder = find_folder(path)
+    own = read_own_preprocessing(home_of(path))
     path = weights_in(path)
     beside = read_beside(path)
     reader = find_reader(path, max_bytes)
@@ -101,6 +103,7 @@ def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Conten
         warnings=(*stored.warnings, *settled.warnings, *beside.warnings),
         graph=stored.graph,
         notes=(*stored.notes, *settled.notes, *beside.notes),
+        preprocessing_beside=own,
     )
 
 

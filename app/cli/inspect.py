@@ -81,6 +81,7 @@ def _examine(settings: Settings, checkpoint: str) -> Examined:
 
 def _describe(examined: Examined) -> dict[str, Any]:
     """What `inspect` shows, as JSON."""
+    from ..preprocessing import document_of
     from ..types import Preprocessing
 
     contents = examined.contents
@@ -96,7 +97,7 @@ def _describe(examined: Examined) -> dict[str, Any]:
         shown: Any = value
         if isinstance(value, Preprocessing):
             shown = value.describe()
-            value = asdict(value) | {"interpolation": value.interpolation.value}
+            value = document_of(value)
         elif name in _LAYERS:
             shown = "; ".join(f"{layer.name}: {layer.describe()}" for layer in value)
             value = [{key: fact for key, fact in asdict(layer).items() if fact not in (None, False)} for layer in value]

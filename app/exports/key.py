@@ -13,11 +13,12 @@ from typing import Any
 
 from ..checkpoints import CheckpointFile, depends_on, offline_demo_file
 from ..opening import Found
-from ..settings import Settings
+from ..settings import PREPROCESSING_FACTS, Settings
 
 # Of the settings, those that say which weights are meant or how they are to be served.
 SETTINGS = (
     *("weights", "architecture", "stride_in", "stem", "pool", "epsilon", "preprocessing", "activation", "labels"),
+    *PREPROCESSING_FACTS,
     "max_checkpoint_bytes",
 )
 # What reads, builds, exports, optimises or checks.
@@ -55,7 +56,7 @@ def code_digest(root: Path = _ROOT) -> str:
     for room in ("checkpoints", "networks", "exports", "backends"):
         for file in sorted((root / room).glob("*.py")):
             sha256.update(file.name.encode() + b"\0" + file.read_bytes())
-    for name in ("opening.py", "labels.py", "types.py", "data/imagenet1k_labels.txt"):
+    for name in ("opening.py", "labels.py", "preprocessing.py", "types.py", "data/imagenet1k_labels.txt"):
         sha256.update((root / name).read_bytes())
     return sha256.hexdigest()
 
