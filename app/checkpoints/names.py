@@ -20,7 +20,7 @@ from .base import Decision, Stored, Told, Weights
 from .families import Place, find_places, fold_biases, leaf_of_torch, to_torch_axes
 from .heads import find_head
 from .left_out import Normalisation, leave_out
-from .state_dict import clean
+from .state_dict import clean, is_counter
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -110,6 +110,8 @@ def _apart(tensors: Weights, place: Place, path: Path) -> tuple[Arrays, Arrays]:
     rest: Arrays = {}
     for stored, values in tensors.items():
         name = place.rename(stored)
+        if name is not None and is_counter(name):
+            continue
         if name is None:
             rest[stored] = values
         elif name in body:
@@ -123,7 +125,9 @@ def _apart(tensors: Weights, place: Place, path: Path) -> tuple[Arrays, Arrays]:
 
 def _drop_equal(rest: Arrays, body: Mapping[str, Any], place: Place, other: Place, path: Path) -> list[str]:
     """Take a second network that equals the first out of `rest`; raise `CheckpointError` for one that differs."""
-    copies = {stored: name for stored in rest if (name := other.rename(stored)) is not None}
+    copies = {
+        stored: name for stored in rest if (name := other.rename(stored)) is not None and not is_counter(stored)
+    }
     for stored, name in copies.items():
         if name not in body or not np.array_equal(body[name], rest[stored]):
             raise CheckpointError(

@@ -25,7 +25,7 @@ def without_prefixes(name: str) -> str:
     return _PREFIXES.sub("", name)
 
 
-def _is_counter(name: str) -> bool:
+def is_counter(name: str) -> bool:
     """Whether inference does not need the entry, whatever network it is of."""
     return _IGNORED.search(name) is not None
 
@@ -35,7 +35,7 @@ def clean(weights: Weights, path: Path) -> Weights:
     cleaned: dict[str, NDArray[Any]] = {}
     for name, values in weights.items():
         bare = _DENSENET.sub(r"\1\2", without_prefixes(name))
-        if _is_counter(bare):
+        if is_counter(bare):
             continue
         if bare in cleaned:
             raise CheckpointError(
