@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
-from ..labels import LABEL_FILES
+from ..files import open_regular
+from ..labels import GENERAL_LABEL_FILES, LABEL_FILES
 from .folders import find_folder, home_of, weights_in
 from .model_config import CONFIG, PREPROCESSOR
-from .tensor_bundle import data_files
+from .readers import find_reader
+from .sharded import INDEXES
 
-_COMPANIONS = (CONFIG, PREPROCESSOR, *LABEL_FILES)
+_COMPANIONS = (CONFIG, PREPROCESSOR, *LABEL_FILES, *GENERAL_LABEL_FILES)
 # Their being there says whose folder it is.
-_SIGNS = ("MLmodel", "saved_model.pb", ".metadata", "pytorch_model.bin.index.json", "model.safetensors.index.json")
+_SIGNS = ("MLmodel", "saved_model.pb", ".metadata", *INDEXES)
 
 
 def depends_on(path: Path, labels: Path | None = None) -> list[tuple[str, str]]:
@@ -23,7 +26,7 @@ def depends_on(path: Path, labels: Path | None = None) -> list[tuple[str, str]]:
     """
     home = home_of(path)
     weights = weights_in(path)
-    files = [weights, *(data_files(weights) if weights.suffix == ".index" else ())]
+    files = [*find_reader(weights, sys.maxsize).files(weights)]
     files += [home / name for name in _COMPANIONS]
     files += [labels] if labels else []
     found = [(str(file), sha256_of(file) if file.is_file() else "none") for file in files]
@@ -35,5 +38,5 @@ def depends_on(path: Path, labels: Path | None = None) -> list[tuple[str, str]]:
 
 
 def sha256_of(file: Path) -> str:
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
