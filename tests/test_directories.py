@@ -60,7 +60,7 @@ def test_hugging_face_folder_tells_everything(tmp_path: Path) -> None:
     config = RESNET | {"downsample_in_bottleneck": True, "id2label": {"0": "cat", "1": "dog"}}
     folder = write(tmp_path / "pets", config, CONVNEXT)
     contents = read_checkpoint(folder)
-    assert set(contents.weights) == {"conv1.weight", "fc.weight"}
+    assert set(contents.weights) == {"conv1.weight", "fc.weight", "fc.bias"}
     assert contents.container == "Hugging Face folder (safetensors)"
     decisions = decide(Settings(), contents)
     assert (decisions.stride_in.value, decisions.stride_in.source) == ("1x1", "config.json")

@@ -60,7 +60,12 @@ def fastai() -> Shapes:
 
 def projector() -> Shapes:
     shapes = resnet50(fc__weight=None, fc__bias=None)
-    return {**shapes, "fc.0.weight": np.zeros((2048, 2048)), "fc.2.weight": np.zeros((128, 2048))}
+    return {**shapes, "projector.0.weight": np.zeros((2048, 2048)), "projector.2.weight": np.zeros((128, 2048))}
+
+
+def unchained() -> Shapes:
+    """A head that the pooled features do not fit."""
+    return {**resnet50(fc__weight=None, fc__bias=None), "head.0.weight": np.zeros((64, 4096))}
 
 
 CASES: dict[str, tuple[Any, str]] = {
@@ -75,6 +80,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "BiT": (lambda: timms("resnetv2_50x1_bit"), "It has no running_mean"),
     "backbone": (lambda: resnet50(fc__weight=None, fc__bias=None), "It is a backbone without a classifier"),
     "projector": (projector, "It ends in a projector of self-supervised training"),
+    "other head": (unchained, "Its dense layers do not lead from a ResNet-50's 2048 features to classes"),
     "narrow head": (lambda: resnet50(fc__weight=(1000, 512)), "does not take a ResNet-50's 2048 features"),
     "head of rank 4": (lambda: resnet50(fc__weight=(1000, 2048, 1, 1)), "does not take a ResNet-50's 2048 features"),
     "fastai": (fastai, "It is fastai's, whose head is no ResNet-50's"),
