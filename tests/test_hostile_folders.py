@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import resource
 import socket
@@ -21,7 +22,7 @@ from safetensors.numpy import save_file
 from app.checkpoints import locate, read_checkpoint
 from app.errors import CheckpointError, LabelsError, SettingError, StartError
 from app.files import NotRegularError, TooLargeError, open_regular, read_bounded
-from app.labels import choose_labels, labels_beside
+from app.labels import choose_labels, labels_beside, read_labels
 from app.opening import examine
 from app.settings import Settings
 from tests.test_directories import CONVNEXT, RESNET, write
@@ -137,11 +138,11 @@ def test_every_start_error_is_printable() -> None:
 
 def test_warnings_and_notes_are_printable(tmp_path: Path) -> None:
     """A name in a warning is escaped as in an error."""
-    from tests.checkpoints_made import make_network
+    from torchvision.models import squeezenet1_1
 
     path = tmp_path / "a\x1b[31m.pth"
-    torch.save(make_network("resnet50", 2).state_dict(), path)
-    examined = examine(Settings(), path)
+    torch.save(squeezenet1_1(num_classes=2).state_dict(), path)
+    examined = examine(Settings(architecture="squeezenet1_1"), path)
     assert any("a\\x1b[31m.pth" in warning for warning in examined.warnings)
     assert all(line.isprintable() for line in (*examined.warnings, *examined.notes))
 
@@ -327,3 +328,61 @@ def test_torchserves_own_handler_tells_the_preprocessing(tmp_path: Path, tempora
     assert "has a handler of its own (handler.py), which is not run" in handler
     assert "has a class of its own (model.py), which is not run" in model
     assert not list(temporary.iterdir())
+
+
+def small_files(folder: Path) -> dict[str, Path]:
+    """One of each file that stands in a checkpoint's folder, by its kind."""
+    from tests.test_hub_folders import in_cache, shard
+
+    tiny = {"fc.weight": np.ones((2, 3), np.float32), "fc.bias": np.ones(2, np.float16)}
+    save_file(tiny, folder / "w.safetensors", {"format": "pt"})
+    hugging_face = write(folder / "pets", RESNET | {"id2label": {"0": "cat", "1": "dog"}}, CONVNEXT)
+    repository = in_cache(folder / "hub", write(folder / "made", RESNET, CONVNEXT))
+    shards = shard(folder / "shards")
+    archive = mar(folder / "m.mar", lambda archive: archive.write(folder / "w.safetensors", "model.pth"))
+    return {
+        "safetensors": folder / "w.safetensors",
+        "mar": archive,
+        "config": hugging_face / "config.json",
+        "processor": hugging_face / "preprocessor_config.json",
+        "index": shards / "model.safetensors.index.json",
+        "main": repository / "refs" / "main",
+    }
+
+
+@pytest.mark.parametrize("name", ["safetensors", "mar", "config", "processor", "index", "main"])
+def test_damaged_files_are_read_or_refused(name: str, tmp_path: Path, temporary: Path) -> None:
+    """Whatever bytes of whatever file are damaged, reading ends in weights or in one line, and leaves no file."""
+    file = small_files(tmp_path)[name]
+    path = file if name in ("safetensors", "mar") else file.parent.parent if name == "main" else file.parent
+    original = file.read_bytes()
+    chance = random.Random(0)
+    refused = 0
+    for round_ in range(60):
+        damaged = bytearray(original)
+        for _ in range(chance.randint(1, 6)):
+            damaged[chance.randrange(len(damaged))] = chance.choice((0, 1, 34, 44, 48, 57, 91, 123, 255))
+        file.write_bytes(damaged[: chance.randrange(len(damaged))] if round_ % 6 == 0 else damaged)
+        try:
+            read_checkpoint(path)
+        except StartError as refusal:
+            refused += 1
+            assert str(refusal).isprintable()  # noqa: PT017 - the refusal is one of two right ends
+    assert refused > 10
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("name", ["labels.txt", "labels.json"])
+def test_damaged_label_files_are_read_or_refused(name: str, tmp_path: Path) -> None:
+    """Whatever stands in a label file, it is names or a refusal in one line."""
+    original = b"0 cat\n1 dog\n" if name == "labels.txt" else b'{"classes": {"cat": 0, "dog": [1, "x"]}}'
+    chance = random.Random(0)
+    for _ in range(150):
+        damaged = bytearray(original)
+        for _ in range(chance.randint(1, 4)):
+            damaged[chance.randrange(len(damaged))] = chance.choice((0, 10, 32, 34, 44, 48, 49, 91, 123, 255))
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            assert all(isinstance(label, str) for label in read_labels(tmp_path / name))
+        except LabelsError as refusal:
+            assert str(refusal).isprintable()  # noqa: PT017 - the refusal is one of two right ends

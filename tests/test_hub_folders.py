@@ -231,7 +231,7 @@ def test_a_tensor_that_the_index_does_not_list_is_refused(tmp_path: Path) -> Non
     """Files of which one has an entry that the index does not know are of two checkpoints."""
     folder = shard(tmp_path)
     save_file({HEAD: np.ones((64, 3, 7, 7), np.float32), "x": np.ones(1, np.float32)}, folder / SECOND)
-    with pytest.raises(CheckpointError, match="has x, and .* says that no file has it"):
+    with pytest.raises(CheckpointError, match=r"has x, and .* says that no file has it"):
         read_checkpoint(folder)
 
 
@@ -273,6 +273,15 @@ def test_what_a_config_states_and_is_not_served_is_refused(tmp_path: Path, chang
     with pytest.raises(CheckpointError) as refusal:
         read_checkpoint(write(tmp_path, RESNET | change, CONVNEXT))
     assert part in str(refusal.value)
+
+
+def test_an_image_processor_without_a_config_is_followed(tmp_path: Path) -> None:
+    """preprocessor_config.json tells how images are prepared for whatever weights it lies beside."""
+    folder = write(tmp_path, RESNET, CONVNEXT | {"crop_pct": 0.9})
+    (folder / "config.json").write_text('{"name": "mine"}', encoding="utf-8")
+    contents = read_checkpoint(folder / "model.safetensors")
+    assert preprocessing_of(contents).resize_short_side == 248
+    assert contents.notes == ("config.json is not used: it is neither transformers' nor timm's.",)
 
 
 def test_label2id_alone_names_the_classes(tmp_path: Path) -> None:

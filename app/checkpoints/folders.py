@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from .base import Told
 from .hub_cache import check_link, check_links, snapshot_of
-from .model_config import is_hugging_face, is_timm, read_hugging_face, read_timm
+from .model_config import is_hugging_face, is_timm, read_hugging_face, read_processor, read_timm
 from .refused import is_distributed, refuse_distributed
 from .sharded import INDEXES, refuse_shard
 
@@ -140,7 +140,7 @@ def read_beside(path: Path) -> Beside:
     home = home_of(path)
     folder = find_folder(home)
     if folder is None:
-        return NOTHING
+        return Beside(*read_processor(home))
     _check_links(home)
     return folder.beside(home)
 

@@ -217,6 +217,17 @@ def _timm_labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     return _told(tuple(str(described.get(name, name)) for name in names))
 
 
+def read_processor(folder: Path) -> tuple[Told, tuple[str, ...], tuple[str, ...]]:
+    """What an image processor's file tells of weights that no known config.json lies beside; warnings; notes."""
+    told = Told()
+    warnings: tuple[str, ...] = ()
+    if (folder / PREPROCESSOR).exists():
+        preprocessing, warnings = _processor(folder)
+        told = Told(preprocessing=None if preprocessing.is_assumed else preprocessing)
+    unknown = f"{CONFIG} is not used: it is neither transformers' nor timm's."
+    return told, warnings, (unknown,) if (folder / CONFIG).exists() else ()
+
+
 def _processor(folder: Path) -> tuple[Decision[Preprocessing], tuple[str, ...]]:
     """The image processor's way, or with a warning that of Hugging Face's own ResNet-50."""
     path = folder / PREPROCESSOR
