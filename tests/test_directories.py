@@ -130,6 +130,23 @@ def test_plain_folder_with_one_checkpoint_still_works(tmp_path: Path) -> None:
     assert locate(str(tmp_path)) == CheckpointFile(tmp_path / "resnet50.pth")
 
 
+def test_what_lies_beside_a_checkpoint_is_none(tmp_path: Path) -> None:
+    """Tables, programs, pictures, licences and an ONNX file's own numbers are not taken for checkpoints."""
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x08")
+    for name in (
+        "model.onnx.data",
+        "train.py",
+        "log.csv",
+        "curve.png",
+        "LICENSE",
+        "args.yaml",
+        "classes.txt",
+        "a.sha256",
+    ):
+        (tmp_path / name).write_bytes(b"x")
+    assert locate(None, tmp_path) == CheckpointFile(tmp_path / "model.onnx")
+
+
 def test_labels_lie_in_the_folder(tmp_path: Path) -> None:
     """A label file belongs to the folder that it lies in, whether the folder or its file is named."""
     folder = write(tmp_path / "pets", RESNET, CONVNEXT)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from app.checkpoints import locate, read_checkpoint
+from app.checkpoints import depends_on, locate, read_checkpoint
 from app.errors import CheckpointError, LabelsError, SettingError, StartError
 from app.files import NotRegularError, TooLargeError, open_regular, read_bounded
 from app.labels import choose_labels, labels_beside, read_labels
@@ -96,6 +96,21 @@ def test_data_files_are_regular(tmp_path: Path) -> None:
     pipe(tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=r"a\.safetensors: it is a pipe"):
         read_checkpoint(index)
+
+
+def test_a_file_that_claims_a_terabyte_is_not_read(tmp_path: Path) -> None:
+    """A sparse file over the limit is refused before its digest, which would take an hour; so is a label file."""
+    (tmp_path / "w.pth").write_bytes(b"PK\x03\x04")
+    os.truncate(tmp_path / "w.pth", 1 << 40)
+    for read in (read_checkpoint, depends_on):
+        with pytest.raises(CheckpointError, match="1,099,511,627,776 bytes, and at most"):
+            read(tmp_path / "w.pth")
+    save_file({"fc.weight": np.ones((2, 2), np.float32)}, tmp_path / "w.safetensors")
+    (tmp_path / "labels.txt").touch()
+    os.truncate(tmp_path / "labels.txt", 1 << 40)
+    assert (str(tmp_path / "labels.txt"), "too large") in depends_on(tmp_path / "w.safetensors")
+    with pytest.raises(LabelsError, match="has over 4,194,304 bytes"):
+        choose_labels(2, labels_beside(tmp_path))
 
 
 def test_opening_tells_kinds_apart(tmp_path: Path) -> None:

@@ -108,6 +108,15 @@ def test_the_lines_are_all_different() -> None:
     assert len({expected.split(":")[0] for _, expected in CASES.values()}) >= 11
 
 
+@pytest.mark.parametrize("scope", ["module.encoder_q.", "base_encoder."])
+def test_a_self_supervised_networks_projector_is_no_classifier(scope: str, tmp_path: Path) -> None:
+    """MoCo's projector has a classifier's names (`fc.0`, `fc.2`): its scope says what it is."""
+    state = {"layer4.2.conv3.weight": (4, 4), "fc.0.weight": (8, 2048), "fc.2.weight": (4, 8)}
+    torch.save({f"{scope}{name}": torch.zeros(shape) for name, shape in state.items()}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=rf"under '{scope[:-1]}', as self-supervised .* are a projector"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
 def test_a_deeper_deep_stem_is_refused_as_deeper(tmp_path: Path) -> None:
     """A resnet101d, whose stem is a resnet50d's, is refused as the deeper network that it is."""
     timm = pytest.importorskip("timm")
