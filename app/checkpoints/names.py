@@ -6,6 +6,7 @@ own name, so that `networks.count_classes` refuses the checkpoint by it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from .left_out import Normalisation, leave_out
 from .state_dict import clean, is_counter
 
 Arrays = dict[str, NDArray[Any]]
+# Scopes of MoCo and BYOL: what stands behind the body there gives no classes.
+_SELF_SUPERVISED = re.compile(r"(?:^|[./])(?:encoder_[qk]|(?:base|momentum|online|target)_(?:encoder|network))[./]$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,11 @@ def settle_names(stored: Stored, path: Path) -> Settled:
         bare = torchs.removeprefix(place.scope)
         outside[torchs if bare in outside else bare] = values
     head = find_head(outside, _bare(stored.told.head, place), path)
+    if head.weights and _SELF_SUPERVISED.search(place.scope):
+        raise CheckpointError(
+            f"{path} has its network under {_scope(place)}, as self-supervised training leaves it: its last layers "
+            f"({', '.join(list(outside)[:2])[:80]}) are a projector, and no classifier. Train a classifier on it."
+        )
     told = Told(head=Decision(head.layers, head.source, head.is_assumed)) if head.layers else Told()
     return Settled(
         weights=fold_biases({**body, **head.weights, **head.unused}),
@@ -125,9 +133,7 @@ def _apart(tensors: Weights, place: Place, path: Path) -> tuple[Arrays, Arrays]:
 
 def _drop_equal(rest: Arrays, body: Mapping[str, Any], place: Place, other: Place, path: Path) -> list[str]:
     """Take a second network that equals the first out of `rest`; raise `CheckpointError` for one that differs."""
-    copies = {
-        stored: name for stored in rest if (name := other.rename(stored)) is not None and not is_counter(stored)
-    }
+    copies = {stored: name for stored in rest if (name := other.rename(stored)) is not None and not is_counter(stored)}
     for stored, name in copies.items():
         if name not in body or not np.array_equal(body[name], rest[stored]):
             raise CheckpointError(

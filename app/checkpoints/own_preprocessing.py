@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..errors import CheckpointError, SettingError, StartError
+from ..files import NotRegularError, TooLargeError, read_bounded
 from ..preprocessing import PreprocessingFacts
 from ..settings import ENV_PREFIX, VALUE_ERROR, Settings, named_settings
 from ..types import Preprocessing
@@ -29,19 +28,17 @@ def read_own_preprocessing(folder: Path) -> PreprocessingFacts | None:
     """What the user's file in `folder` states. Raises `CheckpointError` for one that is no such file, or damaged."""
     path = folder / OWN_PREPROCESSING
     try:
-        # A FIFO would be waited for otherwise.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise CheckpointError(f"{path} is no regular file. Put the file itself there, or remove it.")
-            data = file.read(_MAX_BYTES + 1)
+        data = read_bounded(path, _MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except NotRegularError:
+        raise CheckpointError(f"{path} is no regular file. Put the file itself there, or remove it.") from None
+    except TooLargeError:
+        raise CheckpointError(f"{path} is over {_MAX_BYTES:,} bytes, which no {OWN_PREPROCESSING} is.") from None
     except OSError as error:
         raise CheckpointError(
             f"Cannot read {path}: {error.strerror}. Make it readable for the user that runs the service, or remove it."
         ) from None
-    if len(data) > _MAX_BYTES:
-        raise CheckpointError(f"{path} is over {_MAX_BYTES:,} bytes, which no {OWN_PREPROCESSING} is.")
     try:
         return PreprocessingFacts.model_validate_json(data.removeprefix(b"\xef\xbb\xbf"))
     except ValidationError as error:

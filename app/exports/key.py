@@ -35,7 +35,7 @@ def key_parts(settings: Settings, found: Found) -> dict[str, Any]:
     """
     path = found.source.path if isinstance(found.source, CheckpointFile) else offline_demo_file()
     return {
-        "files": depends_on(path, settings.labels),
+        "files": depends_on(path, settings.labels, settings.max_checkpoint_bytes),
         "stands_in": found.fallback_warning,
         "settings": {name: str(getattr(settings, name)) for name in SETTINGS},
         "code": code_digest(),
