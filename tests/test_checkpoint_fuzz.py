@@ -26,8 +26,7 @@ def test_a_file_that_claims_more_than_it_holds_is_refused(name: str, reader: Rea
     path = BOMBS[name](tmp_path)
     measured = reader.measure(path)
     assert not measured.faults(size_of(path))
-    # A label file that is no file is passed over; everything else refuses the checkpoint.
-    assert measured.outcome == ("read" if name.startswith("labels") else "refused")
+    assert measured.outcome == "refused"
 
 
 def test_damage_is_refused_or_harmless(reader: Reader, tmp_path: Path) -> None:
