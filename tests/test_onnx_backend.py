@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from app.backends import BackendOptions, create_backend
 from app.checkpoints import Checkpoint, CheckpointFile, Contents, locate, read_checkpoint
-from app.checkpoints.onnx_file import is_onnx
+from app.checkpoints.onnx_data import is_onnx
 from app.errors import CheckpointError, SettingError
 from app.opening import examine
 from app.settings import Settings

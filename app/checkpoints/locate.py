@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..labels import LABEL_FILES
 from .folders import is_checkpoint_folder
+from .onnx_data import beside_others
 
 WEIGHTS_FOLDER = Path("model_weights")
 DEFAULT_PUBLISHED = "IMAGENET1K_V2"
@@ -94,10 +95,12 @@ def _only_checkpoint(folder: Path) -> Path | None:
         raise CheckpointError(
             f"Cannot look into {folder}: {error.strerror}. Make it readable for the user that runs the service."
         ) from None
+    beside_onnx = beside_others(entries)
     found = [
         path
         for path in entries
-        if not path.name.startswith(".")
+        if path not in beside_onnx
+        and not path.name.startswith(".")
         and path.name != "lost+found"
         and path.suffix.lower() not in _COMPANIONS
         and path.name not in LABEL_FILES

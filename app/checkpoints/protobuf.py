@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 
 
-def varint(data: bytes, position: int) -> tuple[int, int]:
+def varint(data: bytes | mmap.mmap, position: int) -> tuple[int, int]:
     """A base-128 number (protobuf's encoding), and where it ends."""
     number = shift = 0
     while shift < 64:

@@ -18,7 +18,7 @@ from ..settings import Settings
 # Of the settings, those that say which weights are meant or how they are to be served.
 SETTINGS = (
     *("weights", "architecture", "stride_in", "stem", "pool", "epsilon", "preprocessing", "activation", "labels"),
-    "max_checkpoint_bytes",
+    *("onnx_output", "max_checkpoint_bytes"),
 )
 # What reads, builds, exports, optimises or checks.
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "h5py", "onnx", "onnxruntime")
