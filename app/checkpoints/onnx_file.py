@@ -21,7 +21,7 @@ from .quantized import SOURCE, QuantizedRecord, read_record
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own
 _MORE_MEMORY_BYTES = 2 << 30
 _MAX_CPU_SECONDS = 120
-_MAX_SECONDS = 30.0
+_MAX_SECONDS = 25.0
 _ZEROS, _ONES, _LEVELS = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1 / 255, 1 / 255, 1 / 255)
 _CROP_PCT = 0.875
 _GRAPH = "the file's graph"
@@ -79,7 +79,7 @@ def read_onnx(path: Path, output: str | None = None) -> Stored:
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError):
-        raise damaged(path, "ONNX Runtime crashed on it, or went over its time or memory") from None
+        raise damaged(path, f"ONNX Runtime crashed on it, or took over {_MAX_SECONDS:.0f} s or its memory") from None
 
 
 def settle(graph: Graph, told: Told) -> Told:

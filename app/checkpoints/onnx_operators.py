@@ -111,10 +111,10 @@ def _stand_in(node: Any, number: int, version: int, onnx: Any) -> list[Any]:
         list(node.input[2::3]) if operator == "Concat" else [node.input[at] for at in taken if at < len(node.input)]
     )
     attributes = {each.name: each for each in node.attribute}
-    if any(attributes[name].i for name in ("transA", "transB", "transBatchA") if name in attributes):
-        if operator == "MatMul":
-            # Of a transposed product the shape is left open.
-            return []
+    transposes = (attributes[name].i for name in ("transA", "transB", "transBatchA") if name in attributes)
+    if operator == "MatMul" and any(transposes):
+        # Of a transposed product the shape is left open.
+        return []
     known = onnx.defs.get_schema(operator, version).attributes
     output, nodes = node.output[0], []
     is_nhwc = ("channels_last" in attributes and attributes["channels_last"].i) or node.op_type == "NhwcMaxPool"

@@ -30,7 +30,7 @@ class Ending:
     operator: str
     """Softmax, LogSoftmax, Sigmoid, or empty where it is another."""
     is_changed: bool
-    """Whether the numbers that it gives are changed after it."""
+    """Whether other numbers are made of its own after it."""
     before_rounding: str
     """The value with the output's numbers before they are rounded to 8 bits; the output itself where they are not."""
     quantum: float
@@ -81,8 +81,8 @@ def read_scores(ending: Ending, rows: Any, tolerance: float, louder: Callable[[]
             "with nothing"
         )
     if classes > 1 and is_unit and sums_slack < 0.5 and np.abs(sums - 1).max() <= sums_slack:
-        by = "" if ending.operator in _SOFTMAXES else ", as the trial images show"
-        return Reading("none", f"its scores are probabilities already{by}" if by else "")
+        is_known = ending.operator in _SOFTMAXES
+        return Reading("none", "" if is_known else "its scores are probabilities already, as the trial images show")
     if ending.operator in _SOFTMAXES:
         if is_unit and np.abs(sums - 1).max() <= sums_slack:
             return Reading("none")
@@ -98,10 +98,10 @@ def read_scores(ending: Ending, rows: Any, tolerance: float, louder: Callable[[]
             )
         return Reading("softmax")
     if ending.operator in _SIGMOIDS:
-        if not is_unit:
+        if not is_unit or ending.is_changed:
             raise Refused(
-                "its scores are changed after a sigmoid and are no probabilities any more; export it with nothing after "
-                "the sigmoid"
+                "its scores are changed after a sigmoid and are no probabilities any more; export it with nothing "
+                "after the sigmoid"
             )
         return Reading("none", "it ends in a sigmoid, so that each probability stands alone and they need not add up")
     if classes > 1 and rows.min() >= 0 and sums.min() > tolerance and np.ptp(sums) <= 1e-3 * sums.max():
@@ -113,7 +113,8 @@ def read_scores(ending: Ending, rows: Any, tolerance: float, louder: Callable[[]
         return Reading(None)
     if ending.could_bound:
         return Reading(
-            "none", "its scores are kept between 0 and 1, as a sigmoid does: each is taken for a probability"
+            "none",
+            "its scores are kept between 0 and 1, as by a sigmoid: each is taken for a probability that stands alone",
         )
     loud = louder()
     if loud is not None and (loud.min() < -slack or loud.max() > 1 + slack):
@@ -126,23 +127,46 @@ def read_scores(ending: Ending, rows: Any, tolerance: float, louder: Callable[[]
 
 
 def _last_function(graph: Graph, name: str) -> tuple[str, bool]:
-    """The last softmax or sigmoid, seen through arithmetic with constants, and whether there was any."""
-    is_changed = False
+    """The last softmax or sigmoid, seen through arithmetic with constants, and whether that makes other numbers.
+
+    `1 - p` is a probability as `p` is.
+    """
+    slope, shift = 1.0, 0.0
     for _ in range(_MOST_WRITTEN_OUT):
         node = graph.made_by.get(name)
         if node is None:
             break
+        is_changed = abs(abs(slope) - 1) > 1e-6 or abs(shift - (1 if slope < 0 else 0)) > 1e-3
         if node.op_type in _SOFTMAXES | _SIGMOIDS | {"LogSoftmax"}:
             return str(node.op_type), is_changed
         if node.op_type == "Log" and _operator(graph, node.input[0]) in _SOFTMAXES:
             return "LogSoftmax", is_changed
         variable = [each for each in node.input if each and each not in graph.constants]
         if node.op_type in _AFFINE and len(variable) == 1:
-            is_changed = True
+            factor, term = _line(graph, node, variable[0])
+            slope, shift = slope * factor, slope * term + shift
         elif node.op_type not in SHAPERS | ROUNDERS:
             break
         name = variable[0] if variable else ""
     return "", False
+
+
+def _line(graph: Graph, node: Any, name: str) -> tuple[float, float]:
+    """What an operator with a constant multiplies `name` by and adds to it; 0 and 0 where it does anything else."""
+    if node.op_type in ("Clip", "Max", "Min"):
+        return 1.0, 0.0
+    if node.op_type == "Neg":
+        return -1.0, 0.0
+    is_first = node.input[0] == name
+    constant = graph.value(node.input[1 if is_first else 0]) if len(node.input) == 2 else None
+    if constant is None or constant.size != 1 or (node.op_type == "Div" and not (is_first and constant.any())):
+        return 0.0, 0.0
+    value = float(constant.reshape(-1)[0])
+    if node.op_type in ("Mul", "Div"):
+        return (value, 0.0) if node.op_type == "Mul" else (1 / value, 0.0)
+    if node.op_type == "Add" or is_first:
+        return 1.0, value if node.op_type == "Add" else -value
+    return -1.0, value
 
 
 def _operator(graph: Graph, name: str) -> str:

@@ -14,7 +14,7 @@ MAX_SHAPE_NUMBERS = 1024
 # ConvNeXt-L for images of 384 pixels takes 2.0e11, a ResNet-50 for 224 pixels 8.2e9.
 MAX_OPERATIONS = 2.5e11
 # Beside the weights' own size: of a ResNet-50 for images of 1,024 pixels 134 MB are needed.
-MAX_VALUE_BYTES = 96 << 20
+MAX_VALUE_BYTES = 80 << 20
 # What an element costs that is copied or put through a simple function, in operations of a convolution.
 _ELEMENT_OPERATIONS = 16
 _BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}

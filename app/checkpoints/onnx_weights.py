@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from .onnx_wire import Contents, Refused, Tensor, field_head
+from .onnx_wire import Contents, Refused, Tensor
+from .protobuf import bytes_field, field_head
 
 # Bits of a number, by TensorProto.DataType; what is not here is text or complex.
 _BITS = {
@@ -17,7 +18,10 @@ _BITS = {
 }
 _FLOATS = {1: "<f4", 10: "<f2", 11: "<f8"}
 _BFLOAT16 = 16
-_CHUNK_BYTES = 1 << 22
+_NUMPY = _FLOATS | {2: "u1", 3: "i1"}
+_CHUNK_BYTES = 16 << 20
+HUGE_BYTES = 32 << 20
+_MAX_GROWN_BYTES = 1 << 20
 _MODEL, _GRAPH, _INITIALIZER, _RAW = 0, 7, 5, 9
 _EXTERNAL = 1
 
@@ -26,7 +30,7 @@ _EXTERNAL = 1
 class Source:
     """Where bytes lie: the model's file, one beside it, or here."""
 
-    data: mmap.mmap | bytes
+    data: mmap.mmap | memoryview
     bytes_left: int
     """Of a file beside the model: what no tensor has claimed yet."""
 
@@ -41,8 +45,8 @@ class Weights:
         self._sources = {"": Source(model, len(model))}
         self._sources.update((name, Source(data, len(data))) for name, data in beside.items())
         self._numbers = {name: number for number, name in enumerate(self._sources)}
-        self._varints: list[bytes] = []
-        self._data_types: dict[str, int] = {}
+        self._varints: list[memoryview] = []
+        self._arrays: dict[str, Any] = {}
         for tensor in contents.tensors:
             self._claim(tensor)
         graph = [contents.inside, *(self._told_by_place(onnx, tensor) for tensor in contents.tensors)]
@@ -56,9 +60,13 @@ class Weights:
         source = self._sources[tensor.location or ""]
         claimed = (prod(tensor.dims) * _BITS[tensor.data_type] + 7) // 8
         if tensor.is_varints:
-            # At least a byte each.
+            # At least a byte each; and no more bytes come of them than they are, which of numbers of 8 bits holds.
             if prod(tensor.dims) > (tensor.length or 0):
                 raise self._too_large(tensor, name)
+            if claimed > max(tensor.length or 0, _MAX_GROWN_BYTES):
+                raise Refused(
+                    f"{name} has its numbers one by one; save it with raw data (onnx.numpy_helper.from_array)"
+                )
             return
         if tensor.length is None:
             tensor.length = claimed
@@ -90,12 +98,32 @@ class Weights:
             entry = message.external_data.add()
             entry.key, entry.value = key, str(value)
         written = bytes(message.SerializeToString())
-        return field_head(_INITIALIZER, len(written)) + written
+        return bytes_field(_INITIALIZER, written)
 
-    def bytes_of(self, tensor: Any) -> tuple[mmap.mmap | bytes, int, int]:
+    def bytes_of(self, tensor: Any) -> tuple[mmap.mmap | memoryview, int, int]:
         """Of an initializer that is told by place: source, offset, length."""
         told = {entry.key: entry.value for entry in tensor.external_data}
         return self._source(told["location"]).data, int(told["offset"]), int(told["length"])
+
+    def buffer(self, place: str) -> mmap.mmap | memoryview:
+        """All bytes of a source."""
+        return self._source(place).data
+
+    def array(self, tensor: Any) -> Any:
+        """The numbers of a huge tensor, held until the end; None where numpy has no such numbers."""
+        import numpy as np
+
+        kind = _NUMPY.get(tensor.data_type)
+        if kind is None:
+            return None
+        if tensor.name not in self._arrays:
+            values = np.empty(prod(tensor.dims) * np.dtype(kind).itemsize, np.uint8)
+            done = 0
+            for part in self._chunks(tensor):
+                values[done : done + len(part)] = np.frombuffer(part, np.uint8)
+                done += len(part)
+            self._arrays[tensor.name] = values.view(kind).reshape(tuple(tensor.dims))
+        return self._arrays[tensor.name]
 
     def stored_bytes(self, model: Any) -> int:
         """Of the tensors of `model` that are told by place."""
@@ -126,18 +154,13 @@ class Weights:
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise Refused(f"{name} has values that are not finite; export the network from sound weights")
 
-    def _chunks(self, tensor: Any) -> Iterator[bytes]:
+    def _chunks(self, tensor: Any) -> Iterator[memoryview]:
         data, offset, length = self.bytes_of(tensor)
+        view = memoryview(data)
         for begin in range(offset, offset + length, _CHUNK_BYTES):
-            yield data[begin : min(begin + _CHUNK_BYTES, offset + length)]
-
-    def give(self, options: Any, model: Any) -> None:
-        """Let a session with `options` find the numbers of `model`'s tensors."""
-        places = {self.place_of(tensor) for tensor in model.graph.initializer if is_told_by_place(tensor)}
-        names = sorted(places)
-        buffers = [self._source(name).data for name in names]
-        if names:
-            options.add_external_initializers_from_files_in_memory(names, buffers, [len(data) for data in buffers])
+            yield view[begin : min(begin + _CHUNK_BYTES, offset + length)]
+            if length > HUGE_BYTES:
+                self.forget_pages()
 
     def forget_pages(self) -> None:
         """Let go of what was read of the files: it is in their pages, which count as this process's."""
@@ -175,7 +198,7 @@ class Weights:
         """An initializer of the graph, with its numbers in it."""
         if not is_told_by_place(tensor):
             written = bytes(tensor.SerializeToString())
-            return [field_head(_INITIALIZER, len(written)) + written]
+            return [bytes_field(_INITIALIZER, written)]
         data, offset, length = self.bytes_of(tensor)
         place = self.place_of(tensor)
         header = onnx.TensorProto()
@@ -183,7 +206,7 @@ class Weights:
         header.ClearField("external_data")
         header.ClearField("data_location")
         before = bytes(header.SerializeToString()) + field_head(_RAW, length)
-        numbers = data[offset : offset + length] if isinstance(data, bytes) else (int(place), offset, length)
+        numbers = bytes(data) if isinstance(data, memoryview) else (int(place), offset, length)
         return [field_head(_INITIALIZER, len(before) + length) + before, numbers]
 
 
@@ -199,7 +222,7 @@ def _constants(model: Any) -> Iterator[Any]:
             yield from attribute.tensors
 
 
-def _finite(part: bytes, data_type: int) -> bool:
+def _finite(part: memoryview, data_type: int) -> bool:
     import numpy as np
 
     if data_type in _FLOATS:
@@ -209,30 +232,36 @@ def _finite(part: bytes, data_type: int) -> bool:
     return True
 
 
-def _decoded(data: mmap.mmap | bytes, tensor: Tensor) -> bytes:
+def _decoded(data: mmap.mmap | memoryview, tensor: Tensor) -> memoryview:
     """Numbers written as protobuf's varints, as they lie in memory. Raises `Refused` where there are more or fewer."""
     import numpy as np
 
-    bits = max(8, _BITS[tensor.data_type])
-    parts, begin = [], tensor.offset
-    end = tensor.offset + (tensor.length or 0)
+    kind = np.dtype(f"<u{max(8, _BITS[tensor.data_type]) // 8}")
+    decoded, done = np.empty(prod(tensor.dims), kind), 0
+    begin, end = tensor.offset, tensor.offset + (tensor.length or 0)
     while begin < end:
         chunk = np.frombuffer(data[begin : min(begin + _CHUNK_BYTES, end)], np.uint8)
-        lasts = np.flatnonzero(chunk < 0x80)
-        if not lasts.size:
+        lasts = chunk < 0x80
+        size = chunk.size - int(lasts[::-1].argmax())
+        if not lasts[size - 1]:
             raise ValueError("a tensor's numbers end in the middle")
-        chunk = chunk[: lasts[-1] + 1]
-        begin += chunk.size
-        firsts = np.concatenate([[0], lasts[:-1] + 1])
-        numbers = np.zeros(lasts.size, np.uint64)
-        for place in range((bits + 6) // 7):
-            at = firsts + place
-            is_there = at <= lasts
-            numbers[is_there] |= (chunk[at[is_there]] & 0x7F).astype(np.uint64) << np.uint64(7 * place)
-        parts.append(numbers.astype(f"<u{bits // 8}").tobytes())
-    decoded = b"".join(parts)
-    if len(decoded) != prod(tensor.dims) * bits // 8:
+        firsts = np.concatenate([[True], lasts[: size - 1]])
+        begin += size
+        # Behind the chunk's end there is nothing, as behind each number's last byte.
+        padded = np.concatenate([chunk[:size], np.zeros(10, np.uint8)])
+        numbers = np.zeros(int(firsts.sum()), kind)
+        goes_on = np.ones(numbers.size, bool)
+        for place in range((8 * kind.itemsize + 6) // 7):
+            byte = padded[place : place + size][firsts]
+            numbers |= np.where(goes_on, byte & 0x7F, 0).astype(kind) << kind.type(7 * place)
+            goes_on &= byte >= 0x80
+        if done + numbers.size > decoded.size:
+            break
+        decoded[done : done + numbers.size] = numbers
+        done += numbers.size
+    if begin < end or done != decoded.size:
         raise Refused(
-            f"{tensor.name[:80]} claims shape {list(tensor.dims)} but the file stores another number of values"
+            f"{tensor.name[:80]} claims shape {list(tensor.dims)} but the file stores another number of values; copy "
+            f"or export it again"
         )
-    return decoded
+    return decoded.data.cast("B")

@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from .protobuf import varint
+from .protobuf import bytes_field, varint
 
 RECORD_KEY = b"resnet_serve"
 # What is parsed: of a ResNet-50 in 8 bits 40 kB and 20,000 fields.
@@ -237,7 +237,7 @@ class _Walk:
         if tensor is None:
             return False
         tensor.name = outputs[0]
-        tensor.header += _bytes_field(_NAME, outputs[0].encode())
+        tensor.header += bytes_field(_NAME, outputs[0].encode())
         self._found.tensors.append(tensor)
         return True
 
@@ -284,7 +284,8 @@ class _Walk:
 
     def _numbers(self, part: Field) -> tuple[int, ...]:
         """Of a field of numbers, packed or one by one. Negative ones are seen as very large."""
-        numbers, position = [], part.begin
+        numbers: list[int] = []
+        position = part.begin
         while position < part.end and len(numbers) <= 16:
             number, position = varint(self._data, position)
             numbers.append(number)
@@ -300,26 +301,3 @@ class _Walk:
         tensor.location = entries.get("location", "")
         tensor.offset = int(entries.get("offset", "0") or 0)
         tensor.length = int(entries["length"]) if entries.get("length") else None
-
-
-def _bytes_field(number: int, value: bytes) -> bytes:
-    return field_head(number, len(value)) + value
-
-
-def field_head(number: int, length: int) -> bytes:
-    """What stands before a field of `length` bytes."""
-    return _varint(number << 3 | _BYTES) + _varint(length)
-
-
-def _varint(number: int) -> bytes:
-    written = bytearray()
-    while number > 0x7F:
-        written.append(number & 0x7F | 0x80)
-        number >>= 7
-    written.append(number)
-    return bytes(written)
-
-
-def message(number: int, parts: list[bytes]) -> bytes:
-    """A field with a message of these parts."""
-    return _bytes_field(number, b"".join(parts))

@@ -148,8 +148,8 @@ def _check_sizes(files: Iterable[Path], max_bytes: int) -> None:
         size += path.stat().st_size
         if size > max_bytes:
             raise CheckpointError(
-                f"{path} has {size:,} bytes, with the files before it, and at most {max_bytes:,} are read. A ResNet-50's weights have some "
-                f"100,000,000: if it is meant, set RESNET_MAX_CHECKPOINT_BYTES."
+                f"{path} has {size:,} bytes, with those that belong to it, and at most {max_bytes:,} are read. A "
+                f"ResNet-50's weights have some 100,000,000: if it is meant, set RESNET_MAX_CHECKPOINT_BYTES."
             )
 
 
