@@ -143,4 +143,6 @@ def _ask(path: Path, beside: dict[str, Path], output: str | None, size_bytes: in
         memory_bytes=2 * size_bytes + _MORE_MEMORY_BYTES,
         cpu_seconds=_MAX_CPU_SECONDS,
         seconds=_MAX_SECONDS,
+        # Memory that was let go of is given back, so that what is held is what is used.
+        environment={"MALLOC_MMAP_THRESHOLD_": str(4 << 20)},
     )
