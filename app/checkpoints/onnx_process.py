@@ -41,7 +41,7 @@ MAX_SIDE = 1024
 MAX_BATCH = 64
 MAX_RECORD_BYTES = 64 << 20
 # Beside twice the weights: what values of a run may take, and what the libraries hold.
-_MEMORY_BYTES = 192 << 20
+_MEMORY_BYTES = 144 << 20
 _SCORE_TOLERANCES = {"float32": 1e-3, "uint8": 1e-3, "float16": 1e-2}
 _QUANTIZED_SCORE_TOLERANCE = 5e-2
 _CHUNK_BYTES = 1 << 20
