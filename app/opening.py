@@ -189,7 +189,7 @@ def examine(settings: Settings, path: Path) -> Examined:
 
     Raises a `StartError` in one line: `CheckpointError`, `LabelsError` or `SettingError`.
     """
-    contents = checkpoints.read_checkpoint(path, settings.max_checkpoint_bytes)
+    contents = checkpoints.read_checkpoint(path, settings.max_checkpoint_bytes, settings.onnx_output)
     decisions = checkpoints.decide(settings, contents)
     architecture = decisions.architecture.value
     class_count = (
