@@ -11,6 +11,7 @@ from ..errors import SettingError
 from ..settings import ENV_PREFIX, Settings
 from ..types import Activation, Layer, Preprocessing, ResNetSwitches
 from .base import Contents, Decision
+from .input_change import behind_change
 from .presets import PRESETS
 from .published import default_preprocessing, find_by_name, find_by_sha256
 from .scaling import SUSPICIOUS, fitting_presets, spread_error
@@ -115,15 +116,23 @@ def _preprocessing(settings: Settings, contents: Contents, architecture: str) ->
         )
     if quantized and contents.told.preprocessing is not None:
         return contents.told.preprocessing
+    given = _given_preprocessing(settings, contents, architecture)
+    if contents.told.input is not None:
+        return behind_change(contents.told.input, given)
+    if given is not None:
+        return given
+    preprocessing, name = default_preprocessing(architecture)
+    return Decision(preprocessing, f"{name}'s way", is_assumed=True)
+
+
+def _given_preprocessing(settings: Settings, contents: Contents, architecture: str) -> Decision[Preprocessing] | None:
+    """What is said of it: by the setting, by the weights' checksum, or by the files."""
     if settings.preprocessing != "auto":
         return Decision(_named(settings.preprocessing, architecture), f"{ENV_PREFIX}PREPROCESSING")
     published = find_by_sha256(architecture, contents.sha256)
     if published is not None:
         return Decision(published.preprocessing, f"torchvision's {published.name}, by checksum")
-    if contents.told.preprocessing is not None:
-        return contents.told.preprocessing
-    preprocessing, name = default_preprocessing(architecture)
-    return Decision(preprocessing, f"{name}'s way", is_assumed=True)
+    return contents.told.preprocessing
 
 
 def _named(name: str, architecture: str) -> Preprocessing:

@@ -63,7 +63,12 @@ def settle_names(stored: Stored, path: Path) -> Settled:
         bare = torchs.removeprefix(place.scope)
         outside[torchs if bare in outside else bare] = values
     head = find_head(outside, _bare(stored.told.head, place), path)
-    told = Told(head=Decision(head.layers, head.source, head.is_assumed)) if head.layers else Told()
+    told = Told()
+    if head.layers:
+        told = Told(head=Decision(head.layers, head.source, head.is_assumed))
+    elif stored.told.head is not None:
+        # One dense layer, as the file states it.
+        told = Told(head=Decision((), stored.told.head.source))
     return Settled(
         weights=fold_biases({**body, **head.weights, **head.unused}),
         place=place,

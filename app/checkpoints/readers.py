@@ -16,7 +16,6 @@ from .families import Place
 from .folders import Beside, find_folder, read_beside, weights_in
 from .image_config import with_normalisation
 from .keras_file import is_keras_h5, is_keras_zip, read_keras_h5, read_keras_zip
-from .module_facts import told_by_modules
 from .names import settle_names
 from .onnx_file import is_onnx, read_onnx, settle
 from .refused import refuse_by_sign
@@ -83,8 +82,7 @@ def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Conten
     weights = settled.weights
     check_values(weights, path)
     stem = told_by_stem(weights)
-    stated = told_by_modules(stored, settled.place, path) if stored.modules else Told()
-    told = settled.told.then(stored.told).then(stated).then(beside.told)
+    told = settled.told.then(stored.told).then(beside.told)
     if settled.normalisation is not None:
         told = with_normalisation(told, settled.normalisation)
     if stored.graph is not None:

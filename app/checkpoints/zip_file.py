@@ -36,6 +36,8 @@ class Archive:
 
     path: Path
     members: dict[str, zipfile.ZipInfo]
+    ends: dict[str, int]
+    """Where in the file each member must have ended: at the next one, or at the zip's directory."""
 
     def root(self) -> str:
         """The folder that torch puts all members into, with its slash; "" where there is none."""
@@ -75,7 +77,7 @@ class Archive:
             if len(header) == _LOCAL_HEADER_BYTES and header.startswith(b"PK\x03\x04"):
                 name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
                 start = member.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
-                if start + member.file_size <= self.path.stat().st_size:
+                if start + member.file_size <= min(self.ends[name], self.path.stat().st_size):
                     file.seek(start)
                     values = bytearray(member.file_size)
                     if file.readinto(values) == member.file_size:
@@ -113,6 +115,7 @@ def open_zip(path: Path) -> Archive:
     try:
         with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
+            directory = archive.start_dir
     except _DAMAGE as error:
         raise _damaged(path, error) from None
     if any(member.header_offset < 0 for member in members):
@@ -125,7 +128,21 @@ def open_zip(path: Path) -> Archive:
     for name in by_name:
         if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
             raise CheckpointError(f"{path} holds a member that leads out of it, {name[:80]!r}. Save it again.")
-    return Archive(path, by_name)
+    return Archive(path, by_name, _ends(path, members, directory))
+
+
+def _ends(path: Path, members: Sequence[zipfile.ZipInfo], directory: int) -> dict[str, int]:
+    """Where each member ends at the latest. Raises `CheckpointError` where two would share bytes of the file."""
+    in_order = sorted(members, key=lambda member: member.header_offset)
+    ends: dict[str, int] = {}
+    for member, end in zip(in_order, [*(each.header_offset for each in in_order[1:]), directory], strict=True):
+        if member.header_offset + _LOCAL_HEADER_BYTES + member.compress_size > end:
+            raise CheckpointError(
+                f"{path} is no checkpoint to read: {member.filename[:80]!r} and what follows it share bytes of the "
+                f"file. Copy or download it again."
+            )
+        ends[member.filename] = end
+    return ends
 
 
 def require_stored(archive: Archive, but: Sequence[str] = ()) -> None:
