@@ -155,7 +155,8 @@ def _small_constants(archive: Archive, folder: str) -> dict[str, Any]:
     places = {
         name: place
         for name, place in _places(archive, names[0]).items()
-        if prod(place.shape) <= _MAX_CONSTANT_VALUES and archive.size(f"{folder}{place.storage}") <= 8 * _MAX_CONSTANT_VALUES
+        if prod(place.shape) <= _MAX_CONSTANT_VALUES
+        and archive.size(f"{folder}{place.storage}") <= 8 * _MAX_CONSTANT_VALUES
     }
     return dict(load_arrays(places, lambda name: archive.read_stored(f"{folder}{name}"), archive.path))
 

@@ -1,4 +1,4 @@
-"""A network's graph, followed from its output to its input: that it is a ResNet-50, and what it states beside weights."""
+"""A network's graph, followed from output to input: that it is a ResNet-50, and what it states beside weights."""
 
 from __future__ import annotations
 
@@ -102,9 +102,7 @@ class _Follower:
                 head.append(replace(layer, name=name))
                 self._used.update(node.weights)
                 self._used.update(f"{name}.{leaf}" for leaf in ("running_mean", "running_var"))
-            elif is_dense and layer.kind in ACTIVATIONS and not _is_sum(_skipped(node.inputs[0])):
-                head.append(replace(layer, name=f"{layer.kind} {len(head)}"))
-            elif not is_dense and not head:
+            elif not head or (is_dense and layer.kind in ACTIVATIONS and not _is_sum(_skipped(node.inputs[0]))):
                 head.append(replace(layer, name=f"{layer.kind} {len(head)}"))
             else:
                 break

@@ -313,7 +313,7 @@ class Describer:
         return described
 
     def _entries(self, entries: dict[Any, Any], depth: int) -> list[Any]:
-        pairs = []
+        pairs: list[Any] = []
         for key, value in entries.items():
             name = _scalar(key) if isinstance(key, StandIn) else key
             if not isinstance(name, str | int):
@@ -324,7 +324,7 @@ class Describer:
         return pairs
 
     def _items(self, items: Any, depth: int) -> list[Any]:
-        described = []
+        described: list[Any] = []
         for item in items:
             if len(described) >= (_MAX_TEXTS if isinstance(item, str) else _MAX_ITEMS):
                 # Not as a whole: who reads a list of names must see that this is none.

@@ -48,7 +48,9 @@ def _is_normalisation(value: Preprocessing, unit: float) -> bool:
         known += [(np.full(3, one), np.full(3, other)) for one, other in _SAME_FOR_ALL[:1]]
     else:
         known += [(np.full(3, one), np.full(3, other)) for one, other in _SAME_FOR_ALL]
-    if any(np.allclose(mean, one, atol=_TOLERANCE) and np.allclose(std, other, atol=_TOLERANCE) for one, other in known):
+    if any(
+        np.allclose(mean, one, atol=_TOLERANCE) and np.allclose(std, other, atol=_TOLERANCE) for one, other in known
+    ):
         return True
     is_photo = (mean > _MEANS[0]).all() and (mean < _MEANS[1]).all() and np.ptp(mean) > _TOLERANCE
     # Without a scaling (Caffe's way), a deviation is one level.

@@ -148,8 +148,8 @@ def _stride_in(body: Body) -> Literal["3x3", "1x1"] | None:
 def _pool(body: Body) -> Literal["symmetric", "ceil", "valid"] | None:
     pool = body.get("maxpool")
     for name in ("symmetric", "ceil", "valid"):
-        if pool == _expected_pool(ResNetSwitches(pool=name)):  # type: ignore[arg-type]
-            return name  # type: ignore[return-value]
+        if pool == _expected_pool(ResNetSwitches(pool=name)):
+            return name
     return None
 
 

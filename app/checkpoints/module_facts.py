@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ _SAME = re.compile(r"^torch\.nn\.modules\.(?:flatten\.Flatten)$")
 class Read:
     """What the modules tell."""
 
-    told: Told = Told()
+    told: Told = field(default_factory=Told)
     warnings: tuple[str, ...] = ()
 
 
@@ -112,12 +113,7 @@ class _Reader:
         expected = [each for each in layers if each in self._expected]
         kind, children = _kind(facts), self._children(name)
         if not expected:
-            parent = name.rpartition(".")[0]
-            above = layers_of(self._place, parent) or ()
-            # In a pool or an activation that is a Sequential: looked at from there.
-            if not children and not is_inert(kind) and not any(each in self._expected for each in above):
-                if not self._is_container(kind):
-                    raise self._unlike(name, f"a {kind}")
+            self._check_extra(name, kind, children)
             return
         if children and kind.endswith(".Sequential"):
             inner = [each for each in children if not is_inert(_kind(self._modules[each]))]
@@ -132,6 +128,14 @@ class _Reader:
             raise self._unlike(name, f"a {_kind(facts)}")
         for each in expected:
             self._body[each] = replace(layer, name=each)
+
+    def _check_extra(self, name: str, kind: str, children: list[str]) -> None:
+        """A module that is in the body and none of its layers: it holds them, or does nothing."""
+        above = layers_of(self._place, name.rpartition(".")[0]) or ()
+        # What is in a pool or an activation that is a Sequential is looked at from there.
+        is_within = any(each in self._expected for each in above)
+        if not (children or is_within or is_inert(kind) or self._is_container(kind)):
+            raise self._unlike(name, f"a {kind}")
 
     def _is_container(self, kind: str) -> bool:
         return kind.endswith((".Sequential", ".Bottleneck", ".ModuleList", ".ModuleDict")) or is_known(kind)
@@ -198,13 +202,11 @@ class _Reader:
         return not kind.startswith(("torch.", "torchvision.", "timm.")) and leaves == {"mean", "std"}
 
     def _normalisation(self, name: str, facts: Mapping[str, Any]) -> InputChange:
-        mean, std = (facts.get(key) for key in ("mean", "std"))
-        for value in (mean, std):
-            if not isinstance(value, list) or len(value) != 3 or not all(isinstance(n, int | float) for n in value):
-                raise self._unlike(name, "a Normalize without three means and deviations")
-        if not all(value > 0 for value in std):
-            raise self._unlike(name, "a Normalize with a deviation that is not above zero")
-        return InputChange.of_normalisation(tuple(mean), tuple(std))
+        values = (facts.get("mean"), facts.get("std"))
+        mean, std = ([float(n) for n in each if n is not None] if isinstance(each, list) else [] for each in values)
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise self._unlike(name, "a Normalize without three means and deviations above zero")
+        return InputChange.of_normalisation(mean, std)
 
     def _add_pool(self, name: str, layer: Layer, is_late: bool) -> None:
         """A pool behind the body, where the body has none: a class of one's own that keeps it there."""
@@ -222,15 +224,15 @@ class _Reader:
         linears = [layer for layer in head if layer.kind == "linear"]
         if not linears:
             return None
-        shapes = [self._tensors[f"{layer.name}.weight"].shape for layer in linears if f"{layer.name}.weight" in self._tensors]
-        widths = [(shape[1], shape[0]) for shape in shapes if len(shape) == 2]
+        weights = [self._tensors.get(f"{layer.name}.weight") for layer in linears]
+        widths = [(each.shape[1], each.shape[0]) for each in weights if each is not None and each.ndim == 2]
         for (_, outputs), (inputs, _), layer in zip(widths, widths[1:], linears[1:], strict=False):
             if outputs != inputs:
                 raise CheckpointError(
                     f"{self._path}: {layer.name[:80]} takes {inputs} numbers, and the dense layer before it gives "
                     f"{outputs}: the modules behind the network are no chain. {_ONNX}"
                 )
-        for before, layer in zip(head, head[1:], strict=False):
+        for before, layer in pairwise(head):
             parent = layer.name.rpartition(".")[0]
             is_own = not is_known(_kind(self._modules.get(parent, {})))
             if before.kind == layer.kind == "linear" and is_own:

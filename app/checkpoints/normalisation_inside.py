@@ -31,7 +31,7 @@ def find_normalisation(
     path: Path,
     big_endian: bool,
 ) -> dict[str, NDArray[Any]]:
-    """`mean` and `std` as the tensors that `left_out` looks for; {} where there are none, or the network is no ResNet."""
+    """`mean` and `std` as the tensors that `left_out` looks for; {} where there are none."""
     if not find_places(arrays) or "mean" in arrays or "std" in arrays:
         return {}
 
@@ -39,11 +39,9 @@ def find_normalisation(
         place = place_of(value["t"]) if is_tensor(value) else None
         if place is not None and math.prod(place.shape) == 3:
             return _loaded(place, read_storage, path, big_endian)
-        items = value.get("l") if isinstance(value, dict) else None
-        is_three = items is not None and len(items) == 3
-        if not is_three or not all(isinstance(n, int | float) and math.isfinite(n) for n in items):
-            return None
-        return np.array(items, np.float32)
+        items = value.get("l", []) if isinstance(value, dict) else []
+        is_three = len(items) == 3 and all(isinstance(n, int | float) and math.isfinite(n) for n in items)
+        return np.array(items, np.float32) if is_three else None
 
     for _, level in levels:
         for entries in (level, *_inner(level)):

@@ -75,6 +75,7 @@ def now(value: Any) -> Any:
 # The arguments of an operation in their order (ATen/native/native_functions.yaml).
 _ARGUMENTS = {
     "conv2d": "self weight bias stride padding dilation groups",
+    "_convolution_mode": "self weight bias stride padding dilation groups",
     "convolution": "self weight bias stride padding dilation transposed output_padding groups",
     "batch_norm": "self weight bias running_mean running_var training momentum eps",
     "native_batch_norm": "self weight bias running_mean running_var training momentum eps",
@@ -116,10 +117,10 @@ _ALIASES = {
     **{"_unsafe_view": "view", "true_divide": "div", "divide": "div", "multiply": "mul", "subtract": "sub"},
     **{"mm": "matmul", "relu6": "relu6", "swish": "silu", "cudnn_batch_norm": "batch_norm", "addmm": "addmm"},
 }
-_SEVERAL = (  # give (output, …)
-    *("max_pool2d_with_indices", "native_batch_norm", "_native_batch_norm_legit_no_training", "native_layer_norm"),
-    "adaptive_max_pool2d",
-)
+_SEVERAL = {  # give (output, …), so many in all
+    **{"max_pool2d_with_indices": 2, "adaptive_max_pool2d": 2},
+    **{"native_batch_norm": 3, "_native_batch_norm_legit_no_training": 3, "native_layer_norm": 3},
+}
 _SAME = ("contiguous", "detach", "alias", "lift_fresh", "requires_grad", "expand_as", "cpu", "cuda")
 _COPIES = ("clone", "lift_fresh_copy", "_to_copy", "to", "float", "type_as")
 _PLAIN: dict[str, LayerKind] = {
@@ -140,7 +141,7 @@ class Operations:
         """What the operation `name` (`relu_`, `conv2d`, …) gives for its arguments."""
         is_in_place = name.endswith("_") and not name.endswith("__")
         base = name.rstrip("_") if is_in_place else name
-        several = base in _SEVERAL
+        count = _SEVERAL.get(base, 1)
         base = _ALIASES.get(base, base)
         arguments = dict(zip(_ARGUMENTS.get(base, "self").split(), positional, strict=False)) | dict(named)
         if "input" in arguments:
@@ -150,7 +151,7 @@ class Operations:
         result = self._result(base, given, arguments, rest, label)
         if is_in_place and isinstance(given, Node) and isinstance(result, Node) and result is not given:
             given.later = result
-        return (result, Unknown(label), Unknown(label)) if several else result
+        return result if count == 1 else (result, *[Unknown(label)] * (count - 1))
 
     def _result(self, base: str, given: Any, arguments: dict[str, Any], rest: Sequence[Any], label: str) -> Any:
         arguments = {key: now(value) for key, value in arguments.items()} | {"self": given}
@@ -261,13 +262,23 @@ class Operations:
         weight, bias = arguments["weight"], arguments.get("bias")
         if not isinstance(weight, Weight) or not isinstance(bias, Weight | None) or arguments.get("transposed"):
             return None
-        padding = arguments.get("padding", 0)
-        if padding == "valid":
-            padding = 0
-        numbers = (_pair(arguments.get("stride", 1)), _pair(padding), _pair(arguments.get("dilation", 1)))
+        dilation = _pair(arguments.get("dilation", 1))
+        padding = self._padding(arguments.get("padding", 0), weight, dilation)
+        numbers = (_pair(arguments.get("stride", 1)), padding, dilation)
         names = (weight.name, bias.name) if bias else (weight.name,)
         layer = convolution("", *numbers)
         return Node("layer", (given,), label, layer, names, data=arguments.get("groups", 1), rank=4)
+
+    def _padding(self, given: Any, weight: Weight, dilation: tuple[int, int]) -> tuple[int, int]:
+        if given == "valid":
+            return 0, 0
+        if given != "same":
+            return _pair(given)
+        values = self._value_of(weight.name)
+        if values is None or any(size % 2 == 0 for size in values.shape[2:]):
+            raise ValueError
+        height, width = values.shape[2:]
+        return dilation[0] * (height // 2), dilation[1] * (width // 2)
 
     def _batch_norm(self, given: Node, arguments: dict[str, Any], label: str) -> Node | None:
         if arguments.get("training", False):
@@ -275,11 +286,16 @@ class Operations:
         tensors = [arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
         epsilon = arguments["eps"]
         names = tuple(each.name for each in tensors if isinstance(each, Weight))
-        if len(names) + tensors.count(None) != 4 or not isinstance(tensors[2], Weight) or not isinstance(epsilon, float):
+        if (
+            len(names) + tensors.count(None) != 4
+            or not isinstance(tensors[2], Weight)
+            or not isinstance(epsilon, float)
+        ):
             return None
         # A name's module is what matters, and one without scale and shift has its statistics alone.
         return Node("layer", (given,), label, Layer("", "batch_norm", value=epsilon), names, rank=given.rank)
 
+    _convolution_mode = _conv2d
     _native_batch_norm = _batch_norm
     _native_batch_norm_legit_no_training = _batch_norm
 
@@ -432,7 +448,11 @@ _HANDLED = frozenset(name for name in _ARGUMENTS if hasattr(Operations, f"_{name
 def _pair(value: Any) -> tuple[int, int]:
     if isinstance(value, int) and not isinstance(value, bool):
         return value, value
-    if not isinstance(value, list | tuple) or not 1 <= len(value) <= 2 or not all(isinstance(each, int) for each in value):
+    if (
+        not isinstance(value, list | tuple)
+        or not 1 <= len(value) <= 2
+        or not all(isinstance(each, int) for each in value)
+    ):
         raise ValueError
     return (value[0], value[-1])
 

@@ -107,10 +107,7 @@ def _size(key: Any, value: Any, depth: int = 0) -> int:
     if not isinstance(key, str) or _TRAINING.search(key) or depth > _MAX_DEPTH:
         return 0
     module = module_of(value)
-    if module is not None:
-        members = list(_members(module))
-    else:
-        members = list((entries_of(value) or {}).items())
+    members = list(_members(module) if module is not None else (entries_of(value) or {}).items())
     return sum(is_tensor(each) or _size(name, each, depth + 1) for name, each in members)
 
 
@@ -189,7 +186,7 @@ def _facts(attributes: Entries) -> dict[str, Any]:
         numbers = value["l"] if isinstance(value, dict) and "l" in value else None
         if isinstance(value, bool | int | float | str) or (value is None and key in ("dim", "output_size", "act")):
             facts[key[:80]] = value
-        elif numbers is not None and len(numbers) <= 8 and all(n is None or isinstance(n, int | float) for n in numbers):
+        elif numbers is not None and len(numbers) <= 8 and all(isinstance(n, int | float | None) for n in numbers):
             facts[key[:80]] = numbers
         elif isinstance(value, dict) and "c" in value:
             facts[key[:80]] = str(value["c"])[:200]

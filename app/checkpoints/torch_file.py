@@ -86,7 +86,8 @@ def _one_of(arrays: Weights, located: Located, path: Path) -> tuple[Weights, lis
                 f"{path} holds several mappings of tensors, under {first[:60]!r} and under {other[:60]!r}, and which "
                 f"one to serve is not said. Save that one alone: torch.save(state_dict, 'weights.pth')."
             )
-    return groups[first], [f"The tensors under {other!r} equal those under {first!r}, which are read." for other in others]
+    notes = [f"The tensors under {other[:60]!r} equal those under {first[:60]!r}, which are read." for other in others]
+    return groups[first], notes
 
 
 def _legacy_storages(path: Path, pickled: Pickled) -> ReadStorage:

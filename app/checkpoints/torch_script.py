@@ -12,7 +12,7 @@ from .families import find_places
 from .graph_facts import Followed, follow
 from .labels_inside import find_labels
 from .operations import Operations, Unread
-from .pickled_document import Located, entries_of, locate_weights
+from .pickled_document import Located, entries_of, is_tensor, locate_weights
 from .pickled_weights import MAX_PICKLE_BYTES, check_claims, load_arrays, place_of, unpickle
 from .script_code import Code, Interpreter, Module
 from .torch_file import is_big_endian
@@ -41,7 +41,9 @@ def read_torch_script(path: Path) -> Stored:
             f"it is frozen, or save model.state_dict()."
         )
     big_endian = is_big_endian(archive, root)
-    arrays = load_arrays(located.tensors, lambda key: archive.read_stored(f"{root}data/{key}"), path, big_endian)
+    arrays: Weights = load_arrays(
+        located.tensors, lambda key: archive.read_stored(f"{root}data/{key}"), path, big_endian
+    )
     labels, note = find_labels(located.levels, "the file")
     told, notes, warnings = Told(labels=labels), [note] if note else [], _warnings(located, path)
     places = find_places(arrays)
@@ -91,7 +93,7 @@ def _constants(archive: Archive, root: str, path: Path, big_endian: bool) -> lis
         return []
     document = unpickle("zip", archive.read(name, MAX_PICKLE_BYTES), path).document
     items = document.get("l", []) if isinstance(document, dict) else []
-    places = {str(number): place_of(item["t"]) for number, item in enumerate(items) if isinstance(item, dict) and "t" in item}
+    places = {str(number): place_of(item["t"]) for number, item in enumerate(items) if is_tensor(item)}
     check_claims(places, path)
     small = {
         key: place

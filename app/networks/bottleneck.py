@@ -9,7 +9,7 @@ from torchvision.models.resnet import Bottleneck
 ACTIVATIONS = ("act1", "act2", "act3")
 
 
-class SeparateActivations(Bottleneck):
+class SeparateActivations(Bottleneck):  # type: ignore[misc]  # torchvision has no types
     """An activation behind each of a bottleneck's normalisations, the last one behind the sum."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
