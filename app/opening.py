@@ -199,7 +199,10 @@ def examine(settings: Settings, path: Path) -> Examined:
     )
     decisions = decisions.with_classes(class_count)
     labels = _labels(settings, contents, class_count, architecture, path)
-    warnings = tuple(checkpoints.warnings_of(contents, decisions, path.name))
+    warnings = (
+        *checkpoints.warnings_of(contents, decisions, path.name),
+        *_warnings_of_labels(contents, labels, class_count, path),
+    )
     return Examined(path, contents, decisions, class_count, labels, warnings, contents.notes)
 
 
@@ -219,6 +222,17 @@ def _labels(
         beside.name if beside else "ImageNet's, by their number" if class_count in (1000, 1001) else "the class indices"
     )
     return Decision(choose_labels(class_count, beside), source)
+
+
+def _warnings_of_labels(contents: Contents, labels: Decision[Labels], class_count: int, path: Path) -> tuple[str, ...]:
+    """A sentence where the checkpoint names another number of classes than it has."""
+    told = contents.told.labels
+    if told is None or are_labels_of(told.value, class_count) or labels.source == f"{ENV_PREFIX}LABELS":
+        return ()
+    return (
+        f"{path.name} names {len(told.value):,} classes ({told.source}) and has {class_count:,} outputs: its names are "
+        f"not used, but {labels.source}. Name the classes with {ENV_PREFIX}LABELS.",
+    )
 
 
 def _file(settings: Settings, source: CheckpointFile, reporter: Reporter) -> Checkpoint:

@@ -181,6 +181,10 @@ def _first(value: Any = None, *rest: Any) -> Any:
     return value
 
 
+def _encode(text: Any = "", encoding: Any = "", *rest: Any) -> bytes:
+    return text.encode("latin-1", "replace") if isinstance(text, str) and encoding in ("latin1", "latin-1") else b""
+
+
 def _from_type(function: Any = None, kind: Any = None, arguments: Any = (), state: Any = None) -> Any:
     # torch's own functions alone: what else is callable here is a stand-in.
     is_known = function in _REBUILD.values() and isinstance(arguments, tuple)
@@ -210,6 +214,10 @@ _KNOWN: dict[str, Any] = {
     "torch.Size": tuple,
     "torch.nn.parameter.Parameter": _first,
     "collections.OrderedDict": Entries,
+    # torch.compile's: made of the module that it compiles.
+    "torch._dynamo.eval_frame.OptimizedModule": _first,
+    # Bytes, as protocol 2 has them.
+    "_codecs.encode": _encode,
     "builtins.dict": dict,
     "builtins.set": set,
 }

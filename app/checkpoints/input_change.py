@@ -19,22 +19,24 @@ _MEANS, _DEVIATIONS = (0.2, 0.75), (0.1, 0.45)
 
 
 def behind_change(change: Decision[InputChange], given: Decision[Preprocessing] | None) -> Decision[Preprocessing]:
-    """What the network's body takes: the images as `given` prepares them, and then the change.
+    """What the network's body takes, of images prepared as `given` says and changed by the file's own code.
 
-    Where nothing says how they are prepared, a change that is a known normalisation tells it. Raises `CheckpointError`
-    where it is none: what the file takes is not to be seen from it.
+    A change that is a known normalisation tells that the file takes plain images: of `given`, size and filter count.
+    Of any other change, `given` is what it takes. Raises `CheckpointError` where nothing says that: what the file takes
+    is not to be seen from the change.
     """
-    if given is not None:
-        value = change.value.behind(given.value)
-        return Decision(value, f"{given.source}, then {change.source} ({change.value.describe()})", given.is_assumed)
+    base = given.value if given is not None else PRESETS["torchvision-v1"]
     for scale, unit in (("0 to 1", 1.0), ("0 to 255", 1 / 255)):
-        plain = replace(PRESETS["torchvision-v1"], mean=(0.0,) * 3, std=(unit,) * 3)
-        value = change.value.behind(plain)
+        value = change.value.behind(replace(base, mean=(0.0,) * 3, std=(unit,) * 3))
         if _is_normalisation(value, unit):
             source = f"{change.source}, which takes images from {scale} ({change.value.describe()})"
-            return Decision(value, f"{source}, with torchvision's usual size", is_assumed=True)
+            size = given.source if given is not None else "torchvision's usual one"
+            return Decision(value, f"{source}; its size: {size}", given is None or given.is_assumed)
+    if given is not None:
+        source = f"{given.source}, then {change.source} ({change.value.describe()})"
+        return Decision(change.value.behind(given.value), source, given.is_assumed)
     raise CheckpointError(
-        f"{change.source} changes its input before the network ({change.value.describe()}), and nothing says what "
+        f"{change.source[:1].upper()}{change.source[1:]} changes its input before the network ({change.value.describe()}), and nothing says what "
         f"images it takes: from 0 to 1, from 0 to 255, or normalised already. Set RESNET_PREPROCESSING to what you "
         f"prepare them with; the change is made behind it."
     )

@@ -21,7 +21,7 @@ _INERT = re.compile(
 # Classes whose forward this service's networks repeat, or that only call what they hold.
 _KNOWN = re.compile(
     r"^(?:torchvision\.models\.resnet\.\w+|torchvision\.models\.quantization\.resnet\.\w+|timm\.models\.resnet\.\w+"
-    r"|timm\.layers\.[\w.]+|timm\.utils\.model_ema\.\w+|transformers\.models\.resnet\.\w+\.\w+"
+    r"|timm\.layers\.[\w.]+|timm\.utils\.model_ema\.\w+|transformers\.models\.resnet\.\w+\.\w+|transformers\.activations\.\w+"
     r"|torch\.nn\.modules\.container\.Sequential|torch\.nn\.parallel\.\w+\.\w+|torch\._dynamo\.eval_frame\.OptimizedModule"
     r"|torch\.optim\.swa_utils\.AveragedModel|torchmetrics\.[\w.]+)$"
 )

@@ -86,10 +86,10 @@ def locate_weights(document: Any, path: Path) -> Located:
         inner = {key: size for key, value in entries.items() if (size := _size(key, value))}
         listed = [key for key in WRAPPERS if key in inner]
         direct = [key for key, value in entries.items() if is_tensor(value)]
-        if listed:
-            largest = max(inner[key] for key in listed)
+        largest = max(inner.values(), default=0)
+        if any(inner[key] >= largest / 2 for key in listed):
             chosen = next(key for key in listed if inner[key] >= _WHOLE * largest)
-        elif not inner or len(direct) > max(inner.values()):
+        elif not inner or len(direct) > largest:
             break
         elif len(inner) == 1:
             chosen = next(iter(inner))

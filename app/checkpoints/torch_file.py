@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from .base import Stored, Told, Weights
+from ..types import Activation
+from .base import Decision, Stored, Told, Weights
 from .labels_inside import find_labels
 from .module_facts import Read, read_modules
 from .normalisation_inside import find_normalisation
-from .pickled_document import WRAPPERS, Located, locate_weights
+from .pickled_document import WRAPPERS, Located, attributes_of, entries_of, locate_weights
 from .pickled_weights import MAX_PICKLE_BYTES, Pickled, ReadStorage, load_arrays, unpickle
 from .zip_file import Archive, open_zip, require_stored
 
@@ -69,7 +70,17 @@ def _stored(path: Path, pickled: Pickled, read_storage: ReadStorage, big_endian:
     labels, note = find_labels(located.levels, "the file")
     notes += [note] if note else []
     read = read_modules(located.modules, arrays, _PICKLED_MODULE, path) if located.modules else Read()
-    return Stored(arrays, read.told.then(Told(labels=labels)), read.warnings, notes=tuple(notes))
+    told = read.told.then(Told(labels=labels, activation=_activation(located)))
+    return Stored(arrays, told, read.warnings, notes=tuple(notes))
+
+
+def _activation(located: Located) -> Decision[Activation] | None:
+    """What transformers' config in the file says of its labels."""
+    for _, entries in located.levels:
+        config = attributes_of(entries.get("config")) or entries_of(entries.get("config")) or {}
+        if config.get("problem_type") == "multi_label_classification":
+            return Decision("sigmoid", "the file's config.problem_type")
+    return None
 
 
 def _one_of(arrays: Weights, located: Located, path: Path) -> tuple[Weights, list[str]]:
