@@ -13,7 +13,7 @@ from .base import Stored, Weights
 from .families import find_places
 from .graph_facts import follow
 from .operations import Node, Operations, Unknown, Unread, Weight, now
-from .pickled_weights import MAX_PICKLE_BYTES, MAX_RANK, MAX_TENSORS, Place, load_arrays
+from .pickled_weights import MAX_RANK, MAX_TENSORS, Place, load_arrays
 from .torch_script import refusal, used_alone
 from .zip_file import Archive, open_zip, require_stored
 
@@ -21,7 +21,8 @@ _SOURCE = "the file's exported graph"
 _WEIGHTS = "data/weights/"
 _CONSTANTS = "data/constants/"
 # A ResNet-50's has some 500 kB.
-_MAX_GRAPH_BYTES = 8 << 20
+_MAX_GRAPH_BYTES = 4 << 20
+_MAX_CONFIG_BYTES = 2 << 20
 _MAX_NODES = 5_000
 _MAX_CONSTANT_VALUES = 1024
 # torch/_export/serde/schema.py, ScalarType
@@ -73,7 +74,7 @@ def read_exported_program(path: Path) -> Stored:
 
 def _places(archive: Archive, name: str) -> dict[str, Place]:
     try:
-        config = json.loads(archive.read(name, MAX_PICKLE_BYTES))["config"]
+        config = json.loads(archive.read(name, _MAX_CONFIG_BYTES))["config"]
         if len(config) > MAX_TENSORS:
             raise CheckpointError(
                 f"{archive.path} has {len(config):,} tensors, and at most {MAX_TENSORS:,} are read. Export one network."

@@ -7,6 +7,7 @@ is known. What depends on the input's values or sizes is followed past checks th
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,11 @@ import numpy as np
 from .operations import Node, Operations, Size, Unknown, Unread, Weight, now
 from .pickled_document import Entries, entries_of, is_tensor
 
-_MAX_CODE = 512 << 10
+# A ResNet-50's has some 150 kB. The trees that it is parsed to take a hundred times as much.
+_MAX_CODE = 256 << 10
+_MAX_LINES = 20_000
+# What torch does not write, and what costs more than its length: f-strings, and several statements on a line.
+_UNUSUAL = re.compile(rb"\b[rR]?[fF][rR]?['\"]|;[^'\"\n]*;")
 _MAX_STEPS = 50_000
 _MAX_CALLS = 60
 _WORDS = {"True": True, "False": False, "None": None}
@@ -55,6 +60,7 @@ class Code:
     def __init__(self, read: Callable[[str], bytes | None]) -> None:
         self._read = read
         self._left = _MAX_CODE
+        self._lines = 0
         self._parsed: dict[str, dict[str, ast.stmt]] = {}
 
     def find(self, qualified: str) -> ast.stmt | None:
@@ -68,8 +74,11 @@ class Code:
         if content is None:
             return {}
         self._left -= len(content)
-        if self._left < 0:
-            raise Unread(f"code of over {_MAX_CODE:,} bytes")
+        self._lines += content.count(b"\n")
+        if self._left < 0 or self._lines > _MAX_LINES:
+            raise Unread(f"code of over {_MAX_CODE:,} bytes or {_MAX_LINES:,} lines")
+        if _UNUSUAL.search(content):
+            raise Unread("code that torch would not write")
         try:
             tree = ast.parse(content.decode("utf-8"))
         except (SyntaxError, ValueError, RecursionError, MemoryError):

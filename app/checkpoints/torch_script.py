@@ -19,7 +19,7 @@ from .torch_file import is_big_endian
 from .zip_file import Archive, open_zip, require_stored
 
 _SOURCE = "the file's TorchScript"
-_MAX_CODE_BYTES = 1 << 20
+_MAX_CODE_BYTES = 256 << 10
 _MAX_CONSTANT_VALUES = 1024
 _LIBRARY = ("__torch__.torch.nn.", "__torch__.torchvision.", "__torch__.timm.", "__torch__.transformers.")
 

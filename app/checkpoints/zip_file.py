@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import CheckpointError
 
@@ -58,6 +59,8 @@ class Archive:
             )
         if member.compress_type == zipfile.ZIP_STORED:
             return bytes(self.read_stored(name))
+        if member.compress_type == zipfile.ZIP_DEFLATED:
+            return self._inflated(member)
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(member) as file:
                 return file.read(limit_bytes)
@@ -72,17 +75,40 @@ class Archive:
                 f"{self.path}: {name} is compressed, which torch never does. Save it again with torch.save."
             )
         with self.path.open("rb") as file:
-            file.seek(member.header_offset)
-            header = file.read(_LOCAL_HEADER_BYTES)
-            if len(header) == _LOCAL_HEADER_BYTES and header.startswith(b"PK\x03\x04"):
-                name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
-                start = member.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
-                if start + member.file_size <= min(self.ends[name], self.path.stat().st_size):
-                    file.seek(start)
-                    values = bytearray(member.file_size)
-                    if file.readinto(values) == member.file_size:
-                        return values
-        raise _damaged(self.path, f"{name} is cut off")
+            self._seek(file, member)
+            values = bytearray(member.file_size)
+            if file.readinto(values) == member.file_size:
+                return values
+        raise _damaged(self.path, f"{name[:80]} is cut off")
+
+    def _seek(self, file: BinaryIO, member: zipfile.ZipInfo) -> None:
+        """To a member's first byte. Raises `CheckpointError` where it would not end before the next one."""
+        file.seek(member.header_offset)
+        header = file.read(_LOCAL_HEADER_BYTES)
+        if len(header) == _LOCAL_HEADER_BYTES and header.startswith(b"PK\x03\x04"):
+            name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
+            start = member.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+            if start + member.compress_size <= min(self.ends[member.filename], self.path.stat().st_size):
+                file.seek(start)
+                return
+        raise _damaged(self.path, f"{member.filename[:80]} is cut off")
+
+    def _inflated(self, member: zipfile.ZipInfo) -> bytes:
+        """A packed member, piece by piece, and no more of it than it claims."""
+        content, left = bytearray(), member.compress_size
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            with self.path.open("rb") as file:
+                self._seek(file, member)
+                while left and not inflater.eof and len(content) <= member.file_size:
+                    piece = file.read(min(left, _CHUNK_BYTES >> 4))
+                    left -= len(piece)
+                    content += inflater.decompress(piece, member.file_size + 1 - len(content))
+        except (zlib.error, OSError) as error:
+            raise _damaged(self.path, error) from None
+        if len(content) != member.file_size:
+            raise _damaged(self.path, f"{member.filename[:80]} has not the size that it claims")
+        return bytes(content)
 
     def extract(self, name: str, to: Path, limit_bytes: int) -> None:
         """Unpack a member into a new file, piece by piece."""
