@@ -196,7 +196,7 @@ class Operations:
         if isinstance(value, bool):
             return None
         if isinstance(value, int | float):
-            return np.array(value)
+            return np.array(float(value)) if abs(value) < 1 << 62 else None
         return value if isinstance(value, np.ndarray) and value.size <= _MAX_CONSTANT else None
 
     def _arithmetic(self, base: str, arguments: dict[str, Any], label: str) -> Any:

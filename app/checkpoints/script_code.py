@@ -24,6 +24,7 @@ _MAX_LINES = 20_000
 _UNUSUAL = re.compile(rb"\b[rR]?[fF][rR]?['\"]|;[^'\"\n]*;")
 _MAX_STEPS = 50_000
 _MAX_CALLS = 60
+_MAX_NUMBER = 1 << 62
 _WORDS = {"True": True, "False": False, "None": None}
 
 
@@ -320,29 +321,43 @@ def _converted(kind: str, value: Any) -> Any:
     return value if isinstance(value, Size) else Unknown(kind)
 
 
-def _number(function: Callable[..., Any]) -> Callable[..., Any]:
+def _compared(function: Callable[..., Any]) -> Callable[..., Any]:
     def compute(*values: Any) -> Any:
         try:
             return function(*values)
-        except (TypeError, ValueError, ArithmeticError):
+        except TypeError:
+            return Unknown("a truth")
+
+    return compute
+
+
+def _number(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Of numbers alone, and no larger than torch's: a text times a number, or a power of powers, would fill memory."""
+
+    def compute(*values: Any) -> Any:
+        if not all(isinstance(value, int | float) and abs(value) < _MAX_NUMBER for value in values):
+            return Unknown("a number")
+        try:
+            return function(*values)
+        except ArithmeticError:
             return Unknown("a number")
 
     return compute
 
 
 _ON_VALUES: dict[str, Callable[..., Any]] = {
-    "__not__": _number(lambda a: not a),
-    "eq": _number(lambda a, b: a == b),
-    "ne": _number(lambda a, b: a != b),
-    "lt": _number(lambda a, b: a < b),
-    "le": _number(lambda a, b: a <= b),
-    "gt": _number(lambda a, b: a > b),
-    "ge": _number(lambda a, b: a >= b),
+    "__not__": _compared(lambda a: not a),
+    "eq": _compared(lambda a, b: a == b),
+    "ne": _compared(lambda a, b: a != b),
+    "lt": _compared(lambda a, b: a < b),
+    "le": _compared(lambda a, b: a <= b),
+    "gt": _compared(lambda a, b: a > b),
+    "ge": _compared(lambda a, b: a >= b),
     "add": _number(lambda a, b: a + b),
     "sub": _number(lambda a, b: a - b),
     "mul": _number(lambda a, b: a * b),
     "div": _number(lambda a, b: a / b),
     "neg": _number(lambda a: -a),
-    "__and__": _number(lambda a, b: a and b),
-    "__or__": _number(lambda a, b: a or b),
+    "__and__": _compared(lambda a, b: a and b),
+    "__or__": _compared(lambda a, b: a or b),
 }
