@@ -16,7 +16,7 @@ themselves, and everything else is an object of one letter:
     {"o": name, "s": state, "a": [argument, …]}     an object of the class `name`
     {"c": name}                                     a class or a function by itself
     {"b": text}                                     bytes, as latin-1
-    {"r": true}                                     what holds itself, or lies too deep
+    {"r": true}                                     what holds itself, lies too deep, or is one text too many
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import struct
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
+from encodings import utf_32_le  # noqa: F401 - once limited, this process can open no file to import it from
 from typing import Any
 
 MEMORY_BYTES = 192 << 20
@@ -38,6 +39,7 @@ MAX_PARTS = 150_000
 _MAX_DEPTH = 90
 _MAX_TEXT_IN_ALL = 2 << 20
 _MAX_NAME = 512
+_MAX_BYTES = 1 << 19
 _MAX_ALLOCATION = 1 << 24
 # Of a list of anything but texts, and of a mapping whose values have parts, so many are described.
 _MAX_ITEMS = 2_048
@@ -284,10 +286,11 @@ class Describer:
             return value
         if isinstance(value, int):
             return value if abs(value) < 1 << 62 else None
-        if isinstance(value, str):
-            return self._limited(value[:_MAX_NAME])
-        if isinstance(value, bytes | bytearray):
-            return {"b": self._limited(value[: 1 << 19].decode("latin-1"))}
+        if isinstance(value, str | bytes | bytearray):
+            if self._text > _MAX_TEXT_IN_ALL:
+                return {"r": True}
+            is_text = isinstance(value, str)
+            return self._limited(value[:_MAX_NAME]) if is_text else {"b": self._limited(_text(value[:_MAX_BYTES]))}
         if isinstance(value, Tensor):
             return {"t": value.place}
         if isinstance(value, type):
@@ -328,7 +331,8 @@ class Describer:
                 continue
             is_plain = isinstance(value, str | int | float | Tensor)
             if len(pairs) < (_MAX_TEXTS if is_plain else _MAX_ITEMS):
-                pairs.append([self.describe(name), self.describe(value, depth)])
+                key = self._limited(name[:_MAX_NAME]) if isinstance(name, str) else self.describe(name)
+                pairs.append([key, self.describe(value, depth)])
         return pairs
 
     def _items(self, items: Any, depth: int) -> list[Any]:
@@ -343,10 +347,14 @@ class Describer:
 
     def _limited(self, text: str) -> str:
         self._text += len(text)
-        if self._text > _MAX_TEXT_IN_ALL:
+        if self._text > 2 * _MAX_TEXT_IN_ALL:
             raise TooMuch("it has more text than any checkpoint has")
         # Halves of a pair (surrogates) are no letters, and nothing could print them.
         return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _text(content: bytes | bytearray) -> str:
+    return content.decode("latin-1")
 
 
 def _scalar(value: StandIn) -> int | float | str | None:

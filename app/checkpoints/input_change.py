@@ -37,8 +37,8 @@ def behind_change(change: Decision[InputChange], given: Decision[Preprocessing] 
         return Decision(change.value.behind(given.value), source, given.is_assumed)
     raise CheckpointError(
         f"{change.source[:1].upper()}{change.source[1:]} changes its input before the network "
-        f"({change.value.describe()}), and nothing says what images it takes: from 0 to 1, from 0 to 255, or normalised "
-        f"already. Set RESNET_PREPROCESSING to what you prepare them with; the change is made behind it."
+        f"({change.value.describe()}), and nothing says what images it takes: from 0 to 1, from 0 to 255, or "
+        f"normalised already. Set RESNET_PREPROCESSING to what you prepare them with; the change is made behind it."
     )
 
 
