@@ -72,7 +72,12 @@ def settle_names(stored: Stored, path: Path) -> Settled:
             f"{path} has its network under {_scope(place)}, as self-supervised training leaves it: its last layers "
             f"({', '.join(list(outside)[:2])[:80]}) are a projector, and no classifier. Train a classifier on it."
         )
-    told = Told(head=Decision(head.layers, head.source, head.is_assumed)) if head.layers else Told()
+    told = Told()
+    if head.layers:
+        told = Told(head=Decision(head.layers, head.source, head.is_assumed))
+    elif stored.told.head is not None:
+        # One dense layer, as the file states it.
+        told = Told(head=Decision((), stored.told.head.source))
     return Settled(
         weights=fold_biases({**body, **head.weights, **head.unused}),
         place=place,

@@ -19,7 +19,6 @@ from .folders import Beside, find_folder, home_of, read_beside, weights_in
 from .image_config import with_normalisation
 from .json_file import unreadable
 from .keras_file import is_keras_h5, is_keras_zip, read_keras_h5, read_keras_zip
-from .module_facts import told_by_modules
 from .names import settle_names
 from .onnx_data import is_onnx, model_files
 from .onnx_file import read_onnx, settle
@@ -93,8 +92,7 @@ def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES, output: s
     weights = settled.weights
     check_values(weights, path)
     stem = told_by_stem(weights)
-    stated = told_by_modules(stored, settled.place, path) if stored.modules else Told()
-    told = settled.told.then(stored.told).then(stated).then(beside.told)
+    told = settled.told.then(stored.told).then(beside.told)
     if settled.normalisation is not None:
         told = with_normalisation(told, settled.normalisation)
     if stored.graph is not None:
