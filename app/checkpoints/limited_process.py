@@ -10,9 +10,13 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO, TypeVar
+
+T = TypeVar("T")
 
 _PACKAGE = "limited"
 
@@ -50,6 +54,40 @@ def run_limited(
     except subprocess.TimeoutExpired:
         return b""
     return done.stdout if done.returncode == 0 else b""
+
+
+def stream_limited(
+    program: str,
+    arguments: Sequence[str],
+    take: Callable[[IO[bytes]], T],
+    *,
+    memory_bytes: int,
+    cpu_seconds: int,
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+) -> T | None:
+    """What `take` makes of what the program writes, as it is written: for more than should be held twice.
+
+    None where the program crashed or went over its limits, as for `run_limited`. What `take` raises passes through.
+    """
+    folder = Path(__file__).parent
+    command = [
+        *(sys.executable, "-P", str(folder / "limited_process.py")),
+        *(str(memory_bytes), str(cpu_seconds), str(folder / program), *arguments),
+    ]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **(environment or {})}
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    ) as process:
+        assert process.stdout is not None
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        try:
+            taken = take(process.stdout)
+            return taken if process.wait() == 0 else None
+        finally:
+            timer.cancel()
+            process.kill()
 
 
 def limit(memory_bytes: int, cpu_seconds: int) -> None:

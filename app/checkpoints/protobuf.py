@@ -59,3 +59,10 @@ def _written(number: int) -> bytes:
         number >>= 7
     written.append(number)
     return bytes(written)
+
+
+def messages(message: bytes, wanted: int) -> Iterator[bytes]:
+    """The values of the field `wanted` that are messages, texts or bytes."""
+    for number, value in fields(message):
+        if number == wanted and isinstance(value, bytes):
+            yield value
