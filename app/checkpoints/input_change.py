@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..types import InputChange, Preprocessing
 from .base import Decision
-from .presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS
+from .presets import IMAGENET_MEAN, IMAGENET_STD
 
 _TOLERANCE = 0.02
 # Means and deviations that are the same for each channel and are known to be a normalisation.
@@ -18,21 +18,23 @@ _SAME_FOR_ALL = ((0.5, 0.5), (0.0, 1.0))
 _MEANS, _DEVIATIONS = (0.2, 0.75), (0.1, 0.45)
 
 
-def behind_change(change: Decision[InputChange], given: Decision[Preprocessing] | None) -> Decision[Preprocessing]:
+def behind_change(
+    change: Decision[InputChange], given: Decision[Preprocessing], is_stated: bool, is_explicit: bool
+) -> Decision[Preprocessing]:
     """What the network's body takes, of images prepared as `given` says and changed by the file's own code.
 
-    A change that is a known normalisation tells that the file takes plain images: of `given`, size and filter count.
-    Of any other change, `given` is what it takes. Raises `CheckpointError` where nothing says that: what the file takes
-    is not to be seen from the change.
+    A change that is a known normalisation tells that the file takes plain images: of `given`, size and filter count,
+    unless the user states a mean, a deviation or a scale (`is_explicit`). Of any other change, `given` is what it
+    takes. Raises `CheckpointError` where nothing says that (`is_stated`): what the file takes is not to be seen from
+    the change.
     """
-    base = given.value if given is not None else PRESETS["torchvision-v1"]
+    base = given.value
     for scale, unit in (("0 to 1", 1.0), ("0 to 255", 1 / 255)):
         value = change.value.behind(replace(base, mean=(0.0,) * 3, std=(unit,) * 3))
-        if _is_normalisation(value, unit):
+        if _is_normalisation(value, unit) and not is_explicit:
             source = f"{change.source}, which takes images from {scale} ({change.value.describe()})"
-            size = given.source if given is not None else "torchvision's usual one"
-            return Decision(value, f"{source}; its size: {size}", given is None or given.is_assumed)
-    if given is not None:
+            return Decision(value, f"{source}; its size: {given.source}", given.is_assumed)
+    if is_stated or is_explicit:
         source = f"{given.source}, then {change.source} ({change.value.describe()})"
         return Decision(change.value.behind(given.value), source, given.is_assumed)
     raise CheckpointError(
