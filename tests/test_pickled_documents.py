@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision.models
 
 from app.checkpoints import Contents, read_checkpoint
 from app.checkpoints import zip_file as zips
@@ -153,10 +154,6 @@ def test_a_count_or_a_word_is_no_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [10, 9])
 def test_names_of_ones_own_win_over_imagenets(count: int, tmp_path: Path) -> None:
     """Names inside are used where there is one for each class; else a warning says that they are not."""
-    network = made.discriminating(torch.nn.Module())
-    del network
-    import torchvision.models
-
     state = torchvision.models.resnet50(num_classes=10).state_dict()
     torch.save({"state_dict": state, "classes": [f"mine {number}" for number in range(count)]}, tmp_path / "m.pth")
     examined = made.opened(tmp_path / "m.pth")
@@ -236,7 +233,7 @@ def test_tensors_that_are_no_dense_floats_are_refused(kind: str, new_container: 
 # --- hostile files
 
 
-def overlapping(path: Path, count: int, size: int) -> None:
+def overlapping(path: Path, count: int) -> None:
     """A state dict whose storages are all the same bytes of the file: its directory has each of them there."""
     shared = torch.zeros(1)
     torch.save({f"w{number}": shared.clone() for number in range(count)}, path)
@@ -264,7 +261,7 @@ def peak_kilobytes() -> int:
 
 def test_storages_that_share_bytes_are_refused(tmp_path: Path) -> None:
     """A zip whose hundred storages lie on one region is refused before any of them is read."""
-    overlapping(tmp_path / "m.pth", 100, 1)
+    overlapping(tmp_path / "m.pth", 100)
     with pytest.raises(CheckpointError, match="share bytes of the file"):
         read_checkpoint(tmp_path / "m.pth")
 

@@ -73,6 +73,8 @@ _DTYPES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
     "ByteStorage": "uint8", "BoolStorage": "bool", "UntypedStorage": "untyped",
+    "ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128",
+    "QInt8Storage": "qint8", "QUInt8Storage": "quint8", "QInt32Storage": "qint32",
 }  # fmt: skip
 
 
@@ -179,6 +181,10 @@ def _odd(kind: str) -> Callable[..., OddTensor]:
     return lambda *arguments: OddTensor(kind)
 
 
+def _quantized(storage: Any = None, *rest: Any) -> OddTensor:
+    return OddTensor(storage.kind if isinstance(storage, Storage) else "quantized")
+
+
 def _first(value: Any = None, *rest: Any) -> Any:
     return value
 
@@ -202,7 +208,7 @@ _REBUILD: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_sparse_tensor": _odd("sparse"),
     "torch._utils._rebuild_sparse_csr_tensor": _odd("sparse"),
     "torch._utils._rebuild_nested_tensor": _odd("nested"),
-    "torch._utils._rebuild_qtensor": _odd("quantized"),
+    "torch._utils._rebuild_qtensor": _quantized,
     "torch._utils._rebuild_meta_tensor_no_storage": _odd("without data"),
     "torch._utils._rebuild_wrapper_subclass": _odd("a tensor of a class of its own"),
     "torch._utils._rebuild_device_tensor_from_numpy": _odd("of a device's own kind"),
@@ -289,8 +295,9 @@ class Describer:
         if isinstance(value, str | bytes | bytearray):
             if self._text > _MAX_TEXT_IN_ALL:
                 return {"r": True}
-            is_text = isinstance(value, str)
-            return self._limited(value[:_MAX_NAME]) if is_text else {"b": self._limited(_text(value[:_MAX_BYTES]))}
+            if isinstance(value, str):
+                return self._limited(value[:_MAX_NAME])
+            return {"b": self._limited(value[:_MAX_BYTES].decode("latin-1"))}
         if isinstance(value, Tensor):
             return {"t": value.place}
         if isinstance(value, type):
@@ -351,10 +358,6 @@ class Describer:
             raise TooMuch("it has more text than any checkpoint has")
         # Halves of a pair (surrogates) are no letters, and nothing could print them.
         return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _text(content: bytes | bytearray) -> str:
-    return content.decode("latin-1")
 
 
 def _scalar(value: StandIn) -> int | float | str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -119,7 +120,7 @@ def check_claims(places: Mapping[str, Place], path: Path) -> None:
         if place.dtype not in _DTYPES:
             raise CheckpointError(
                 f"{path}: {name} is sparse, quantized, without data or of a number format that does not fit "
-                f"({printable(place.dtype)}). Expected dense float16, bfloat16, float32 or float64."
+                f"({_format_of(place.dtype)}). Expected dense float16, bfloat16, float32 or float64."
             )
         itemsize = np.dtype(_DTYPES[place.dtype]).itemsize
         count = prod(place.shape)
@@ -129,6 +130,11 @@ def check_claims(places: Mapping[str, Place], path: Path) -> None:
     # Tied weights are stored once and used twice.
     if claimed > 2 * size:
         raise CheckpointError(f"{path}: its tensors claim {claimed:,} bytes, twice what the file stores or more.")
+
+
+def _format_of(dtype: str) -> str:
+    """A number format, for a person."""
+    return f"torch.{dtype}" if re.fullmatch(r"(?:float|bfloat|complex|q?u?int|bits)\w*", dtype) else printable(dtype)
 
 
 def load_arrays(
