@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.models
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -58,6 +58,11 @@ def _put(path: str, create: Callable[[], nn.Module]) -> Alteration:
     return Alteration(path, lambda network: network.set_submodule(path, create()))
 
 
+def dilate(network: Any) -> None:
+    convolution = network.get_submodule("layer3.1.conv2")
+    convolution.dilation = convolution.padding = (2, 2)
+
+
 class OwnActivation(nn.Module):
     """Somebody's own: what its code does is not known from its layers."""
 
@@ -79,7 +84,7 @@ ALTERATIONS = (
     _set("conv1", "stride", (1, 1)),
     _set("layer4.0.conv2", "stride", (1, 1)),
     _set("layer4.0.downsample.0", "stride", (1, 1)),
-    _set("layer3.1.conv2", "dilation", (2, 2)),
+    Alteration("layer3.1.conv2", dilate),
     _set("layer2.0.bn1", "eps", 0.1),
     _set("bn1", "eps", 1e-2),
 )
@@ -92,7 +97,7 @@ HEADS: tuple[Callable[[], nn.Module], ...] = (
     lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(2048, CLASSES)),
     lambda: nn.Sequential(nn.Linear(2048, 16), nn.ReLU(), nn.Linear(16, CLASSES)),
     lambda: nn.Sequential(nn.Linear(2048, 16), nn.Tanh(), nn.Linear(16, CLASSES)),
-    lambda: nn.Sequential(nn.BatchNorm1d(2048, eps=0.1), nn.Linear(2048, CLASSES)),
+    lambda: nn.Sequential(nn.BatchNorm1d(2048), nn.Linear(2048, CLASSES)),
     lambda: nn.Sequential(nn.Linear(2048, CLASSES), nn.LogSoftmax(dim=1)),
     lambda: nn.Sequential(nn.Linear(2048, CLASSES), nn.Sigmoid()),
     lambda: nn.Sequential(nn.Linear(2048, CLASSES), nn.Hardtanh()),
@@ -153,7 +158,14 @@ def may_differ(examined: Examined, names: list[str], container: str, head: nn.Mo
     extras=st.lists(st.sampled_from(sorted(EXTRAS)), max_size=2, unique=True),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(
+    max_examples=14,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+    # An example is hundreds of megabytes: none is made smaller or explained.
+    phases=(Phase.generate,),
+)
 def test_no_difference_is_silent(
     tmp_path_factory: pytest.TempPathFactory,
     container: str,
