@@ -53,7 +53,7 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits, mode
 
 
 def decode_for_each(data: bytes, preprocessings: Sequence[Preprocessing], limits: DecodeLimits) -> list[Pixels]:
-    """The pixels of `decode` with `exact` for each of `preprocessings`; the image is decoded once. Raises as it does."""
+    """What `decode` with `exact` returns for each of `preprocessings`, decoded once. Raises as it does."""
     with opened(data, limits) as image:
         _load(image, data)
         upright = to_rgb(turn_upright(image, orientation_of(image)))
