@@ -41,9 +41,9 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--try",
-            metavar="DECISION",
-            help="Try alternatives of this decision alone (stride_in, stem, pool, epsilon, preprocessing, labels, "
-            "activation), known or not. May be given again.",
+            metavar="SETTING",
+            help="Try alternatives of this setting alone (stride_in, stem, pool, epsilon, preprocessing, channels, "
+            "mean, resize, interpolation, crop, labels, activation), known or not. May be given again.",
         ),
     ] = None,
     as_json: Annotated[

@@ -98,8 +98,8 @@ def _print_round(tried: Round, number: int) -> None:
         return
     base = "as it is served" if number == 0 else "with what was better so far"
     table = Table(title=f"Alternatives, against the model {base}", title_justify="left")
-    for name in ("decision", "value", "photos", "top-1", "difference (95%)", "log loss", "verdict"):
-        table.add_column(name, justify="left" if name in ("decision", "value", "verdict") else "right")
+    for name in ("setting", "value", "photos", "top-1", "difference (95%)", "log loss", "verdict"):
+        table.add_column(name, justify="left" if name in ("setting", "value", "verdict") else "right")
     for trial in tried.trials[:_MOST_TRIALS]:
         low, high = trial.interval
         before = trial.base_right / max(1, trial.photos)
@@ -124,13 +124,13 @@ def _verdict(tried: Round, trial: Trial) -> str:
         return f"[green]better[/] (p = {trial.corrected_p:.2g})"
     if trial.is_same:
         return "no difference"
-    return "worse" if trial.interval[1] < 0 else "not beyond chance"
+    return "worse" if trial.is_worse or trial.interval[1] < 0 else "not beyond chance"
 
 
 def _print_surer(evaluation: Evaluation) -> None:
     table = Table(title="Alternatives, by how sure they make the network", title_justify="left")
-    for name in ("decision", "value", "photos", "confidence", "entropy", ""):
-        table.add_column(name, justify="left" if name in ("decision", "value", "") else "right")
+    for name in ("setting", "value", "photos", "confidence", "entropy", ""):
+        table.add_column(name, justify="left" if name in ("setting", "value", "") else "right")
     for each in evaluation.surer[:_MOST_TRIALS]:
         verdict = "scaling contradicts the weights" if each.contradicted else "surer" if each.is_surer else ""
         table.add_row(

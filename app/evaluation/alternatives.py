@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from ..checkpoints import PRESETS, Checkpoint
 from ..types import Interpolation, Preprocessing, ResNetSwitches
-from .facts import Facts, preset_named, resized
+from .facts import PREPROCESSING, Facts, resized
 
 # Batch normalisation's epsilon: torch's and TF-slim's, TensorFlow's and old Keras's, Keras applications'.
 _EPSILONS = (1e-5, 1e-3, 1.001e-5)
 # Short sides by the crop of 224 that they go with: torchvision's V2 and V1, timm's; and none but the crop itself.
 _SHORT_SIDES = (1.0, 232 / 224, 235 / 224, 256 / 224)
+# Of the photos that an order is read off: how many more it must have right to be worth a try.
+_LEAST_GAIN = 0.1
 _USUAL_CROP = (224, 224)
 _CROPS = (128, 176, 224, 256, 288, 384)
 _UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -47,7 +49,7 @@ def alternatives(
     """
     found = [
         *(_switches(base, names) if base.switches is not None else ()),
-        *(_preprocessings(base, checkpoint) if "preprocessing" in names else ()),
+        *_preprocessings(base, checkpoint, names),
         *(_orders(base, labels) if "labels" in names else ()),
         *(_activations(base) if "activation" in names else ()),
     ]
@@ -76,18 +78,22 @@ def _switches(base: Facts, names: Collection[str]) -> Iterator[Alternative]:
             yield Alternative(name, shown, replace(base, switches=changed))
 
 
-def _preprocessings(base: Facts, checkpoint: Checkpoint) -> Iterator[Alternative]:
+def _preprocessings(base: Facts, checkpoint: Checkpoint, names: Collection[str]) -> Iterator[Alternative]:
     """Each preset, and the base with one part of it changed; of a graph that takes one size, only with that size."""
     size = checkpoint.graph.size if checkpoint.graph is not None else None
     now = base.preprocessing
-    ways = [*_presets(now), *_channels(now), *_normalisations(now), *_geometries(now), *_filters(now), *_sizes(now)]
-    for shown, preprocessing in ways:
-        if size is None or preprocessing.crop == size:
-            yield Alternative(
-                "preprocessing",
-                preset_named(preprocessing) or shown,
-                replace(base, preprocessing=preprocessing),
-            )
+    ways = {
+        "preprocessing": _presets(now),
+        "channels": _channels(now),
+        "mean": _normalisations(now),
+        "resize": _resizes(now),
+        "interpolation": _filters(now),
+        "crop": _sizes(now),
+    }
+    for name in PREPROCESSING:
+        for shown, preprocessing in ways[name] if name in names else ():
+            if size is None or preprocessing.crop == size:
+                yield Alternative(name, shown, replace(base, preprocessing=preprocessing))
 
 
 _Ways = Iterator[tuple[str, Preprocessing]]
@@ -117,7 +123,7 @@ def _normalisations(now: Preprocessing) -> _Ways:
         if now.is_bgr:
             mean, std = mean[::-1], std[::-1]
         changed = _with_normalisation(now, mean, std, now.is_bgr)
-        yield f"mean {_figures(changed.mean)}, std {_figures(changed.std)}", changed
+        yield f"{_figures(changed.mean)}, std {_figures(changed.std)}", changed
 
 
 def _with_normalisation(
@@ -126,9 +132,9 @@ def _with_normalisation(
     return replace(now, mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]), is_bgr=is_bgr)
 
 
-def _geometries(now: Preprocessing) -> _Ways:
+def _resizes(now: Preprocessing) -> _Ways:
     side = min(now.crop)
-    yield "squashed, no crop", resized(now, None, now.crop)
+    yield "squashed", resized(now, None, now.crop)
     for ratio in _SHORT_SIDES:
         yield f"short side {round(side * ratio)}", resized(now, round(side * ratio), now.crop)
 
@@ -143,7 +149,7 @@ def _sizes(now: Preprocessing) -> _Ways:
     for side in _CROPS:
         short = now.resize_short_side
         scaled = None if short is None else round(short * side / min(now.crop))
-        yield f"crop {side}", resized(now, scaled, (side, side))
+        yield str(side), resized(now, scaled, (side, side))
 
 
 def _orders(base: Facts, labels: tuple[str, ...]) -> Iterator[Alternative]:
@@ -173,8 +179,8 @@ def _natural(label: str) -> list[tuple[int, str]]:
 def shown_order(base: Facts, answers: NDArray[np.int64], truths: NDArray[np.int64], count: int) -> Alternative | None:
     """The label order that the photos themselves show: each output has the class whose photos it is the first for.
 
-    `answers` and `truths` are the first outputs and the true classes of photos that it is read off. None where that is
-    the order there is.
+    `answers` and `truths` are the first outputs and the true classes of photos that it is read off. None where that
+    makes no more than a few of them right.
     """
     now = base.order or tuple(range(count))
     votes = Counter(zip(answers.tolist(), truths.tolist(), strict=True))
@@ -192,7 +198,9 @@ def shown_order(base: Facts, answers: NDArray[np.int64], truths: NDArray[np.int6
             taken.add(now[output])
     left = iter([label for label in now if label not in taken])
     chosen = tuple(order[output] if output in order else next(left) for output in range(count))
-    if chosen == now:
+    right = sum(votes[output, label] for output, label in enumerate(chosen))
+    was_right = sum(votes[output, label] for output, label in enumerate(now))
+    if right - was_right <= _LEAST_GAIN * len(answers):
         return None
     return Alternative("labels", "as the photos show them", replace(base, order=chosen), held_out=True)
 

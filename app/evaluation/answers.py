@@ -114,7 +114,8 @@ class Answers:
             bytes_each = sum(3 * shape.crop[0] * shape.crop[1] for shape in shapes)
             size = max(_MOST_AT_ONCE, min(count - first, _PIXEL_BYTES // bytes_each))
             # One network after the other.
-            group.sort(key=lambda run: [each[0] for each in group].index(run[0]))
+            networks = list(dict.fromkeys(run[0] for run in group))
+            group.sort(key=lambda run: networks.index(run[0]))
             for begin in range(first, count, size):
                 photos = self.photos[begin : min(begin + size, count)]
                 pixels = self._pixels(photos, shapes)

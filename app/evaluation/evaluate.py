@@ -14,7 +14,7 @@ from ..errors import EvaluationError, SettingError
 from ..images import DecodeLimits
 from ..types import Scores
 from .answers import Answers, Progress
-from .facts import TRIED, Facts, as_environment, as_flags, exist, facts_of, open_decisions, settings_between
+from .facts import READING, TRIED, Facts, as_environment, as_flags, exist, facts_of, open_decisions, settings_between
 from .matching import Matched, count_unmatched, match_classes
 from .photos import Found, Photo, in_order, some
 from .report import Accuracy, Certainty, measure_accuracy
@@ -148,7 +148,7 @@ def evaluate(
             notes=tuple(notes),
             accuracy=None,
             certainty=certainty,
-            tried=tuple(name for name in names if name not in ("labels", "activation")),
+            tried=tuple(name for name in names if name not in READING),
             surer=tuple(surer),
             settings=tuple(settings.items()),
             converted=surest.alternative.facts.of(checkpoint, checkpoint.labels) if surest else None,

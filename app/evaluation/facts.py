@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,8 +11,10 @@ from ..settings import ENV_PREFIX, Settings
 from ..types import Activation, Preprocessing, ResNetSwitches
 
 SWITCHES = ("stride_in", "stem", "pool", "epsilon")
-TRIED = (*SWITCHES, "preprocessing", "labels", "activation")
-"""The decisions that alternatives are tried of."""
+PREPROCESSING = ("preprocessing", "channels", "mean", "resize", "interpolation", "crop")
+READING = ("labels", "activation")
+TRIED = (*SWITCHES, *PREPROCESSING, *READING)
+"""The settings that alternatives are tried of. All of `PREPROCESSING` are one decision: a preset, or parts of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,29 @@ class Facts:
         )
 
 
+def merged(base: Facts, one: Facts, other: Facts) -> Facts | None:
+    """`base` with what both change of it; None where both change the same."""
+    changed = {}
+    for each in fields(Facts):
+        was, first, second = (getattr(facts, each.name) for facts in (base, one, other))
+        if each.name in ("switches", "preprocessing") and was is not None:
+            parts = [field.name for field in fields(was)]
+            both = [
+                name for name in parts if len({getattr(was, name), getattr(first, name), getattr(second, name)}) > 1
+            ]
+            if any(getattr(was, name) not in (getattr(first, name), getattr(second, name)) for name in both):
+                return None
+            values = {
+                name: getattr(second if getattr(first, name) == getattr(was, name) else first, name) for name in both
+            }
+            changed[each.name] = replace(was, **values)
+        elif was not in (first, second):
+            return None
+        else:
+            changed[each.name] = second if first == was else first
+    return replace(base, **changed)
+
+
 def facts_of(checkpoint: Checkpoint) -> Facts:
     return Facts(checkpoint.switches, checkpoint.preprocessing, checkpoint.activation)
 
@@ -59,8 +84,8 @@ def open_decisions(decisions: Decisions | None, checkpoint: Checkpoint, everythi
         names += [name for name in SWITCHES if everything or _is_open(decisions, name)]
     fixed = graph is not None and (graph.takes_pixels or graph.quantized is not None)
     if not fixed and (everything or _is_open(decisions, "preprocessing")):
-        names.append("preprocessing")
-    return (*names, "labels", "activation")
+        names += PREPROCESSING
+    return (*names, *READING)
 
 
 def _is_open(decisions: Decisions | None, name: str) -> bool:
@@ -98,7 +123,7 @@ def preprocessing_settings(base: Preprocessing, wanted: Preprocessing) -> dict[s
         return {"preprocessing": name}
     ways = [_differing(base, wanted)]
     ways += [{"preprocessing": each} | _differing(preset, wanted) for each, preset in PRESETS.items()]
-    return min(ways, key=len)
+    return min(ways, key=lambda way: (not exist(way), len(way)))
 
 
 def preset_named(preprocessing: Preprocessing) -> str | None:
@@ -108,20 +133,40 @@ def preset_named(preprocessing: Preprocessing) -> str | None:
 def _differing(base: Preprocessing, wanted: Preprocessing) -> dict[str, str]:
     """The settings of single parts of a preprocessing."""
     found: dict[str, str] = {}
-    if wanted.resize_short_side != base.resize_short_side:
-        found["resize"] = "squash" if wanted.resize_short_side is None else str(wanted.resize_short_side)
+    if _resize(wanted) != _resize(base):
+        found["resize"] = _resize(wanted)
     if wanted.crop != base.crop:
-        height, width = wanted.crop
-        found["crop"] = str(height) if height == width else f"{height}x{width}"
+        found["crop"] = _sides(wanted.crop)
     if wanted.interpolation != base.interpolation:
         found["interpolation"] = wanted.interpolation.value
-    if wanted.mean != base.mean:
-        found["mean"] = ",".join(f"{value:.6g}" for value in wanted.mean)
-    if wanted.std != base.std:
-        found["std"] = ",".join(f"{value:.6g}" for value in wanted.std)
+    if wanted.floor_crop != base.floor_crop:
+        found["crop_offset"] = "floor" if wanted.floor_crop else "even"
+    if (wanted.mean, wanted.std) != (base.mean, base.std):
+        found |= _normalisation(wanted)
     if wanted.is_bgr != base.is_bgr:
         found["channels"] = "bgr" if wanted.is_bgr else "rgb"
     return found
+
+
+def _resize(preprocessing: Preprocessing) -> str:
+    return "squash" if preprocessing.resize_short_side is None else str(preprocessing.resize_short_side)
+
+
+def _sides(size: tuple[int, int]) -> str:
+    height, width = size
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def _normalisation(wanted: Preprocessing) -> dict[str, str]:
+    """Of levels from 0 to 255 where only a mean is taken off, else of fractions."""
+    if wanted.std == (1 / 255, 1 / 255, 1 / 255):
+        return {"scale": "levels", "mean": _numbers(255 * value for value in wanted.mean)}
+    return {"mean": _numbers(wanted.mean), "std": _numbers(wanted.std)}
+
+
+def _numbers(values: Iterable[float]) -> str:
+    written = [f"{value:.9g}" for value in values]
+    return written[0] if len(set(written)) == 1 else ",".join(written)
 
 
 def as_environment(settings: Mapping[str, str]) -> str:

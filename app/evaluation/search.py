@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any
-
-import numpy as np
 
 from ..checkpoints import Checkpoint
 from .alternatives import Alternative, alternatives, shown_order
 from .answers import Answers, Progress, Run
-from .facts import Facts
+from .facts import PREPROCESSING, Facts, merged
 from .statistics import holm, sign_flips
-from .trials import Trial, Truth, are_fractions, probabilities_of, try_alternative
+from .trials import Reading, Trial, Truth, are_fractions, compare_readings, probabilities_of, read_answers
 
 ALPHA = 0.05
 """The chance, at the most, that a checkpoint without a mistake is told of one."""
 _FIRST_LOOK = 32
 _MOST_ROUNDS = 6
-# Of alternatives that are passed over: the one-sided 1% point of the normal distribution.
-_CLEARLY_WORSE = 2.33
 # Of two alternatives that are both better than the base.
 _APART = 0.05
+# Of single changes that are tried in pairs: what is better by chance so often, how many, and on how many photos.
+_HOPEFUL, _MOST_HOPEFUL, _MOST_FOR_PAIRS = 0.2, 6, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +55,15 @@ def looks_of(count: int) -> list[int]:
 
 
 @dataclass
+class _Sifted:
+    """Each alternative's last trial; of these the better ones; and those that the best cannot be told from."""
+
+    trials: dict[tuple[str, str], Trial] = field(default_factory=dict)
+    better: list[Trial] = field(default_factory=list)
+    rivals: list[Trial] = field(default_factory=list)
+
+
+@dataclass
 class Search:
     """Tries alternatives of the decisions `names`, on up to `most` photos each."""
 
@@ -81,64 +89,99 @@ class Search:
         return rounds
 
     def _round(self, base: Facts, been: Collection[Facts], number: int) -> Round:
-        looks = looks_of(min(self.most, len(self.truth)))
         trying = [
             each
             for each in alternatives(base, self.checkpoint, self.names, self.labels)
             if each.facts not in been and self._is_plausible(each, base)
         ]
-        trials: dict[tuple[str, str], Trial] = {}
-        better: list[Trial] = []
-        rivals: list[Trial] = []
-        for count in looks:
-            self._compute(base, trying, count, number)
-            shown = self._shown_order(base, count)
-            if shown is not None and shown.facts in {*been, *[each.facts for each in trying]}:
-                shown = None
-            now = {_key(each): self._try(each, base, count) for each in (*trying, *([shown] if shown else ()))}
-            trials |= now
-            self._correct(trials, now, len(looks))
-            better = [trials[key] for key in now if trials[key].corrected_p < ALPHA]
-            if better:
-                leader = _best(better)
-                rivals = [trials[key] for key in now if not _is_apart(leader, trials[key])]
-                kept = [leader, *rivals] if rivals else []
-            else:
-                kept = _worth_more_photos([trials[key] for key in now])
-            trying = [each.alternative for each in kept if not each.alternative.held_out]
-            self._forget(
-                base, trials, {each.facts.run for each in trying} | {each.alternative.facts.run for each in better}
-            )
-            if not trying and (better or shown is None):
-                break
-        adopted = _best(better) if better else None
+        what = "Alternatives" if number == 1 else f"Round {number}"
+        sifted = self._sift(base, trying, been, what, self.most)
+        trials = sifted.trials
+        if not sifted.better:
+            pairs = self._pairs(base, been, list(trials.values()))
+            possible = len(trials) * (len(trials) - 1) // 2
+            sifted = self._sift(base, pairs, been, "Pairs of alternatives", _MOST_FOR_PAIRS, possible)
+            trials = trials | sifted.trials
+        adopted = _best(sifted.better) if sifted.better else None
         ordered = sorted(trials.values(), key=lambda trial: (trial is not adopted, trial.corrected_p, _goodness(trial)))
         as_good = tuple(
             f"{trial.alternative.fact} {trial.alternative.shown}"
-            for trial in sorted(rivals, key=_goodness)
-            if adopted is not None and trial.alternative.fact == adopted.alternative.fact
+            for trial in sorted(sifted.rivals, key=_goodness)
+            if adopted is not None and _decision(trial) == _decision(adopted)
         )
         return Round(base, tuple(ordered), adopted, as_good)
 
-    def _compute(self, base: Facts, trying: Collection[Alternative], count: int, number: int) -> None:
+    def _sift(
+        self,
+        base: Facts,
+        trying: list[Alternative],
+        been: Collection[Facts],
+        what: str,
+        most: int,
+        possible: int | None = None,
+    ) -> _Sifted:
+        """Try alternatives on more and more photos, each time fewer of them, until the best is known or all are used.
+
+        `possible` is how many could have been tried, where these were chosen by the same photos.
+        """
+        looks = looks_of(min(most, len(self.truth)))
+        found = _Sifted()
+        for count in looks:
+            self._compute(base, trying, count, what)
+            shown = self._shown_order(base, count) if possible is None else None
+            if shown is not None and shown.facts in {*been, *[each.facts for each in trying]}:
+                shown = None
+            reading = self._read(base, count)
+            now = {
+                _key(each): compare_readings(each, self._read(each.facts, count), reading)
+                for each in (*trying, *([shown] if shown else ()))
+            }
+            found.trials |= now
+            _correct(found.trials, now, len(looks), possible)
+            latest = [found.trials[key] for key in now]
+            found.better = [trial for trial in latest if trial.corrected_p < ALPHA]
+            if found.better:
+                leader = _best(found.better)
+                found.rivals = [trial for trial in latest if not _is_apart(leader, trial)]
+                kept = [leader, *found.rivals] if found.rivals else []
+            else:
+                kept = _worth_more_photos(latest)
+            trying = [each.alternative for each in kept if not each.alternative.held_out]
+            needed = {each.facts.run for each in trying} | {each.alternative.facts.run for each in found.better}
+            self.answers.forget({each.alternative.facts.run for each in latest} - needed - {base.run})
+            if not trying and (found.better or shown is None):
+                break
+        return found
+
+    def _pairs(self, base: Facts, been: Collection[Facts], trials: list[Trial]) -> list[Alternative]:
+        """Two changes at once, for two mistakes can hide each other: of the best that are no worse than the base.
+
+        There is cause for that where one of them seems better, or where less is right than halfway between the share of
+        the commonest class and all.
+        """
+        hopeful = sorted((each for each in trials if not each.is_worse and not each.is_same), key=_goodness)
+        has_cause = any(each.p_loss < _HOPEFUL for each in hopeful)
+        right = self._read(base, self.answers.count(base.run)).is_right.mean()
+        if not has_cause and right > (1 + self.truth.mean(axis=0).max()) / 2:
+            return []
+        pairs: list[Alternative] = []
+        for one, other in combinations([each.alternative for each in hopeful[:_MOST_HOPEFUL]], 2):
+            facts = merged(base, one.facts, other.facts)
+            if facts is not None and facts not in been and facts not in {pair.facts for pair in pairs}:
+                pairs.append(Alternative(f"{one.fact} and {other.fact}", f"{one.shown} and {other.shown}", facts))
+        return pairs
+
+    def _compute(self, base: Facts, trying: Collection[Alternative], count: int, what: str) -> None:
         runs: dict[Run, str] = {base.run: "as assumed"}
         for each in trying:
             runs.setdefault(each.facts.run, f"{each.fact} {each.shown}")
         total = self.answers.missing(runs, count)
-        again = f", round {number}" if number > 1 else ""
-        what = f"Alternatives, {count} photos{again}"
+        what = f"{what}, {count} photos"
         if total:
             self.answers.compute(runs, count, lambda done, detail: self.progress(what, done, total, detail))
 
-    def _try(self, alternative: Alternative, base: Facts, count: int) -> Trial:
-        scores = self.answers.scores
-        return try_alternative(
-            alternative,
-            scores(alternative.facts.run, count),
-            base,
-            scores(base.run, count),
-            self.truth[:count],
-        )
+    def _read(self, facts: Facts, count: int) -> Reading:
+        return read_answers(self.answers.scores(facts.run, count), facts, self.truth[:count])
 
     def _shown_order(self, base: Facts, count: int) -> Alternative | None:
         """Read off every other photo, of those that show one class."""
@@ -158,27 +201,35 @@ class Search:
         scores = self.answers.scores(base.run, self.answers.count(base.run))
         if activation == "none":
             return are_fractions(scores)
-        outputs = scores.shape[1]
+        outputs = int(scores.shape[1])
         if activation == "softmax":
             return outputs > 1
         several: bool = bool((self.truth.sum(axis=1) > 1).any())
         return bool(outputs != 2 or several)
 
-    def _correct(self, trials: dict[tuple[str, str], Trial], now: Collection[tuple[str, str]], looks: int) -> None:
-        """Holm's correction for all that were tried and answer otherwise, and Bonferroni's for the looks."""
-        keys = [key for key, trial in trials.items() if not trial.is_same]
-        values = holm([trials[key].p if key in now else 1.0 for key in keys])
-        for key, value in zip(keys, values, strict=True):
-            if key in now:
-                trials[key] = replace(trials[key], corrected_p=min(1.0, value * looks))
 
-    def _forget(self, base: Facts, trials: dict[tuple[str, str], Trial], kept: set[Run]) -> None:
-        runs = {trial.alternative.facts.run for trial in trials.values()}
-        self.answers.forget(runs - kept - {base.run})
+def _correct(
+    trials: dict[tuple[str, str], Trial], now: Collection[tuple[str, str]], looks: int, possible: int | None
+) -> None:
+    """Holm's correction for all that were tried and answer otherwise, or Bonferroni's for all that could have been; and
+    Bonferroni's for the looks.
+    """
+    keys = [key for key, trial in trials.items() if not trial.is_same]
+    values = [trials[key].p if key in now else 1.0 for key in keys]
+    corrected = holm(values) if possible is None else [min(1.0, value * possible) for value in values]
+    for key, value in zip(keys, corrected, strict=True):
+        if key in now:
+            trials[key] = replace(trials[key], corrected_p=min(1.0, value * looks))
 
 
 def _key(alternative: Alternative) -> tuple[str, str]:
     return alternative.fact, alternative.shown
+
+
+def _decision(trial: Trial) -> str:
+    """All parts of a preprocessing are one."""
+    name = trial.alternative.fact
+    return "preprocessing" if name in PREPROCESSING else name
 
 
 def _goodness(trial: Trial) -> tuple[float, float]:
@@ -201,13 +252,6 @@ def _is_apart(leader: Trial, other: Trial) -> bool:
 
 def _worth_more_photos(trials: list[Trial]) -> list[Trial]:
     """The better half, without what is clearly worse and what makes no difference."""
-    open_ones = [trial for trial in trials if not trial.is_same and not _is_clearly_worse(trial)]
+    open_ones = [trial for trial in trials if not trial.is_same and not trial.is_worse]
     open_ones.sort(key=_goodness)
     return open_ones[: max(1, (len(trials) + 1) // 2)]
-
-
-def _is_clearly_worse(trial: Trial) -> bool:
-    if trial.gained > trial.lost:
-        return False
-    deviation = float(np.std(trial.differences)) / max(1.0, float(np.sqrt(trial.photos)))
-    return float(trial.differences.mean()) > _CLEARLY_WORSE * deviation

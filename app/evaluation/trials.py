@@ -24,6 +24,9 @@ _STEPS = 16
 _GOLDEN = 0.6180339887498949
 # Probabilities that differ by no more, for any class of any photo, are no other answers.
 _NO_DIFFERENCE = 0.005
+_NOTHING = 1e-9
+# The one-sided 1% point of the normal distribution.
+_CLEARLY = 2.33
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,6 @@ class Trial:
     """Photos that it alone has right."""
     lost: int
     """Photos that the base alone has right."""
-    confidence: float
-    """Mean probability of the first class."""
     truth_probability: float
     """Mean probability of the true class."""
     log_loss: float
@@ -69,6 +70,12 @@ class Trial:
         return (self.right - self.base_right) / max(1, self.photos)
 
     @property
+    def is_worse(self) -> bool:
+        """Clearly: more photos would hardly make it better."""
+        deviation = float(np.std(self.differences)) / self.photos**0.5
+        return self.gained <= self.lost and float(self.differences.mean()) > _CLEARLY * deviation
+
+    @property
     def interval(self) -> Interval:
         """The 95% confidence interval of the difference of top-1."""
         return difference_interval(self.gained, self.lost, self.photos)
@@ -76,7 +83,7 @@ class Trial:
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {
-            "decision": self.alternative.fact,
+            "setting": self.alternative.fact,
             "value": self.alternative.shown,
             "photos": self.photos,
             "top1": self.right / max(1, self.photos),
@@ -113,40 +120,58 @@ def probabilities_of(scores: Scores, facts: Facts) -> Probabilities:
     return in_label_order(probabilities(scores, facts.activation), facts)
 
 
-def try_alternative(alternative: Alternative, scores: Scores, base: Facts, base_scores: Scores, truth: Truth) -> Trial:
-    """Compare `alternative` with `base`, whose scores are of the same photos, in the same order, as `truth`."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One set of facts' answers to photos, and how far each is from the truth."""
+
+    found: Probabilities
+    truth: Truth
+    losses: NDArray[np.float64]
+    fitted: NDArray[np.float64]
+
+    @property
+    def is_right(self) -> NDArray[np.bool_]:
+        return np.asarray(self.truth[np.arange(len(self.found)), self.found.argmax(axis=1)])
+
+    def held_out(self) -> Reading:
+        """The photos that a label order is not read off."""
+        return Reading(self.found[1::2], self.truth[1::2], self.losses[1::2], self.fitted[1::2])
+
+
+def read_answers(scores: Scores, facts: Facts, truth: Truth) -> Reading:
+    """`scores` and `truth` are of the same photos in the same order, at least one."""
+    found = probabilities_of(scores, facts)
+    return Reading(found, truth, log_losses(found, truth), fitted_losses(found, facts, truth))
+
+
+def compare_readings(alternative: Alternative, reading: Reading, base: Reading) -> Trial:
+    """What `alternative`, whose answers are `reading`, has ahead of `base`, on the same photos."""
     if alternative.held_out:
-        scores, base_scores, truth = scores[1::2], base_scores[1::2], truth[1::2]
-    count = len(truth)
-    rows = np.arange(count)
-    found, reference = probabilities_of(scores, alternative.facts), probabilities_of(base_scores, base)
-    best = found.argmax(axis=1)
-    is_right, was_right = truth[rows, best], truth[rows, reference.argmax(axis=1)]
-    losses, base_losses = log_losses(found, truth), log_losses(reference, truth)
-    fitted, base_fitted = fitted_losses(found, alternative.facts, truth), fitted_losses(reference, base, truth)
-    mean_difference = float((fitted - base_fitted).mean()) if count else 0.0
+        reading, base = reading.held_out(), base.held_out()
+    is_right, was_right = reading.is_right, base.is_right
     gained, lost = int((is_right & ~was_right).sum()), int((was_right & ~is_right).sum())
-    is_reading = alternative.fact == "activation"
+    mean_difference = float((reading.fitted - base.fitted).mean())
     # A temperature makes good what another activation is: there the losses as they are decide.
-    tested = losses - base_losses if is_reading else fitted - base_fitted
+    is_reading = alternative.fact == "activation"
+    losses = reading.losses if is_reading else reading.fitted
+    differences = losses - (base.losses if is_reading else base.fitted)
     return Trial(
         alternative=alternative,
-        photos=count,
+        photos=len(is_right),
         right=int(is_right.sum()),
         base_right=int(was_right.sum()),
         gained=gained,
         lost=lost,
-        confidence=float(found[rows, best].mean()) if count else 0.0,
-        truth_probability=float(found[truth].mean()) if truth.any() else 0.0,
-        log_loss=float(losses.mean()) if count else 0.0,
-        base_log_loss=float(base_losses.mean()) if count else 0.0,
+        truth_probability=float(reading.found[reading.truth].mean()),
+        log_loss=float(reading.losses.mean()),
+        base_log_loss=float(base.losses.mean()),
         fitted_difference=mean_difference,
         p_top1=mcnemar(gained, lost),
-        p_loss=sign_flips(tested) if count else 1.0,
-        is_same=bool(np.abs(found - reference).max() < _NO_DIFFERENCE) if count else True,
-        is_supported=gained >= lost and (not is_reading or mean_difference <= 1e-9),
-        losses=losses if is_reading else fitted,
-        differences=tested,
+        p_loss=sign_flips(differences),
+        is_same=bool(np.abs(reading.found - base.found).max() < _NO_DIFFERENCE),
+        is_supported=gained >= lost and (not is_reading or mean_difference <= _NOTHING),
+        losses=losses,
+        differences=differences,
     )
 
 
@@ -164,8 +189,6 @@ def fitted_losses(found: Probabilities, facts: Facts, truth: Truth) -> NDArray[n
 
     (Guo et al., 2017.) Without it, whatever makes an overconfident network less sure would look better.
     """
-    if not len(found):
-        return np.zeros(0)
     is_exclusive = facts.activation != "sigmoid" and bool(np.all(np.abs(found.sum(axis=1) - 1) < 1e-3))
     clipped = np.clip(found, 1e-12, 1.0)
     logits = np.log(clipped) if is_exclusive else np.log(clipped) - np.log(np.clip(1 - found, 1e-12, 1.0))

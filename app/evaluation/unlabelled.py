@@ -12,14 +12,13 @@ from ..checkpoints import Checkpoint, is_scaling_unlikely
 from ..types import Activation, Scores
 from .alternatives import Alternative, alternatives
 from .answers import Answers, Progress, Run
-from .facts import Facts
+from .facts import READING, Facts
 from .report import Certainty, entropies
 from .search import ALPHA
 from .statistics import holm, sign_flips
 from .trials import probabilities_of
 
 _PHOTOS = 64
-_WITHOUT_A_RUN = ("labels", "activation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class Surer:
 
     def document(self) -> dict[str, Any]:
         return {
-            "decision": self.alternative.fact,
+            "setting": self.alternative.fact,
             "value": self.alternative.shown,
             "certainty": self.certainty.document(),
             "base": self.base.document(),
@@ -60,7 +59,7 @@ def try_unlabelled(
     answers: Answers, base: Facts, checkpoint: Checkpoint, names: tuple[str, ...], most: int, progress: Progress
 ) -> list[Surer]:
     """Every alternative that runs the network otherwise, the surest first."""
-    names = tuple(name for name in names if name not in _WITHOUT_A_RUN)
+    names = tuple(name for name in names if name not in READING)
     trying = alternatives(base, checkpoint, names, checkpoint.labels)
     count = min(_PHOTOS, most, len(answers.photos))
     runs: dict[Run, str] = {base.run: "as assumed"}
