@@ -76,6 +76,8 @@ class Case:
     logits: NDArray[np.float32]
     """Under the true facts."""
     table: Path
+    assumed: Preprocessing
+    """What it is evaluated with."""
 
     @property
     def answers(self) -> NDArray[np.int64]:
@@ -83,7 +85,7 @@ class Case:
 
     def evaluate(self, *only: str, table: Path | None = None, **changes: Any) -> Evaluation:
         """With `changes` of the checkpoint, of which all is taken to be assumed."""
-        checkpoint = replace(self.examined.checkpoint, **changes)
+        checkpoint = replace(self.examined.checkpoint, preprocessing=self.assumed, **changes)
         assumed = replace(
             self.examined.decisions, preprocessing=Decision(checkpoint.preprocessing, "assumed", is_assumed=True)
         )
@@ -117,7 +119,7 @@ def resnet_case(folder: Path, paths: list[Path], switches: ResNetSwitches, prepr
     (folder / "labels.txt").write_text("\n".join(LABELS))
     logits = logits - centred(logits)
     table = write_table(folder, paths, [LABELS[at] for at in logits.argmax(axis=1)])
-    return Case(examine(Settings(), folder / "weights.pth"), paths, logits, table)
+    return Case(examine(Settings(), folder / "weights.pth"), paths, logits, table, PREPARED)
 
 
 GRAPH_SIDE = 32
@@ -155,4 +157,4 @@ def graph_case(folder: Path, paths: list[Path], preprocessing: Preprocessing, la
     (folder / "labels.txt").write_text("\n".join(LABELS))
     logits = logits - centred(logits)
     table = write_table(folder, paths, [LABELS[at] for at in logits.argmax(axis=1)])
-    return Case(examine(Settings(), folder / "model.onnx"), paths, logits, table)
+    return Case(examine(Settings(), folder / "model.onnx"), paths, logits, table, GRAPH_PREPARED)

@@ -20,8 +20,10 @@ _FIRST_LOOK = 32
 _MOST_ROUNDS = 6
 # Of two alternatives that are both better than the base.
 _APART = 0.05
+# Of shares of other photos, which are not compared photo by photo.
+_AS_MUCH = 0.05
 # Of single changes that are tried in pairs: what is better by chance so often, how many, and on how many photos.
-_HOPEFUL, _MOST_HOPEFUL, _MOST_FOR_PAIRS = 0.2, 6, 128
+_HOPEFUL, _MOST_HOPEFUL, _MOST_FOR_PAIRS = 0.2, 8, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,9 @@ class Search:
         if not has_cause and right > (1 + self.truth.mean(axis=0).max()) / 2:
             return []
         pairs: list[Alternative] = []
+        # The best of each setting first.
+        firsts = {each.alternative.fact: each for each in reversed(hopeful)}
+        hopeful.sort(key=lambda each: firsts[each.alternative.fact] is not each)
         for one, other in combinations([each.alternative for each in hopeful[:_MOST_HOPEFUL]], 2):
             facts = merged(base, one.facts, other.facts)
             if facts is not None and facts not in been and facts not in {pair.facts for pair in pairs}:
@@ -238,8 +243,16 @@ def _goodness(trial: Trial) -> tuple[float, float]:
 
 
 def _best(better: list[Trial]) -> Trial:
-    """An order that the photos show only where nothing that has a name of its own is better."""
-    return min(better, key=lambda trial: (trial.alternative.held_out, *_goodness(trial)))
+    """An order that the photos show only where nothing that has a name of its own does as much."""
+    named = [trial for trial in better if not trial.alternative.held_out]
+    for shown in better:
+        if shown.alternative.held_out and all(_share(shown) > _share(trial) + _AS_MUCH for trial in named):
+            return shown
+    return min(named, key=_goodness)
+
+
+def _share(trial: Trial) -> float:
+    return trial.right / trial.photos
 
 
 def _is_apart(leader: Trial, other: Trial) -> bool:
