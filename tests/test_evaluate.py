@@ -197,6 +197,14 @@ def test_an_overconfident_network_is_not_taken_for_a_sigmoid(known: Case, tmp_pa
     assert found(evaluation) == {}
 
 
+def test_an_order_is_not_proved_by_the_photos_it_was_read_off(known: Case, tmp_path: Path) -> None:
+    """Where labels are by chance, an order that fits half of the photos is not recommended, alone or with more."""
+    random = np.random.default_rng(5)
+    labels = [LABELS[at] for at in random.integers(len(LABELS), size=len(known.answers))]
+    evaluation = known.evaluate("labels", "interpolation", "resize", table=write_table(tmp_path, known.paths, labels))
+    assert found(evaluation) == {}
+
+
 def test_unknown_labels_are_the_folders_names(known: Case, tmp_path: Path) -> None:
     """Where no label is known, and there are as many folders as classes, their order by name is tried and told."""
     names = ("ash", "beech", "cedar", "dogwood", "elm")

@@ -15,7 +15,7 @@ from .console import stderr, stdout
 
 _SHOWN = 10
 _MOST_CLASSES = 20
-_MOST_TRIALS = 16
+_MOST_TRIALS, _MOST_LATER_TRIALS = 16, 5
 
 
 def show_evaluation(evaluation: Evaluation) -> None:
@@ -100,7 +100,8 @@ def _print_round(tried: Round, number: int) -> None:
     table = Table(title=f"Alternatives, against the model {base}", title_justify="left")
     for name in ("setting", "value", "photos", "top-1", "difference (95%)", "log loss", "verdict"):
         table.add_column(name, justify="left" if name in ("setting", "value", "verdict") else "right")
-    for trial in tried.trials[:_MOST_TRIALS]:
+    most = _MOST_TRIALS if number == 0 else _MOST_LATER_TRIALS
+    for trial in tried.trials[:most]:
         low, high = trial.interval
         before = trial.base_right / max(1, trial.photos)
         table.add_row(
@@ -113,8 +114,8 @@ def _print_round(tried: Round, number: int) -> None:
             _verdict(tried, trial),
         )
     stdout.print(table)
-    if len(tried.trials) > _MOST_TRIALS:
-        stdout.print(f"{len(tried.trials) - _MOST_TRIALS} more are not better; --json has them.")
+    if len(tried.trials) > most:
+        stdout.print(f"{len(tried.trials) - most} more were tried: --json has them.")
 
 
 def _verdict(tried: Round, trial: Trial) -> str:
@@ -178,6 +179,6 @@ def show_recommendation(evaluation: Evaluation, written: list[Path]) -> None:
         )
     as_good = [name for each in evaluation.rounds for name in each.as_good]
     if as_good:
-        stdout.print(f"As good on these photos: {', '.join(as_good)}.", markup=False)
+        stdout.print(f"Better too, and these photos do not tell them apart: {', '.join(as_good)}.", markup=False)
     for path in written:
         stdout.print(f"{path} has it in it.", markup=False)

@@ -161,7 +161,9 @@ class Search:
         There is cause for that where one of them seems better, or where less is right than halfway between the share of
         the commonest class and all.
         """
-        hopeful = sorted((each for each in trials if not each.is_worse and not each.is_same), key=_goodness)
+        # An order that was read off these photos is proved by the others alone.
+        open_ones = [each for each in trials if not (each.is_worse or each.is_same or each.alternative.held_out)]
+        hopeful = sorted(open_ones, key=_goodness)
         has_cause = any(each.p_loss < _HOPEFUL for each in hopeful)
         right = self._read(base, self.answers.count(base.run)).is_right.mean()
         if not has_cause and right > (1 + self.truth.mean(axis=0).max()) / 2:
