@@ -212,12 +212,24 @@ class DeviceLost(Exception):
     """The device is beyond repair for this process; only a restart helps. The message says what was seen."""
 
 
+def printable(text: str, keep: str = "") -> str:
+    """`text` on one line, with an escape for each character that a terminal would act on: file names have any."""
+    return "".join(
+        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode() for each in text
+    )
+
+
 class StartError(Exception):
-    """The service cannot start as it was told to. The message says what, where, and what to do next."""
+    """The service cannot start as it was told to. The message says what, where, and what to do next, on one line."""
+
+    _separator: ClassVar[str] = ""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message, self._separator))
 
 
 class SettingError(StartError):
-    pass
+    _separator = "\n"  # between several settings that are wrong
 
 
 class CheckpointError(StartError):

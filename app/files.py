@@ -1,11 +1,14 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files that are read within bounds."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,3 +37,56 @@ def write_whole(target: Path, data: bytes) -> None:
     """`data` as the file `target`. Raises `OSError`."""
     with written_whole(target) as file:
         file.write(data)
+
+
+_KINDS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class NotRegularError(OSError):
+    """A path that is, or leads to, a pipe, a socket or a device: reading it may never end."""
+
+
+class TooLargeError(OSError):
+    """A file of more bytes than the reader takes."""
+
+
+def check_regular(path: Path) -> os.stat_result:
+    """What `path`, or the file that it links to, is. Raises `OSError`: `NotRegularError`, `IsADirectoryError`, …"""
+    found = path.stat()
+    _check_mode(found, path)
+    return found
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """`path` opened to read, where it is a regular file. Raises `OSError` as `check_regular` does, and never waits."""
+    # Before it is opened, since a device may act on that; and again behind it, since the path may lead elsewhere now.
+    check_regular(path)
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        _check_mode(os.fstat(descriptor), path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return open(descriptor, "rb")
+
+
+def read_bounded(path: Path, limit_bytes: int) -> bytes:
+    """All of a regular file. Raises `OSError` as `open_regular` does, and `TooLargeError` over `limit_bytes`."""
+    with open_regular(path) as file:
+        data = file.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise TooLargeError(errno.EFBIG, f"it has over {limit_bytes:,} bytes", str(path))
+    return data
+
+
+def _check_mode(found: os.stat_result, path: Path) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(found.st_mode)), "no file")
+        raise NotRegularError(errno.EINVAL, f"it is {kind} and no regular file", str(path))

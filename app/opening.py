@@ -20,8 +20,8 @@ from .checkpoints import (
     PublishedWeights,
     Source,
 )
-from .errors import DownloadUnreachable, StartError
-from .labels import Labels, are_labels_of, choose_labels, labels_beside
+from .errors import DownloadUnreachable, StartError, printable
+from .labels import Labels, are_labels_of, choose_labels, labels_beside, labels_not_used
 from .networks import count_classes
 from .settings import ENV_PREFIX, Settings
 
@@ -198,27 +198,36 @@ def examine(settings: Settings, path: Path) -> Examined:
         else count_classes(architecture, contents.weights, decisions.switches_of(architecture))
     )
     decisions = decisions.with_classes(class_count)
-    labels = _labels(settings, contents, class_count, architecture, path)
-    warnings = tuple(checkpoints.warnings_of(contents, decisions, path.name))
-    return Examined(path, contents, decisions, class_count, labels, warnings, contents.notes)
+    labels, label_notes, label_warnings = _labels(settings, contents, class_count, architecture, path)
+    warnings = (*checkpoints.warnings_of(contents, decisions, path.name), *label_warnings)
+    notes = (*contents.notes, *checkpoints.notes_of(contents, decisions), *label_notes)
+    # Both may have names that stand in the file, and are shown on a terminal.
+    shown = (tuple(map(printable, each)) for each in (warnings, notes))
+    return Examined(path, contents, decisions, class_count, labels, *shown)
 
 
 def _labels(
     settings: Settings, contents: Contents, class_count: int, architecture: str, path: Path
-) -> Decision[Labels]:
-    """The setting's file, the checkpoint's own word, a file beside it, ImageNet's, or the indices."""
+) -> tuple[Decision[Labels], tuple[str, ...], tuple[str, ...]]:
+    """The setting's file, the checkpoint's own word, a file beside it, ImageNet's, or the indices; notes; warnings."""
     if settings.labels is not None:
-        return Decision(choose_labels(class_count, settings.labels), f"{ENV_PREFIX}LABELS")
+        return Decision(choose_labels(class_count, settings.labels), f"{ENV_PREFIX}LABELS"), (), ()
+    home = checkpoints.home_of(path)
     told = contents.told.labels
     if told is not None and are_labels_of(told.value, class_count):
-        return told
-    # A file beside published weights is somebody else's: their categories are known.
-    published = checkpoints.find_by_sha256(architecture, contents.sha256)
-    beside = None if published is not None else labels_beside(checkpoints.home_of(path))
-    source = (
-        beside.name if beside else "ImageNet's, by their number" if class_count in (1000, 1001) else "the class indices"
+        return told, tuple(labels_not_used(home, told.value, told.source)), ()
+    warnings = (
+        (f"{told.source} names {len(told.value)} classes and the checkpoint has {class_count}: they are not used.",)
+        if told is not None
+        else ()
     )
-    return Decision(choose_labels(class_count, beside), source)
+    source = "ImageNet's, by their number" if class_count in (1000, 1001) else "the class indices"
+    # A file beside published weights is somebody else's: their categories are known.
+    if checkpoints.find_by_sha256(architecture, contents.sha256) is not None:
+        labels = Decision(choose_labels(class_count, None), source)
+        return labels, tuple(labels_not_used(home, labels.value, "torchvision, whose weights these are,")), warnings
+    beside = labels_beside(home, class_count)
+    return Decision(choose_labels(class_count, beside), beside.name if beside else source), (), warnings
 
 
 def _file(settings: Settings, source: CheckpointFile, reporter: Reporter) -> Checkpoint:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import SettingError
 from .resources import available_cpus
 
+if TYPE_CHECKING:
+    from .preprocessing import PreprocessingFacts
+
 ENV_PREFIX = "RESNET_"
+# The settings that change a fact of the preprocessing each.
+PREPROCESSING_FACTS = ("resize", "crop", "interpolation", "resizer", "mean", "std", "scale", "channels")
+VALUE_ERROR = "Value error, "
 AutoOrCount = Literal["auto"] | Annotated[int, Field(ge=1)]
 
 
@@ -74,8 +81,53 @@ class Settings(BaseSettings):
         "auto",
         description=(
             "How images are prepared: a preset (torchvision-v1, torchvision-v2, timm, timm-tv2, timm-half, "
-            "huggingface, keras, keras-v2, tf-slim), a torchvision weight name, or auto to tell it from the checkpoint."
+            "huggingface, huggingface-torchvision, keras, keras-nearest, keras-v2, keras-v2-nearest, tf-slim), a "
+            "torchvision weight name, or auto to tell it from the checkpoint. The settings below change a fact each."
         ),
+    )
+    resize: str | None = Field(
+        None,
+        description=(
+            "What images are resized to: the short side (256), height x width (256x256: squashed), squash (to the "
+            "crop's size) or none (not resized). Unset: as the preprocessing has it."
+        ),
+    )
+    crop: str | None = Field(
+        None,
+        description=(
+            "What is cut out of the centre: a side (224), height x width (224x192), or none (all of what the image is "
+            "squashed to). Unset: as the preprocessing has it."
+        ),
+    )
+    interpolation: Literal["auto", "nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = Field(
+        "auto", description="The filter of the resize. auto: as the preprocessing has it."
+    )
+    resizer: Literal["auto", "pillow", "torchvision", "torchvision-no-antialias"] = Field(
+        "auto",
+        description=(
+            "Whose resize it is: Pillow's, torchvision's of tensors, or that without antialiasing (as OpenCV and "
+            "tf.image resize). auto: as the preprocessing has it."
+        ),
+    )
+    mean: str | None = Field(
+        None,
+        description=(
+            "What is taken from each channel: one number or three, separated by commas, in the order of channels and "
+            "the range of scale. Unset: as the preprocessing has it."
+        ),
+    )
+    std: str | None = Field(
+        None, description="What each channel is then divided by, given as the mean. Unset: as the preprocessing has it."
+    )
+    scale: Literal["auto", "unit", "levels", "signed"] = Field(
+        "auto",
+        description=(
+            "The range of the pixels that mean and std are of: unit (0 to 1), levels (0 to 255) or signed (-1 to 1). "
+            "With it a mean and a std that are unset are 0 and 1. auto: unit, for those that are set."
+        ),
+    )
+    channels: Literal["auto", "rgb", "bgr"] = Field(
+        "auto", description="The order in which the network takes the channels. auto: as the preprocessing has it."
     )
     activation: Literal["auto", "softmax", "sigmoid", "none"] = Field(
         "auto",
@@ -258,6 +310,14 @@ class Settings(BaseSettings):
         """From a request's last body byte to its answer; what would be later is refused."""
         return min(self.request_timeout_ms, self.slo_p99_ms or self.request_timeout_ms) / 1e3
 
+    @property
+    def preprocessing_facts(self) -> PreprocessingFacts:
+        """What is set of the preprocessing beside the preset."""
+        from .preprocessing import PreprocessingFacts  # numpy comes with it, which a health check does without
+
+        given = {name: getattr(self, name) for name in PREPROCESSING_FACTS}
+        return PreprocessingFacts.model_validate({name: value for name, value in given.items() if value != "auto"})
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -274,6 +334,25 @@ class Settings(BaseSettings):
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("resize", "crop", "mean", "std")
+    @classmethod
+    def _states_a_fact(cls, value: Any, field: ValidationInfo) -> Any:
+        if value is not None:
+            from .preprocessing import PARSERS
+
+            PARSERS[str(field.field_name)](value)
+        return value
+
+    @model_validator(mode="after")
+    def _facts_agree(self) -> Settings:
+        if all(getattr(self, name) in (None, "auto") for name in PREPROCESSING_FACTS):
+            return self
+        try:
+            _ = self.preprocessing_facts
+        except ValidationError as error:
+            raise ValueError(named_settings(error.errors()[0]["msg"].removeprefix(VALUE_ERROR)) + ".") from None
+        return self
 
     @model_validator(mode="after")
     def _one_process_decodes_on_a_card(self) -> Settings:
@@ -309,6 +388,11 @@ def load_settings(**flags: Any) -> Settings:
         raise SettingError("\n".join(_explain(error))) from None
 
 
+def named_settings(text: str) -> str:
+    """An error of `preprocessing`, with the settings' names for those of the facts."""
+    return re.sub(r"`(\w+)`", lambda match: f"{ENV_PREFIX}{match[1].upper()}", text)
+
+
 def unknown_variables() -> list[str]:
     """A line for each RESNET_ variable in the environment that is no setting, with the nearest one that is.
 
@@ -330,10 +414,11 @@ def _explain(error: ValidationError) -> list[str]:
     faults: dict[str, tuple[Any, list[str]]] = {}
     for item in error.errors():
         if not item["loc"]:
-            lines.append(item["msg"].removeprefix("Value error, "))
+            lines.append(item["msg"].removeprefix(VALUE_ERROR))
             continue
         _, reasons = faults.setdefault(str(item["loc"][0]), (item["input"], []))
-        reasons.append(item["msg"][0].lower() + item["msg"][1:])
+        reason = item["msg"].removeprefix(VALUE_ERROR)
+        reasons.append(reason[0].lower() + reason[1:])
     for name, (given, reasons) in faults.items():
         names = f"{ENV_PREFIX}{name.upper()} (--{name.replace('_', '-')})"
         lines.append(f"{names} cannot be {given!r}: {' or '.join(reasons)}. {Settings.model_fields[name].description}")

@@ -35,12 +35,18 @@ class Want(Flag):
 
 
 class Interpolation(Enum):
-    """The resampling filters that published preprocessings use, by torchvision's names."""
+    """The resampling filters, by torchvision's names."""
 
     NEAREST = "nearest"
+    BOX = "box"
     BILINEAR = "bilinear"
+    HAMMING = "hamming"
     BICUBIC = "bicubic"
     LANCZOS = "lanczos"
+
+
+Resizer = Literal["pillow", "torchvision", "torchvision-no-antialias"]
+"""Whose resize the pixels are equal to: Pillow's (torchvision's of a PIL image), or torchvision's of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,7 @@ class Preprocessing:
     """How a photo becomes a model's input.
 
     The upright RGB image is resized, its short side to `resize_short_side` pixels or (where that is None) squashed to
-    `crop`; the centre `crop` (height, width) is cut out; and a backend computes `(pixel / 255 - mean) / std` for each
+    `squash`; the centre `crop` (height, width) is cut out; and a backend computes `(pixel / 255 - mean) / std` for each
     channel, red first or, with `is_bgr`, blue first.
     """
 
@@ -61,6 +67,11 @@ class Preprocessing:
     """Whether the network takes blue first; `mean` and `std` are in the network's order. Pixels stay RGB until then."""
     floor_crop: bool = False
     """Whether a crop that cannot be centred exactly goes to the smaller offset (Hugging Face), not to the even one."""
+    squash: tuple[int, int] | None = None
+    """Height and width where `resize_short_side` is None. None: those of the crop."""
+    is_resized: bool = True
+    """Whether the image is resized at all; `resize_short_side` and `squash` are None where it is not."""
+    resizer: Resizer = "pillow"
 
     def scale_and_shift(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """`(pixel / 255 - mean) / std` as one multiplication and one addition, of each channel of the network."""
@@ -70,11 +81,28 @@ class Preprocessing:
     def describe(self) -> str:
         """One line for a person."""
         height, width = self.crop
-        resize = "squashed" if self.resize_short_side is None else f"short side {self.resize_short_side}"
+        offset = ", offset rounded down" if self.floor_crop and self._may_be_off_centre() else ""
+        order = ", BGR" if self.is_bgr else ""
         return (
-            f"{resize} {self.interpolation.value}, centre crop {height}×{width}, "
-            f"mean {_figures(self.mean)}, std {_figures(self.std)}{', BGR' if self.is_bgr else ''}"
+            f"{self._resize()}, centre crop {height}×{width}{offset}, mean {_figures(self.mean)}, "
+            f"std {_figures(self.std)}{order}"
         )
+
+    def _resize(self) -> str:
+        if not self.is_resized:
+            return "not resized"
+        size = f"short side {self.resize_short_side}"
+        if self.resize_short_side is None:
+            size = f"squashed to {self.squash[0]}×{self.squash[1]}" if self.squash else "squashed"
+        by = {
+            "pillow": "",
+            "torchvision": " (torchvision's)",
+            "torchvision-no-antialias": " (torchvision's, without antialiasing)",
+        }
+        return f"{size} {self.interpolation.value}{by[self.resizer]}"
+
+    def _may_be_off_centre(self) -> bool:
+        return self.resize_short_side is not None or self.squash is not None or not self.is_resized
 
 
 LayerKind = Literal[

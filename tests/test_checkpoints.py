@@ -450,12 +450,11 @@ def test_a_malicious_pickle_runs_nothing(new_container: bool, inside: bool, tmp_
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"# ResNet-50\nDownload the weights from our site.\n", "it begins with 23 20 52 65"),
-        (b"<!DOCTYPE html><html>404</html>", "it begins with 3c 21 44 4f"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), "it begins with 89 50 4e 47"),
+        (b"# ResNet-50\nDownload the weights from our site.\n", "it is a text that begins with '# ResNet-50'"),
+        (b"\x89\x50\x00\x01" + bytes(100), "it begins with 89 50 00 01"),
         (b"", "it is empty"),
     ],
-    ids=["text", "HTML", "PNG", "empty"],
+    ids=["text", "numbers", "empty"],
 )
 def test_files_of_another_kind_are_refused(content: bytes, expected: str, tmp_path: Path) -> None:
     """What is no checkpoint is refused with what was expected and what the file begins with."""

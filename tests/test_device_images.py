@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ CPU = on_cpu()
 TOLERANCE = 0.05
 
 
-def made_for(crop: tuple[int, int], short: int | None, interpolation: Interpolation, **options: bool) -> Preprocessing:
+def made_for(crop: tuple[int, int], short: int | None, interpolation: Interpolation, **options: Any) -> Preprocessing:
     return Preprocessing(short, crop, interpolation, RESNET50.mean, RESNET50.std, **options)
 
 
@@ -49,6 +50,8 @@ PREPROCESSINGS = {
     "squashed": made_for((96, 160), None, Interpolation.LANCZOS),
     "odd, floor": made_for((75, 81), 100, Interpolation.LANCZOS, floor_crop=True),
     "small": made_for((6, 5), 7, Interpolation.BILINEAR),
+    "squashed, then cropped": made_for((96, 160), None, Interpolation.BILINEAR, squash=(120, 181)),
+    "torchvision's": made_for((224, 224), 256, Interpolation.BICUBIC, floor_crop=True, resizer="torchvision"),
 }
 
 

@@ -60,7 +60,7 @@ def test_hugging_face_folder_tells_everything(tmp_path: Path) -> None:
     config = RESNET | {"downsample_in_bottleneck": True, "id2label": {"0": "cat", "1": "dog"}}
     folder = write(tmp_path / "pets", config, CONVNEXT)
     contents = read_checkpoint(folder)
-    assert set(contents.weights) == {"conv1.weight", "fc.weight"}
+    assert set(contents.weights) == {"conv1.weight", "fc.weight", "fc.bias"}
     assert contents.container == "Hugging Face folder (safetensors)"
     decisions = decide(Settings(), contents)
     assert (decisions.stride_in.value, decisions.stride_in.source) == ("1x1", "config.json")
@@ -128,6 +128,23 @@ def test_plain_folder_with_one_checkpoint_still_works(tmp_path: Path) -> None:
     """A folder that is no checkpoint and holds one is that one."""
     (tmp_path / "resnet50.pth").write_bytes(b"PK")
     assert locate(str(tmp_path)) == CheckpointFile(tmp_path / "resnet50.pth")
+
+
+def test_what_lies_beside_a_checkpoint_is_none(tmp_path: Path) -> None:
+    """Tables, programs, pictures, licences and an ONNX file's own numbers are not taken for checkpoints."""
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x08")
+    for name in (
+        "model.onnx.data",
+        "train.py",
+        "log.csv",
+        "curve.png",
+        "LICENSE",
+        "args.yaml",
+        "classes.txt",
+        "a.sha256",
+    ):
+        (tmp_path / name).write_bytes(b"x")
+    assert locate(None, tmp_path) == CheckpointFile(tmp_path / "model.onnx")
 
 
 def test_labels_lie_in_the_folder(tmp_path: Path) -> None:
@@ -212,7 +229,7 @@ def test_image_processors_are_followed(tmp_path: Path, change: dict[str, Any], e
     "change",
     [
         {"do_resize": False},
-        {"resample": 5},
+        {"resample": 6},
         {"size": {"longest_edge": 224}},
         {"size": {"shortest_edge": 0}},
         {"size": {"shortest_edge": 10**9}},

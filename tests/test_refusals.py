@@ -60,7 +60,12 @@ def fastai() -> Shapes:
 
 def projector() -> Shapes:
     shapes = resnet50(fc__weight=None, fc__bias=None)
-    return {**shapes, "fc.0.weight": np.zeros((2048, 2048)), "fc.2.weight": np.zeros((128, 2048))}
+    return {**shapes, "projector.0.weight": np.zeros((2048, 2048)), "projector.2.weight": np.zeros((128, 2048))}
+
+
+def unchained() -> Shapes:
+    """A head that the pooled features do not fit."""
+    return {**resnet50(fc__weight=None, fc__bias=None), "head.0.weight": np.zeros((64, 4096))}
 
 
 CASES: dict[str, tuple[Any, str]] = {
@@ -75,6 +80,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "BiT": (lambda: timms("resnetv2_50x1_bit"), "It has no running_mean"),
     "backbone": (lambda: resnet50(fc__weight=None, fc__bias=None), "It is a backbone without a classifier"),
     "projector": (projector, "It ends in a projector of self-supervised training"),
+    "other head": (unchained, "Its dense layers do not lead from a ResNet-50's 2048 features to classes"),
     "narrow head": (lambda: resnet50(fc__weight=(1000, 512)), "does not take a ResNet-50's 2048 features"),
     "head of rank 4": (lambda: resnet50(fc__weight=(1000, 2048, 1, 1)), "does not take a ResNet-50's 2048 features"),
     "fastai": (fastai, "It is fastai's, whose head is no ResNet-50's"),
@@ -100,6 +106,15 @@ def test_each_other_network_is_refused_by_its_own_line(name: str) -> None:
 def test_the_lines_are_all_different() -> None:
     """Each kind has its own advice: the eleven of them are eleven sentences."""
     assert len({expected.split(":")[0] for _, expected in CASES.values()}) >= 11
+
+
+@pytest.mark.parametrize("scope", ["module.encoder_q.", "base_encoder."])
+def test_a_self_supervised_networks_projector_is_no_classifier(scope: str, tmp_path: Path) -> None:
+    """MoCo's projector has a classifier's names (`fc.0`, `fc.2`): its scope says what it is."""
+    state = {"layer4.2.conv3.weight": (4, 4), "fc.0.weight": (8, 2048), "fc.2.weight": (4, 8)}
+    torch.save({f"{scope}{name}": torch.zeros(shape) for name, shape in state.items()}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=rf"under '{scope[:-1]}', as self-supervised .* are a projector"):
+        read_checkpoint(tmp_path / "w.pth")
 
 
 def test_a_deeper_deep_stem_is_refused_as_deeper(tmp_path: Path) -> None:

@@ -20,13 +20,13 @@ from PIL import Image
 from app.checkpoints import published_resnet50_preprocessing
 from app.images import decode, geometry, kernel_build, resample
 from app.images.kernel import Axis, Kernel
-from app.types import Preprocessing
+from app.types import Interpolation, Preprocessing
 from tests import images_made as made
 from tests.images_made import photo
 from tests.photos import LIMITS, encode
 
 RESNET50 = published_resnet50_preprocessing()
-FILTERS = [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS]
+FILTERS = [resampling for each, resampling in geometry.FILTERS.items() if each is not Interpolation.NEAREST]
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 

@@ -45,7 +45,7 @@ def test_a_wrong_scaling_stands_out(trained: Weights, name: str, least: float) -
 
 def test_the_presets_that_fit_are_named(trained: Weights) -> None:
     """Of the presets, those with the trained network's own scaling are found, and no other."""
-    assert set(fitting_presets(trained)) == {"timm-half", "keras-v2"}
+    assert set(fitting_presets(trained)) == {"timm-half", "keras-v2", "keras-v2-nearest"}
 
 
 def test_fractions_without_normalisation_stand_out(trained: Weights) -> None:

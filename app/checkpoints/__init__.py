@@ -2,7 +2,7 @@
 
 from .base import Checkpoint, Contents, Decision, Graph, Stored, Told, Weights
 from .converted import write_converted
-from .decisions import Decisions, decide, warnings_of
+from .decisions import Decisions, decide, notes_of, warnings_of
 from .depends import depends_on, sha256_of
 from .download import Progress, fetch
 from .folders import home_of
@@ -49,6 +49,7 @@ __all__ = [
     "home_of",
     "is_scaling_unlikely",
     "locate",
+    "notes_of",
     "offline_demo_file",
     "published_resnet50_preprocessing",
     "read_checkpoint",

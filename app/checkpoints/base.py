@@ -9,6 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from numpy.typing import NDArray
 
+from ..preprocessing import PreprocessingFacts
 from ..types import Activation, Layer, Preprocessing, ResNetSwitches
 from .quantized import QuantizedRecord
 
@@ -119,6 +120,8 @@ class Contents:
     """In place of weights, which it has in it."""
     notes: tuple[str, ...] = ()
     """What was left out or passed over and cannot change an answer, a sentence each."""
+    preprocessing_beside: PreprocessingFacts | None = None
+    """What the user's own file beside the checkpoint states; it goes before what the checkpoint tells."""
 
 
 @dataclass(frozen=True, slots=True)

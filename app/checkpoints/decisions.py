@@ -11,8 +11,7 @@ from ..errors import SettingError
 from ..settings import ENV_PREFIX, Settings
 from ..types import Activation, Layer, Preprocessing, ResNetSwitches
 from .base import Contents, Decision
-from .presets import PRESETS
-from .published import default_preprocessing, find_by_name, find_by_sha256
+from .own_preprocessing import decide_preprocessing, preprocessing_notes, preprocessing_warnings
 from .scaling import SUSPICIOUS, fitting_presets, spread_error
 from .state_dict import never_trained
 
@@ -68,7 +67,7 @@ class Decisions:
 def decide(settings: Settings, contents: Contents) -> Decisions:
     """Settle what `contents` leaves open.
 
-    Raises `SettingError` for a preprocessing that does not exist.
+    Raises `SettingError` or `CheckpointError` for a preprocessing that does not exist or does not fit.
     """
     told = contents.told
     architecture = _chosen(settings, "architecture") or told.architecture or Decision("resnet50", "its layers")
@@ -82,7 +81,7 @@ def decide(settings: Settings, contents: Contents) -> Decisions:
         stem=_chosen(settings, "stem") or told.stem or Decision("symmetric", _USUAL),
         pool=_chosen(settings, "pool") or told.pool or Decision("symmetric", _USUAL),
         epsilon=_chosen(settings, "epsilon") or told.epsilon or Decision(1e-5, _USUAL),
-        preprocessing=_preprocessing(settings, contents, architecture.value),
+        preprocessing=decide_preprocessing(settings, contents, architecture.value),
         altered=told.altered or Decision((), _USUAL),
         head=told.head or Decision((), "its shapes"),
         activation=_chosen(settings, "activation") or told.activation or Decision("softmax", _USUAL),
@@ -106,46 +105,20 @@ def _refuse_switches(settings: Settings, architecture: str) -> None:
             )
 
 
-def _preprocessing(settings: Settings, contents: Contents, architecture: str) -> Decision[Preprocessing]:
-    quantized = contents.graph is not None and contents.graph.quantized is not None
-    if settings.preprocessing != "auto" and quantized:
-        raise SettingError(
-            f"{ENV_PREFIX}PREPROCESSING is {settings.preprocessing}, but this model was quantized for its own "
-            f"preprocessing: unset it, or quantize the checkpoint again with it."
-        )
-    if quantized and contents.told.preprocessing is not None:
-        return contents.told.preprocessing
-    if settings.preprocessing != "auto":
-        return Decision(_named(settings.preprocessing, architecture), f"{ENV_PREFIX}PREPROCESSING")
-    published = find_by_sha256(architecture, contents.sha256)
-    if published is not None:
-        return Decision(published.preprocessing, f"torchvision's {published.name}, by checksum")
-    if contents.told.preprocessing is not None:
-        return contents.told.preprocessing
-    preprocessing, name = default_preprocessing(architecture)
-    return Decision(preprocessing, f"{name}'s way", is_assumed=True)
-
-
-def _named(name: str, architecture: str) -> Preprocessing:
-    """A preset, or the preprocessing of torchvision's weights of that name."""
-    if name in PRESETS:
-        return PRESETS[name]
-    try:
-        return find_by_name(architecture, name).preprocessing
-    except SettingError as error:
-        raise SettingError(
-            f"RESNET_PREPROCESSING cannot be {name!r}: it is auto, a preset ({', '.join(PRESETS)}) or a torchvision "
-            f"weight name. {error}"
-        ) from None
+def notes_of(contents: Contents, decisions: Decisions) -> Iterator[str]:
+    """What the decisions passed over, a sentence each."""
+    yield from preprocessing_notes(contents, decisions.preprocessing, decisions.architecture.value)
 
 
 def warnings_of(contents: Contents, decisions: Decisions, name: str) -> Iterator[str]:
     """What could be wrong with serving this checkpoint, a sentence each."""
     yield from contents.warnings
+    yield from preprocessing_warnings(contents, decisions.preprocessing, name)
     if decisions.preprocessing.is_assumed:
         yield (
             f"Nothing in {name} says how its images were prepared: assuming {decisions.preprocessing.source} "
-            f"({decisions.preprocessing.value.describe()}). If it was trained otherwise, set RESNET_PREPROCESSING."
+            f"({decisions.preprocessing.value.describe()}). If it was trained otherwise, set "
+            f"RESNET_PREPROCESSING or what differs, such as RESNET_RESIZE or RESNET_MEAN."
         )
     if decisions.stride_in.is_assumed and decisions.preprocessing.is_assumed:
         yield (

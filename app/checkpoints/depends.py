@@ -5,28 +5,32 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ..labels import LABEL_FILES
+from ..files import open_regular
+from ..labels import GENERAL_LABEL_FILES, LABEL_FILES
 from .folders import find_folder, home_of, weights_in
+from .json_file import MAX_JSON_BYTES
 from .model_config import CONFIG, PREPROCESSOR
-from .tensor_bundle import data_files
+from .own_preprocessing import OWN_PREPROCESSING
+from .readers import MAX_CHECKPOINT_BYTES, find_reader
+from .sharded import INDEXES
 
-_COMPANIONS = (CONFIG, PREPROCESSOR, *LABEL_FILES)
+_COMPANIONS = (CONFIG, PREPROCESSOR, OWN_PREPROCESSING, *LABEL_FILES, *GENERAL_LABEL_FILES)
 # Their being there says whose folder it is.
-_SIGNS = ("MLmodel", "saved_model.pb", ".metadata", "pytorch_model.bin.index.json", "model.safetensors.index.json")
+_SIGNS = ("MLmodel", "saved_model.pb", ".metadata", *INDEXES)
 
 
-def depends_on(path: Path, labels: Path | None = None) -> list[tuple[str, str]]:
+def depends_on(path: Path, labels: Path | None = None, max_bytes: int = MAX_CHECKPOINT_BYTES) -> list[tuple[str, str]]:
     """Name and SHA-256 of each file that the answer of reading the checkpoint `path` depends on.
 
     A file that is not there counts as that. With two equal lists, and equal settings and code, reading gives the same
-    twice. `labels` is the labels file that the settings name. Raises `CheckpointError` as reading would, and `OSError`.
+    twice. `labels` is the labels file that the settings name. Raises `CheckpointError` as reading would, which takes at
+    most `max_bytes`, and `OSError`.
     """
     home = home_of(path)
     weights = weights_in(path)
-    files = [weights, *(data_files(weights) if weights.suffix == ".index" else ())]
-    files += [home / name for name in _COMPANIONS]
-    files += [labels] if labels else []
-    found = [(str(file), sha256_of(file) if file.is_file() else "none") for file in files]
+    found = [(str(file), sha256_of(file)) for file in find_reader(weights, max_bytes).files(weights)]
+    companions = [*(home / name for name in _COMPANIONS), *([labels] if labels else [])]
+    found += [(str(file), _digest_of(file)) for file in companions]
     found += [(str(home / name), str((home / name).exists())) for name in _SIGNS]
     if find_folder(home) is not None:
         inside = sorted(home.rglob("*"))
@@ -34,6 +38,13 @@ def depends_on(path: Path, labels: Path | None = None) -> list[tuple[str, str]]:
     return found
 
 
+def _digest_of(companion: Path) -> str:
+    """Of a small file, if it is there; one that is too large is refused when it is read."""
+    if not companion.is_file():
+        return "none"
+    return sha256_of(companion) if companion.stat().st_size <= MAX_JSON_BYTES else "too large"
+
+
 def sha256_of(file: Path) -> str:
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -137,9 +137,13 @@ def _hugging_face(name: str) -> str | None:
     return None
 
 
+# Parameters and statistics; counters and what tools note beside a layer have other names.
+_TORCH_LEAF = re.compile(r"\.(?:weight|bias|running_mean|running_var)$")
+
+
 def _torchvision(name: str) -> str | None:
     """torchvision's and timm's own names (torchvision/models/resnet.py)."""
-    return name if re.match(r"(?:conv1|bn1|layer[1-4])\.", name) else None
+    return name if re.match(r"(?:conv1|bn1|layer[1-4])\.", name) and _TORCH_LEAF.search(name) else None
 
 
 # The children of torchvision's ResNet, by their places in a Sequential of them; 2, 3 and 8 have no weights.
@@ -149,7 +153,7 @@ _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer
 def _children(name: str) -> str | None:
     """nn.Sequential(*list(resnet.children())[:-1]), as Lightning's documentation and fastai cut a backbone."""
     place, _, rest = name.partition(".")
-    return f"{_CHILDREN[place]}.{rest}" if place in _CHILDREN else None
+    return f"{_CHILDREN[place]}.{rest}" if place in _CHILDREN and _TORCH_LEAF.search(name) else None
 
 
 def _switches(switches: ResNetSwitches) -> Told:
@@ -222,7 +226,7 @@ FAMILIES = (
     ),
     Family(
         "torchvision",
-        re.compile(r"^(?P<scope>(?:.*\.)?)layer4\.2\.conv3\.weight$"),
+        re.compile(r"^(?P<scope>(?:.*\.)?)layer4\.(?:2\.conv3|1\.conv2)\.weight$"),
         _torchvision,
         Told(),
         channels_last=False,

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from .base import Told
-from .model_config import is_hugging_face, is_timm, read_hugging_face, read_timm
+from .hub_cache import check_link, check_links, snapshot_of
+from .model_config import is_hugging_face, is_timm, read_hugging_face, read_processor, read_timm
 from .refused import is_distributed, refuse_distributed
+from .sharded import INDEXES, refuse_shard
 
 # In transformers' and timm's order of preference.
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_WEIGHT_FILES = ("model.safetensors", INDEXES[0], "pytorch_model.bin", INDEXES[1])
 _VARIABLES = Path("variables", "variables.index")
 
 
@@ -44,15 +46,17 @@ def _weight_file(folder: Path) -> Path | None:
     return next((folder / name for name in _WEIGHT_FILES if (folder / name).exists()), None)
 
 
+def _has_index(folder: Path) -> bool:
+    return any((folder / name).exists() for name in INDEXES)
+
+
 _MLFLOW_WEIGHTS = ("data/model.pth", "data/state_dict.pth", "state_dict.pth", "data/model.pt2")
 
 
 def _mlflow_file(folder: Path) -> Path | None:
     found = next((folder / name for name in _MLFLOW_WEIGHTS if (folder / name).exists()), None)
-    if found is not None and not found.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(
-            f"{found} is a link that leads out of its folder. Copy the files themselves: cp -rL {folder} COPY."
-        )
+    if found is not None:
+        check_link(found, folder)
     return found
 
 
@@ -77,24 +81,28 @@ FOLDERS = (
     Folder("MLflow folder", lambda folder: (folder / "MLmodel").is_file(), _mlflow_file, _nothing),
     Folder("sharded checkpoint", is_distributed, refuse_distributed, _nothing),
     Folder("SavedModel", lambda folder: (folder / "saved_model.pb").exists(), _variables, _nothing),
+    Folder("folder of weights in several files", _has_index, _weight_file, _nothing),
 )
 
 
 def find_folder(path: Path) -> Folder | None:
     """What kind of checkpoint the folder `path` is. Raises `CheckpointError` for a damaged config.json."""
-    return next((each for each in FOLDERS if each.recognises(path)), None) if path.is_dir() else None
+    if not path.is_dir():
+        return None
+    home = home_of(path)
+    return next((each for each in FOLDERS if each.recognises(home)), None)
 
 
 def is_checkpoint_folder(path: Path) -> bool:
     """Whether `path` is a folder that is one checkpoint, with its weights in it."""
     folder = find_folder(path)
-    return folder is not None and folder.weights(path) is not None
+    return folder is not None and folder.weights(home_of(path)) is not None
 
 
 def home_of(path: Path) -> Path:
-    """The folder that belongs to the checkpoint `path`: itself, or the one that its file lies in."""
+    """The folder that belongs to the checkpoint `path`: itself, its snapshot, or the one that its file lies in."""
     if path.is_dir():
-        return path
+        return snapshot_of(path)
     if path.parent.name == _VARIABLES.parent.name and (path.parent.parent / "saved_model.pb").exists():
         return path.parent.parent
     return path.parent
@@ -106,17 +114,25 @@ def weights_in(path: Path) -> Path:
     Raises `CheckpointError` for a folder that is no checkpoint, and where a link leads out of it.
     """
     if not path.is_dir():
+        refuse_shard(path)
         return path
-    folder = find_folder(path)
-    weights = folder.weights(path) if folder else None
+    home = home_of(path)
+    folder = find_folder(home)
+    weights = folder.weights(home) if folder else None
     if weights is None:
         kind = f"a {folder.name} without weights" if folder else "a folder that is no checkpoint"
         raise CheckpointError(
-            f"{path} is {kind}. Expected a Hugging Face or timm folder (config.json and {_WEIGHT_FILES[0]}), a "
-            f"SavedModel (saved_model.pb and {_VARIABLES}), or a file: a .pth, .pt, .safetensors, .h5 or .index."
+            f"{path} is {kind}{_broken_link(home)}. Expected a Hugging Face or timm folder (config.json and "
+            f"{_WEIGHT_FILES[0]}), a SavedModel (saved_model.pb and {_VARIABLES}), or a file: a .pth, .pt, "
+            f".safetensors, .h5 or .index."
         )
-    _keep_inside(path)
+    _check_links(home)
     return weights
+
+
+def _broken_link(home: Path) -> str:
+    broken = (name for name in _WEIGHT_FILES if (home / name).is_symlink())
+    return "".join(f" ({name} is a link to a file that is not there: download it again)" for name in broken)
 
 
 def read_beside(path: Path) -> Beside:
@@ -124,16 +140,10 @@ def read_beside(path: Path) -> Beside:
     home = home_of(path)
     folder = find_folder(home)
     if folder is None:
-        return NOTHING
-    _keep_inside(home)
+        return Beside(*read_processor(home))
+    _check_links(home)
     return folder.beside(home)
 
 
-def _keep_inside(folder: Path) -> None:
-    """Raises `CheckpointError` for a link that leads out of `folder`: what is served is what lies there."""
-    root = folder.resolve()
-    for path in (*folder.iterdir(), *folder.glob(f"{_VARIABLES.parent}/*")):
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            raise CheckpointError(
-                f"{path} is a link that leads out of its folder. Copy the files themselves: cp -rL {folder} COPY."
-            )
+def _check_links(folder: Path) -> None:
+    check_links(folder, f"{_VARIABLES.parent}/*")

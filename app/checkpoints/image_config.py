@@ -8,19 +8,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..types import Interpolation, Preprocessing
+from ..preprocessing import MAX_SIDE, can_resize
+from ..types import Interpolation, Preprocessing, Resizer
 from .base import Decision, Told
 from .left_out import Normalisation
 from .presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS
 
-_MAX_SIDE = 4096
-# PIL.Image.Resampling, as preprocessor_config.json numbers it. BOX (4) and HAMMING (5) no published model uses.
+# PIL.Image.Resampling, as preprocessor_config.json numbers it.
 _RESAMPLING = {
     0: Interpolation.NEAREST,
     1: Interpolation.LANCZOS,
     2: Interpolation.BILINEAR,
     3: Interpolation.BICUBIC,
+    4: Interpolation.BOX,
+    5: Interpolation.HAMMING,
 }
+# What a processor does to images and is followed here; of what else it says to do, nothing is.
+_FOLLOWED = frozenset({"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"})
+# EfficientNet's, which normalise otherwise.
+_OTHER_NORMALISATIONS = ("rescale_offset", "include_top")
+# transformers 4 and 5 name a processor that resizes tensors so; the others' names say nothing of who resizes.
+_TENSORS = "Fast"
 _HALF = (0.5, 0.5, 0.5)
 # ConvNextImageProcessor: below, crop after a resize by crop_pct; from here on, squash.
 _SQUASHED_SINCE = 384
@@ -32,46 +40,75 @@ class Unclear(Exception):
 
 
 def processor_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
-    """transformers/models/convnext/image_processing_convnext.py, and the plain processors that have a crop_size."""
+    """transformers/models/convnext/image_processing_convnext.py, and the plain processors that have a crop_size.
+
+    A processor whose name ends in Fast resizes with torchvision. Of the others' names those before transformers 5
+    resize with Pillow and later ones with torchvision, mostly a level apart: Pillow is assumed.
+    """
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "ConvNext")
     if config.get("do_resize", True) is not True:
         raise Unclear("it does not resize")
+    for name, value in config.items():
+        if value is True and (name in _OTHER_NORMALISATIONS or (name.startswith("do_") and name not in _FOLLOWED)):
+            raise Unclear(f"{name[:60]} is true")
     code = config.get("resample", 3 if "ConvNext" in kind else 2)
     if isinstance(code, bool) or not isinstance(code, int) or code not in _RESAMPLING:
         raise Unclear(f"resample is {brief(code)}")
+    resizer: Resizer = "torchvision" if kind.endswith(_TENSORS) else "pillow"
+    if not can_resize(resizer, _RESAMPLING[code]):
+        raise Unclear(f"resample is {code}, which torchvision does not have,")
     mean, std = _normalisation(config)
-    short, crop = _processor_geometry(config, kind)
-    return Preprocessing(short, crop, _RESAMPLING[code], mean, std, floor_crop=True)
+    short, squash, crop = _processor_geometry(config, kind)
+    return Preprocessing(
+        short,
+        crop,
+        _RESAMPLING[code],
+        mean,
+        std,
+        floor_crop=True,
+        squash=squash,
+        resizer=resizer,
+    )
 
 
-def _processor_geometry(config: Mapping[str, Any], kind: str) -> tuple[int | None, tuple[int, int]]:
-    """The short side (None: squashed) and the crop."""
+def _processor_geometry(
+    config: Mapping[str, Any], kind: str
+) -> tuple[int | None, tuple[int, int] | None, tuple[int, int]]:
+    """The short side (None: squashed), what is squashed to where it is not the crop, and the crop."""
     size = config.get("size", {"shortest_edge": 384} if "ConvNext" in kind else None)
     # Files from before transformers 4.27 have a number: ConvNext's short side, the others' square.
     if isinstance(size, int):
         size = {"shortest_edge": size} if "ConvNext" in kind else {"height": size, "width": size}
     if not isinstance(size, dict):
         raise Unclear(f"size is {brief(size)}")
-    cropped = None if "ConvNext" in kind else _crop_size(config)
+    cropped = _crop_size(config, kind)
+    if "ConvNext" in kind and cropped is not None:
+        raise Unclear("do_center_crop is true")
+    if "PoolFormer" in kind and config.get("crop_pct") is not None:
+        raise Unclear(f"crop_pct is {brief(config['crop_pct'])}")
     if "shortest_edge" in size and "longest_edge" not in size:
         short = _side(size["shortest_edge"])
         if "ConvNext" in kind:
             if short >= _SQUASHED_SINCE:
-                return None, (short, short)
-            return _side(int(short / _fraction(config.get("crop_pct"), short))), (short, short)
+                return None, None, (short, short)
+            return _side(int(short / _fraction(config.get("crop_pct"), short))), None, (short, short)
         if cropped is None or max(cropped) > short:
             raise Unclear(f"it resizes to a short side of {short} and crops to {cropped or 'nothing'}")
-        return short, cropped
+        return short, None, cropped
     if {"height", "width"} <= size.keys():
         squashed = _side(size["height"]), _side(size["width"])
-        if cropped not in (None, squashed):
+        if cropped in (None, squashed):
+            return None, None, squashed
+        if cropped[0] > squashed[0] or cropped[1] > squashed[1]:
             raise Unclear(f"it squashes to {squashed} and crops to {cropped}")
-        return None, squashed
+        return None, squashed, cropped
     raise Unclear(f"size is {brief(size)}")
 
 
-def _crop_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
-    if not config.get("do_center_crop", "crop_size" in config):
+def _crop_size(config: Mapping[str, Any], kind: str) -> tuple[int, int] | None:
+    # ConvNeXt's own crop goes by crop_pct: one of another processor is added where it says so.
+    is_usual = "crop_size" in config and "ConvNext" not in kind
+    if not config.get("do_center_crop", is_usual):
         return None
     crop = config.get("crop_size", 224)
     if isinstance(crop, dict):
@@ -114,28 +151,30 @@ def timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
     except ValueError:
         raise Unclear(f"interpolation is {brief(config['interpolation'])}") from None
     mode = config.get("crop_mode") or "center"
-    short: int | None
+    short: int | None = None
+    squash: tuple[int, int] | None = None
     if mode == "center" and height == width:
         short = _side(math.floor(height / fraction))
-    elif mode == "squash" and fraction == 1:
-        short = None
+    elif mode == "squash":
+        scaled = _side(math.floor(height / fraction)), _side(math.floor(width / fraction))
+        squash = None if scaled == (height, width) else scaled
     else:
         raise Unclear(f"crop_mode is {brief(mode)} with {height}×{width} and crop_pct {fraction:g}")
     mean = _three(config.get("mean", IMAGENET_MEAN))
     std = _three(config.get("std", IMAGENET_STD), positive=True)
-    return Preprocessing(short, (height, width), interpolation, mean, std)
+    return Preprocessing(short, (height, width), interpolation, mean, std, squash=squash)
 
 
 def _fraction(value: Any, side: int) -> float:
     """crop_pct: at most 1, and not so small that the resize is past any use."""
     (fraction,) = _numbers([_DEFAULT_CROP_PCT if value is None else value], 1, positive=True)
-    if not side / _MAX_SIDE <= fraction <= 1:
+    if not side / MAX_SIDE <= fraction <= 1:
         raise Unclear(f"crop_pct is {brief(value)}")
     return fraction
 
 
 def _side(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_SIDE:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIDE:
         raise Unclear(f"a side is {brief(value)}")
     return value
 
@@ -150,8 +189,7 @@ def _three(value: Any, positive: bool = False) -> tuple[float, float, float]:
 def _numbers(value: Any, count: int, positive: bool) -> Iterator[float]:
     is_list = isinstance(value, list | tuple) and len(value) == count
     if not is_list or not all(
-        isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each) and abs(each) < 1e6
-        for each in value
+        isinstance(each, int | float) and not isinstance(each, bool) and abs(each) < 1e6 for each in value
     ):
         raise Unclear(f"a mean, a deviation or a factor is {brief(value)}")
     if positive and min(value) < 1e-6:

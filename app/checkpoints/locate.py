@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..labels import LABEL_FILES
 from .folders import is_checkpoint_folder
+from .sharded import is_shard
 
 WEIGHTS_FOLDER = Path("model_weights")
 DEFAULT_PUBLISHED = "IMAGENET1K_V2"
@@ -16,8 +16,17 @@ OFFLINE_DEMO = "offline-demo"
 
 # torchvision's weight names are enum members: capitals, digits and underscores.
 _PUBLISHED_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
-# What may lie beside a checkpoint without being one.
-_COMPANIONS = frozenset({".md", ".txt", ".json", ".part"})
+# What may lie beside a checkpoint without being one: texts, tables, pictures, programs, sums.
+_COMPANIONS = frozenset(
+    {
+        *(".md", ".rst", ".txt", ".json", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".log", ".lock"),
+        *(".csv", ".tsv", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".html", ".py", ".ipynb", ".sh"),
+        *(".sha256", ".md5", ".part"),
+    }
+)
+_COMPANION_NAMES = frozenset({"LICENSE", "NOTICE", "README", "Makefile", "Dockerfile", "__pycache__", "lost+found"})
+# Numbers that an .onnx keeps in a file of their own.
+_ONNX_DATA = (".onnx.data", ".onnx_data")
 # What lies beside a TensorFlow checkpoint's .index: numbers, graph, and the list of checkpoints.
 _TENSORFLOW_COMPANION = re.compile(r"\.data-\d{5}-of-\d{5}$|\.meta$|^checkpoint$")
 
@@ -29,8 +38,10 @@ _FOLDER_COMPANIONS = frozenset(
         *("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "runs"),
         *("saved_model.pb", "fingerprint.pb", "keras_metadata.pb", "variables", "assets"),
         *("MLmodel", "conda.yaml", "python_env.yaml", "data", "state_dict.pth", "metadata"),
+        *("blobs", "refs", "snapshots"),
     }
 )
+_TRAINING_STEP = re.compile(r"checkpoint-\d+")  # transformers' Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,15 @@ def locate(weights: str | None, folder: Path = WEIGHTS_FOLDER) -> Source:
     if weights == OFFLINE_DEMO:
         return OfflineDemo()
     path = Path(weights).expanduser()
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        pass  # no such file: perhaps a name, or a prefix
+    except OSError as error:
+        raise CheckpointError(
+            f"RESNET_WEIGHTS is {weights[:200]}, which cannot be read: {error.strerror}. Give the path of a file that "
+            f"the user that runs the service can read."
+        ) from None
     if path.is_dir():
         if is_checkpoint_folder(path):
             return CheckpointFile(path)
@@ -98,13 +118,19 @@ def _only_checkpoint(folder: Path) -> Path | None:
         path
         for path in entries
         if not path.name.startswith(".")
-        and path.name != "lost+found"
+        and path.name not in _COMPANION_NAMES
         and path.suffix.lower() not in _COMPANIONS
-        and path.name not in LABEL_FILES
+        and not path.name.endswith(_ONNX_DATA)
         and not _TENSORFLOW_COMPANION.search(path.name)
     ]
     if is_checkpoint_folder(folder):
-        strays = [path for path in found if path.name not in _FOLDER_COMPANIONS]
+        strays = [
+            path
+            for path in found
+            if path.name not in _FOLDER_COMPANIONS
+            and not is_shard(path.name)
+            and not _TRAINING_STEP.fullmatch(path.name)
+        ]
         if not strays:
             return folder
     if len(found) > 1:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import CheckpointError
-from ..types import Preprocessing
+from ..labels import names_by_index
+from ..types import Activation, Preprocessing
 from .base import Decision, Told
+from .hub_cache import check_link
 from .image_config import Unclear, brief, processor_preprocessing, timm_preprocessing
+from .json_file import read_json
 from .presets import PRESETS
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
-_MAX_BYTES = 16 * 1024 * 1024
+_ONNX = "Export the model to ONNX, which is served as it is."
 
 # What makes a ResNetConfig a ResNet-50: the defaults of transformers/models/resnet/configuration_resnet.py.
 _RESNET50: Mapping[str, Any] = {
@@ -24,8 +26,14 @@ _RESNET50: Mapping[str, Any] = {
     "hidden_sizes": [256, 512, 1024, 2048],
     "depths": [3, 4, 6, 3],
     "layer_type": "bottleneck",
+    # transformers' own bottleneck takes it for the stem and behind a block alone, and is ReLU within.
     "hidden_act": "relu",
     "downsample_in_first_stage": False,
+}
+# transformers' way to choose a loss, and with it what a score means (loss/loss_utils.py).
+_PROBLEMS: Mapping[str, Activation] = {
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
 }
 # timm's names of what is built here, and those that torchvision has under the same name with the same entries.
 _TIMM_SERVED = frozenset({"resnet50", "resnet50c", "resnet50d", "resnet50s", "resnet50t"})
@@ -34,6 +42,8 @@ _TIMM_AS_TORCHVISION = frozenset(
 )
 # They hold the entries of a ResNet-50 exactly, and blur where it strides.
 _TIMM_ANTIALIASED = ("resnetaa", "resnetblur")
+_OLD_TIMM = frozenset({"num_features", "input_size", "crop_pct", "interpolation", "first_conv", "mean", "std"})
+_LABEL_NAMES = ("label_names", "labels", "label_name")  # today's key, and those before it
 # Arguments of timm's ResNet that change nothing at inference, and those that only have the values they have anyway.
 _HARMLESS_ARGUMENTS = frozenset({"num_classes", "drop_rate", "drop_path_rate", "drop_block_rate"})
 _USUAL_ARGUMENTS: Mapping[str, Any] = {"global_pool": "avg", "in_chans": 3, "output_stride": 32, "act_layer": "relu"}
@@ -41,12 +51,22 @@ _USUAL_ARGUMENTS: Mapping[str, Any] = {"global_pool": "avg", "in_chans": 3, "out
 
 def is_hugging_face(folder: Path) -> bool:
     """Whether config.json is of transformers' model classes. TimmWrapper's is timm's."""
-    config = read_json(folder / CONFIG)
+    config = _read_config(folder)
     return isinstance(config.get("model_type"), str) and not _has_timm_keys(config)
 
 
 def is_timm(folder: Path) -> bool:
-    return _has_timm_keys(read_json(folder / CONFIG))
+    return _has_timm_keys(_read_config(folder))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """config.json, in the form that timm has today; empty where there is none."""
+    path = folder / CONFIG
+    check_link(path, folder)
+    config = read_json(path)
+    # timm until 0.6 wrote its pretrained_cfg at the top (timm/models/_hub.py, load_model_config_from_hf).
+    is_old_timm = isinstance(config.get("architecture"), str) and not {"model_type", "pretrained_cfg"} & config.keys()
+    return config | {"pretrained_cfg": config} if is_old_timm and config.keys() & _OLD_TIMM else config
 
 
 def _has_timm_keys(config: Mapping[str, Any]) -> bool:
@@ -59,31 +79,53 @@ def read_hugging_face(folder: Path) -> tuple[Told, tuple[str, ...]]:
     Raises `CheckpointError` where the config is of another network.
     """
     path = folder / CONFIG
-    config = read_json(path)
+    config = _read_config(folder)
     if config["model_type"] != "resnet":
         raise CheckpointError(
-            f"{path} is of a {config['model_type']}: expected model_type resnet. Only ResNets are served from "
-            f"Hugging Face folders."
+            f"{path} is of a {config['model_type'][:40]}: expected model_type resnet. Only ResNets are served from "
+            f"Hugging Face folders. {_ONNX}"
         )
     for name, expected in _RESNET50.items():
         found = config.get(name, expected)
         if found != expected:
             raise CheckpointError(
-                f"{path} is of another network than ResNet-50: {name} is {brief(found)}, expected {expected}."
+                f"{path} is of another network than ResNet-50: {name} is {brief(found)}, expected {expected}. {_ONNX}"
             )
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{path} has a quantization_config: its weights are quantized. Save the model before it is quantized."
+        )
     in_first = config.get("downsample_in_bottleneck", False)
     if not isinstance(in_first, bool):
         raise CheckpointError(f"{path}: downsample_in_bottleneck is {brief(in_first)}, expected true or false.")
     stride: Literal["3x3", "1x1"] = "1x1" if in_first else "3x3"
-    labels = _id2label(config, path)
+    labels = _id2label(config, path) or _label2id(config)
     preprocessing, warnings = _processor(folder)
     told = Told(
         architecture=Decision("resnet50", CONFIG),
         stride_in=Decision(stride, CONFIG),
         preprocessing=preprocessing,
         labels=Decision(labels, CONFIG) if labels else None,
+        activation=_activation(config, path),
     )
     return told, warnings
+
+
+def _activation(config: Mapping[str, Any], path: Path) -> Decision[Activation] | None:
+    """By problem_type, which says what the scores mean. Raises `CheckpointError` where they are none."""
+    problem = config.get("problem_type")
+    if problem is None:
+        return None
+    if problem == "regression":
+        raise CheckpointError(
+            f"{path} has problem_type regression: the model's outputs are numbers and not the scores of classes. If it "
+            f"was trained on yes or no after all (binary cross-entropy), write multi_label_classification there."
+        )
+    if not isinstance(problem, str) or problem not in _PROBLEMS:
+        raise CheckpointError(
+            f"{path}: problem_type is {brief(problem)}. Expected {', '.join(_PROBLEMS)}, or none where it is not known."
+        )
+    return Decision(_PROBLEMS[problem], f"{CONFIG}, problem_type")
 
 
 def read_timm(folder: Path) -> tuple[Told, tuple[str, ...]]:
@@ -92,21 +134,23 @@ def read_timm(folder: Path) -> tuple[Told, tuple[str, ...]]:
     Raises `CheckpointError` where it names a network that is not served.
     """
     path = folder / CONFIG
-    config = read_json(path)
+    config = _read_config(folder)
     architecture = config["architecture"]
     if architecture.startswith(_TIMM_ANTIALIASED):
         raise CheckpointError(
-            f"{path} names {architecture}, an anti-aliased network with the entries of another: served as a ResNet-50 "
-            f"it would answer wrongly. It is not served."
+            f"{path} names {architecture[:64]}, an anti-aliased network with the entries of another: served as a "
+            f"ResNet-50 it would answer wrongly. {_ONNX}"
         )
     if architecture not in _TIMM_SERVED | _TIMM_AS_TORCHVISION:
         raise CheckpointError(
             f"{path} names {architecture[:64]}, which is not served. Served are {', '.join(sorted(_TIMM_SERVED))} and, "
-            f"of torchvision's, {', '.join(sorted(_TIMM_AS_TORCHVISION))}."
+            f"of torchvision's, {', '.join(sorted(_TIMM_AS_TORCHVISION))}. {_ONNX}"
         )
     changed = _changed_arguments(config)
     if changed:
-        raise CheckpointError(f"{path} changes {architecture} by {', '.join(changed)[:120]}, which is not served.")
+        raise CheckpointError(
+            f"{path} changes {architecture} by {', '.join(changed)[:120]}, which is not served. {_ONNX}"
+        )
     try:
         preprocessing: Decision[Preprocessing] | None = Decision(timm_preprocessing(config["pretrained_cfg"]), CONFIG)
         warnings: tuple[str, ...] = ()
@@ -135,27 +179,8 @@ def _changed_arguments(config: Mapping[str, Any]) -> list[str]:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no such file. Raises `CheckpointError` for anything else."""
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise CheckpointError(f"{path} is over {_MAX_BYTES:,} bytes, which no model's configuration is.")
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise CheckpointError(
-            f"Cannot read {path}: {error.strerror}. Make it readable for the user that runs the service."
-        ) from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path} is not JSON. Copy or download it again.") from None
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path} is not a JSON object, as a model's configuration is. Copy or download it again.")
-    return document
-
-
 def _id2label(config: Mapping[str, Any], path: Path) -> tuple[str, ...] | None:
-    """Names by index. LABEL_0, LABEL_1, … are what transformers writes where nobody named them: they tell nothing."""
+    """Names by index."""
     named = config.get("id2label")
     if named is None:
         return None
@@ -165,29 +190,55 @@ def _id2label(config: Mapping[str, Any], path: Path) -> tuple[str, ...] | None:
         labels = [None]
     if not all(isinstance(label, str) for label in labels):
         raise CheckpointError(f'{path}: id2label is no label map. Expected {{"0": "name", …}} with every index from 0.')
-    return None if all(label == f"LABEL_{index}" for index, label in enumerate(labels)) else tuple(labels)
+    return _told(tuple(labels))
+
+
+def _label2id(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The same the other way about, for a file that has nothing else."""
+    try:
+        return _told(names_by_index({"label2id": config["label2id"]}) if config.get("label2id") else ())
+    except ValueError:
+        return None
+
+
+def _told(labels: tuple[str, ...]) -> tuple[str, ...] | None:
+    """LABEL_0, LABEL_1, … are what transformers and timm write where nobody named them: they tell nothing."""
+    return None if all(label == f"LABEL_{index}" for index, label in enumerate(labels)) else labels
 
 
 def _timm_labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """label_names, each by its description where there is one (ImageNet's names there are WordNet's numbers)."""
-    source = config if isinstance(config.get("label_names"), list) else config["pretrained_cfg"]
-    names = source.get("label_names")
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+    sources = ((source, source.get(key)) for source in (config, config["pretrained_cfg"]) for key in _LABEL_NAMES)
+    source, names = next(((source, names) for source, names in sources if isinstance(names, list)), (config, None))
+    if not names or not all(isinstance(name, str) for name in names):
         return None
     described = source.get("label_descriptions")
     described = described if isinstance(described, dict) else {}
-    labels = tuple(str(described.get(name, name)) for name in names)
-    return None if all(label == f"LABEL_{index}" for index, label in enumerate(labels)) else labels
+    return _told(tuple(str(described.get(name, name)) for name in names))
+
+
+def read_processor(folder: Path) -> tuple[Told, tuple[str, ...], tuple[str, ...]]:
+    """What an image processor's file tells of weights that no known config.json lies beside; warnings; notes."""
+    told = Told()
+    warnings: tuple[str, ...] = ()
+    if (folder / PREPROCESSOR).exists():
+        preprocessing, warnings = _processor(folder)
+        told = Told(preprocessing=None if preprocessing.is_assumed else preprocessing)
+    unknown = f"{CONFIG} is not used: it is neither transformers' nor timm's."
+    return told, warnings, (unknown,) if (folder / CONFIG).exists() else ()
 
 
 def _processor(folder: Path) -> tuple[Decision[Preprocessing], tuple[str, ...]]:
     """The image processor's way, or with a warning that of Hugging Face's own ResNet-50."""
     path = folder / PREPROCESSOR
     assumed = Decision(PRESETS["huggingface"], "Hugging Face's ResNet-50", is_assumed=True)
+    check_link(path, folder)
     config = read_json(path)
     if not config:
         return assumed, ()
     try:
-        return Decision(processor_preprocessing(config), PREPROCESSOR), ()
+        value = processor_preprocessing(config)
+        by = ", resized by torchvision" if value.resizer == "torchvision" else ""
+        return Decision(value, f"{PREPROCESSOR}{by}"), ()
     except Unclear as error:
         return assumed, (f"{path}: {error}, which is not followed here.",)

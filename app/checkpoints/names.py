@@ -6,6 +6,7 @@ own name, so that `networks.count_classes` refuses the checkpoint by it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from .left_out import Normalisation, leave_out
 from .state_dict import clean, is_counter
 
 Arrays = dict[str, NDArray[Any]]
+# Scopes of MoCo and BYOL: what stands behind the body there gives no classes.
+_SELF_SUPERVISED = re.compile(r"(?:^|[./])(?:encoder_[qk]|(?:base|momentum|online|target)_(?:encoder|network))[./]$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +60,18 @@ def settle_names(stored: Stored, path: Path) -> Settled:
         body = {name: to_torch_axes(values) for name, values in body.items()}
         rest = {name: to_torch_axes(values) for name, values in rest.items()}
     kept = leave_out(rest, stored.tensors)
+    notes += _place_stem(body, kept.tensors)
     outside: Arrays = {}
     for name, values in kept.tensors.items():
         torchs = leaf_of_torch(name) if place.family.channels_last else name
         bare = torchs.removeprefix(place.scope)
         outside[torchs if bare in outside else bare] = values
     head = find_head(outside, _bare(stored.told.head, place), path)
+    if head.weights and _SELF_SUPERVISED.search(place.scope):
+        raise CheckpointError(
+            f"{path} has its network under {_scope(place)}, as self-supervised training leaves it: its last layers "
+            f"({', '.join(list(outside)[:2])[:80]}) are a projector, and no classifier. Train a classifier on it."
+        )
     told = Told(head=Decision(head.layers, head.source, head.is_assumed)) if head.layers else Told()
     return Settled(
         weights=fold_biases({**body, **head.weights, **head.unused}),
@@ -72,6 +81,28 @@ def settle_names(stored: Stored, path: Path) -> Settled:
         notes=(*notes, *kept.notes, *head.notes),
         warnings=head.warnings,
     )
+
+
+_STEM_SHAPE = (64, 3, 7, 7)
+_NORM_LEAVES = ("weight", "bias", "running_mean", "running_var")
+
+
+def _place_stem(body: Arrays, rest: Arrays) -> list[str]:
+    """Move a stem that has a name of its own (`stem.0`, `layer0.1`) into the body: its shapes leave no doubt."""
+    if "conv1.weight" in body or "layer1.0.conv1.weight" not in body:
+        return []
+    kernels = [name for name, values in rest.items() if values.shape == _STEM_SHAPE and name.endswith(".weight")]
+    norms = [
+        name.removesuffix(".running_var")
+        for name, values in rest.items()
+        if name.endswith(".running_var") and values.shape == _STEM_SHAPE[:1]
+    ]
+    if len(kernels) != 1 or len(norms) != 1 or not all(f"{norms[0]}.{leaf}" in rest for leaf in _NORM_LEAVES):
+        return []
+    body["conv1.weight"] = rest.pop(kernels[0])
+    for leaf in _NORM_LEAVES:
+        body[f"bn1.{leaf}"] = rest.pop(f"{norms[0]}.{leaf}")
+    return [f"{kernels[0]} and {norms[0]} are taken for the first convolution and its normalisation, by their shapes."]
 
 
 def _bare(head: Decision[tuple[Layer, ...]] | None, place: Place) -> Decision[tuple[Layer, ...]] | None:
@@ -102,10 +133,8 @@ def _apart(tensors: Weights, place: Place, path: Path) -> tuple[Arrays, Arrays]:
 
 def _drop_equal(rest: Arrays, body: Mapping[str, Any], place: Place, other: Place, path: Path) -> list[str]:
     """Take a second network that equals the first out of `rest`; raise `CheckpointError` for one that differs."""
-    copies = {stored: name for stored in rest if (name := other.rename(stored)) is not None}
+    copies = {stored: name for stored in rest if (name := other.rename(stored)) is not None and not is_counter(stored)}
     for stored, name in copies.items():
-        if is_counter(name):
-            continue
         if name not in body or not np.array_equal(body[name], rest[stored]):
             raise CheckpointError(
                 f"{path} holds two networks, under {_scope(place)} and under {_scope(other)}, and {name} differs. "

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..files import check_regular, open_regular
 from ..labels import are_labels_of
 from .base import Contents, Graph, Stored, Told, Weights
 from .deep_stems import check_plain, told_by_stem
 from .exported_program import is_exported_program, read_exported_program
 from .families import Place
-from .folders import Beside, find_folder, read_beside, weights_in
+from .folders import Beside, find_folder, home_of, read_beside, weights_in
 from .image_config import with_normalisation
+from .json_file import unreadable
 from .keras_file import is_keras_h5, is_keras_zip, read_keras_h5, read_keras_zip
 from .module_facts import told_by_modules
 from .names import settle_names
 from .onnx_file import is_onnx, read_onnx, settle
-from .refused import refuse_by_sign
+from .own_preprocessing import read_own_preprocessing
+from .refused import refuse_by_sign, refuse_zip, what_it_is
 from .safetensors_file import is_safetensors, read_safetensors
+from .sharded import files_of, is_index, read_sharded
 from .state_dict import check_values
 from .tensor_bundle import data_files, is_tensor_bundle, read_tensor_bundle
 from .torch_file import is_torch_legacy, is_torch_zip, read_torch_legacy, read_torch_zip
@@ -28,7 +33,8 @@ from .torch_script import is_torch_script, read_torch_script
 from .torchserve import is_torchserve, read_torchserve
 from .zip_file import open_zip
 
-_EDGE_BYTES = 64
+# A tar's sign stands at 257.
+_EDGE_BYTES = 512
 MAX_CHECKPOINT_BYTES = 1 << 30
 
 
@@ -55,13 +61,14 @@ class Reader:
 
 READERS = (
     Reader("Keras 3 (.keras)", is_zip, read_keras_zip, recognises_zip=is_keras_zip),
-    Reader("TorchServe archive", is_zip, lambda path: read_torchserve(path, _stored), recognises_zip=is_torchserve),
+    Reader("TorchServe archive", is_zip, lambda path: read_torchserve(path, _unpacked), recognises_zip=is_torchserve),
     Reader("torch.export", is_zip, read_exported_program, recognises_zip=is_exported_program),
     # Before torch's zip, which it is too.
     Reader("TorchScript", is_zip, read_torch_script, recognises_zip=is_torch_script),
     Reader("torch zip", is_zip, read_torch_zip, recognises_zip=is_torch_zip),
     Reader("torch legacy", is_torch_legacy, read_torch_legacy),
     Reader("safetensors", is_safetensors, read_safetensors),
+    Reader("weights in several files", is_index, lambda index: read_sharded(index, _shard), files_of),
     Reader("TensorFlow checkpoint", is_tensor_bundle, read_tensor_bundle, lambda index: [index, *data_files(index)]),
     Reader("Keras HDF5", is_keras_h5, read_keras_h5),
     # Last: three bytes are all that protobuf has to be known by.
@@ -75,6 +82,7 @@ def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Conten
     Runs nothing that is in the file. Raises `CheckpointError` with what was expected and what was found.
     """
     folder = find_folder(path)
+    own = read_own_preprocessing(home_of(path))
     path = weights_in(path)
     beside = read_beside(path)
     reader = find_reader(path, max_bytes)
@@ -101,6 +109,7 @@ def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Conten
         warnings=(*stored.warnings, *settled.warnings, *beside.warnings),
         graph=stored.graph,
         notes=(*stored.notes, *settled.notes, *beside.notes),
+        preprocessing_beside=own,
     )
 
 
@@ -116,37 +125,52 @@ def find_reader(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Reader:
     """Whose container the file at `path` is. Raises `CheckpointError` for one that is nobody's, or too large."""
     head, tail = _edges(path)
     _check_sizes([path], max_bytes)
-    refuse_by_sign(path, head)
+    # Its first eight bytes are a number: they may be another format's sign.
+    if not is_safetensors(head, tail):
+        refuse_by_sign(path, head, tail)
     members = list(open_zip(path).members) if is_zip(head, tail) else []
     for reader in READERS:
         if reader.recognises(head, tail) and (reader.recognises_zip is None or reader.recognises_zip(members)):
             _check_sizes(reader.files(path), max_bytes)
             return reader
+    if members:
+        refuse_zip(path, members)
     raise CheckpointError(
         f"{path} is no checkpoint that can be read here. Expected a PyTorch file (.pth, .pt), safetensors, a "
-        f"Keras file (.h5, .keras), a TensorFlow checkpoint (.index) or ONNX; "
-        f"{_found(head, members)}."
+        f"Keras file (.h5, .keras), a TensorFlow checkpoint (.index) or ONNX; {what_it_is(head)}."
     )
 
 
-def _found(head: bytes, members: list[str]) -> str:
-    if members:
-        return f"it is a zip of other files, {members[0][:80]!r} first"
-    return f"it begins with {head[:8].hex(' ') or 'nothing, it is empty'}"
-
-
-def _stored(path: Path) -> Stored:
+def _unpacked(path: Path, max_bytes: int) -> Stored:
     """What is in a file that came out of an archive."""
-    return find_reader(path).read(path)
+    reader = find_reader(path, max_bytes)
+    # One that holds itself would be unpacked without end.
+    if reader.name == "TorchServe archive":
+        raise CheckpointError(f"{path} is an archive in an archive. Put the model file itself into it.")
+    return reader.read(path)
+
+
+def _shard(path: Path) -> Stored:
+    """What is in one of several files."""
+    reader = find_reader(path, sys.maxsize)  # they were measured together
+    if reader.name not in ("safetensors", "torch zip", "torch legacy"):
+        raise CheckpointError(f"{path} is one of several files of weights, and it is {reader.name}. Save them again.")
+    return reader.read(path)
 
 
 def _check_sizes(files: Iterable[Path], max_bytes: int) -> None:
-    for path in files:
-        size = path.stat().st_size
-        if size > max_bytes:
+    """Raises `CheckpointError` for a file that is no regular one, and where they are too large together."""
+    total = 0
+    for number, path in enumerate(files):
+        try:
+            total += check_regular(path).st_size
+        except OSError as error:
+            raise unreadable(path, error) from None
+        if total > max_bytes:
+            together = " with the files before it" if number else ""
             raise CheckpointError(
-                f"{path} has {size:,} bytes, and at most {max_bytes:,} are read. A ResNet-50's weights have some "
-                f"100,000,000: if it is meant, set RESNET_MAX_CHECKPOINT_BYTES."
+                f"{path} has {total:,} bytes{together}, and at most {max_bytes:,} are read. A ResNet-50's weights have "
+                f"some 100,000,000: if it is meant, set RESNET_MAX_CHECKPOINT_BYTES."
             )
 
 
@@ -162,9 +186,9 @@ def _check_labels(weights: Weights, graph: Graph | None, beside: Beside, path: P
 
 
 def _edges(path: Path) -> tuple[bytes, bytes]:
-    """The first and the last bytes of the file."""
+    """The first and the last bytes of the file. Never waits: a pipe or a device is refused."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(_EDGE_BYTES)
             size = file.seek(0, 2)
             file.seek(max(0, size - _EDGE_BYTES))
@@ -172,16 +196,14 @@ def _edges(path: Path) -> tuple[bytes, bytes]:
     except IsADirectoryError:
         raise CheckpointError(f"{path} is a folder. Expected a file: a .pth, .pt, .safetensors or .index.") from None
     except OSError as error:
-        raise CheckpointError(
-            f"Cannot read {path}: {error.strerror}. Make it readable for the user that runs the service."
-        ) from None
+        raise unreadable(path, error) from None
 
 
 def _digest(files: Iterable[Path]) -> str:
     """SHA-256 of the files, one behind the other: of a single file, the file's own."""
     sha256 = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while chunk := file.read(1 << 20):
                 sha256.update(chunk)
     return sha256.hexdigest()

@@ -7,11 +7,13 @@ a neighbouring convention (deviation 0.5 for 0.226) at 0.7, and levels of 0 to 2
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..preprocessing import Three
 from ..types import Preprocessing
 from .base import Weights
 from .presets import PRESETS
@@ -53,7 +55,13 @@ def is_scaling_unlikely(weights: Weights, preprocessing: Preprocessing) -> bool:
 
 def fitting_presets(weights: Weights) -> list[str]:
     """The presets whose scaling agrees with the first batch normalisation."""
-    errors = {name: spread_error(weights, preset) for name, preset in PRESETS.items()}
+
+    @cache
+    def error(mean: Three, std: Three, is_bgr: bool) -> float | None:
+        normalised = replace(PRESETS["torchvision-v1"], mean=mean, std=std, is_bgr=is_bgr)
+        return spread_error(weights, normalised)
+
+    errors = {name: error(preset.mean, preset.std, preset.is_bgr) for name, preset in PRESETS.items()}
     return [name for name, error in errors.items() if error is not None and abs(error) < SUSPICIOUS]
 
 

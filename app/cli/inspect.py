@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
+from ..errors import printable
 from ..logs import set_up_logging
 from ..settings import Settings
 from .console import stderr, stdout
@@ -32,10 +34,10 @@ def inspect(
     if as_json:
         stdout.print(json.dumps(document, ensure_ascii=False), markup=False)
         return
-    facts = Table(title=document["path"], title_justify="left", show_header=False)
+    facts = Table(title=escape(printable(document["path"])), title_justify="left", show_header=False)
     for name in ("container", "family", "classes", "parameters", "sha256"):
         value = document[name]
-        facts.add_row(name, f"{value:,}" if name == "parameters" else str(value))
+        facts.add_row(name, f"{value:,}" if name == "parameters" else escape(str(value)))
     quantized = document.get("quantized")
     if quantized is not None:
         facts.add_row("quantized", quantized["shown"])
@@ -43,12 +45,13 @@ def inspect(
     table = Table("decision", "value", "because of")
     for name, decision in document["decisions"].items():
         mark = "[yellow]" if decision["assumed"] else ""
-        table.add_row(name, f"{mark}{decision['shown']}", f"{mark}{decision['source']}")
+        shown, source = (escape(printable(str(decision[key]))) for key in ("shown", "source"))
+        table.add_row(name, f"{mark}{shown}", f"{mark}{source}")
     stdout.print(table)
     for note in document["notes"]:
-        stderr.print(f"[bold]Note:[/] {note}", highlight=False)
+        stderr.print(f"[bold]Note:[/] {escape(note)}", highlight=False)
     for warning in document["warnings"]:
-        stderr.print(f"[bold yellow]Warning:[/] {warning}")
+        stderr.print(f"[bold yellow]Warning:[/] {escape(warning)}")
 
 
 def convert(
@@ -62,7 +65,7 @@ def convert(
     examined = _examine(settings, checkpoint)
     write_converted(examined.checkpoint, target)
     for warning in examined.warnings:
-        stderr.print(f"[bold yellow]Warning:[/] written as settled: {warning}")
+        stderr.print(f"[bold yellow]Warning:[/] written as settled: {escape(warning)}")
     stdout.print(str(target), markup=False)
 
 
@@ -75,12 +78,13 @@ def _examine(settings: Settings, checkpoint: str) -> Examined:
     source = locate(checkpoint)
     if not isinstance(source, CheckpointFile):
         raise CheckpointError(f"{checkpoint} is no file or folder here.")
-    with stderr.status(f"Reading {source.path} …"):
+    with stderr.status(f"Reading {escape(printable(str(source.path)))} …"):
         return examine(settings, source.path)
 
 
 def _describe(examined: Examined) -> dict[str, Any]:
     """What `inspect` shows, as JSON."""
+    from ..preprocessing import document_of
     from ..types import Preprocessing
 
     contents = examined.contents
@@ -96,7 +100,7 @@ def _describe(examined: Examined) -> dict[str, Any]:
         shown: Any = value
         if isinstance(value, Preprocessing):
             shown = value.describe()
-            value = asdict(value) | {"interpolation": value.interpolation.value}
+            value = document_of(value)
         elif name in _LAYERS:
             shown = "; ".join(f"{layer.name}: {layer.describe()}" for layer in value)
             value = [{key: fact for key, fact in asdict(layer).items() if fact not in (None, False)} for layer in value]

@@ -13,11 +13,12 @@ from typing import Any
 
 from ..checkpoints import CheckpointFile, depends_on, offline_demo_file
 from ..opening import Found
-from ..settings import Settings
+from ..settings import PREPROCESSING_FACTS, Settings
 
 # Of the settings, those that say which weights are meant or how they are to be served.
 SETTINGS = (
     *("weights", "architecture", "stride_in", "stem", "pool", "epsilon", "preprocessing", "activation", "labels"),
+    *PREPROCESSING_FACTS,
     "max_checkpoint_bytes",
 )
 # What reads, builds, exports, optimises or checks.
@@ -34,7 +35,7 @@ def key_parts(settings: Settings, found: Found) -> dict[str, Any]:
     """
     path = found.source.path if isinstance(found.source, CheckpointFile) else offline_demo_file()
     return {
-        "files": depends_on(path, settings.labels),
+        "files": depends_on(path, settings.labels, settings.max_checkpoint_bytes),
         "stands_in": found.fallback_warning,
         "settings": {name: str(getattr(settings, name)) for name in SETTINGS},
         "code": code_digest(),
@@ -55,7 +56,7 @@ def code_digest(root: Path = _ROOT) -> str:
     for room in ("checkpoints", "networks", "exports", "backends"):
         for file in sorted((root / room).glob("*.py")):
             sha256.update(file.name.encode() + b"\0" + file.read_bytes())
-    for name in ("opening.py", "labels.py", "types.py", "data/imagenet1k_labels.txt"):
+    for name in ("opening.py", "labels.py", "preprocessing.py", "types.py", "data/imagenet1k_labels.txt"):
         sha256.update((root / name).read_bytes())
     return sha256.hexdigest()
 

@@ -44,12 +44,12 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits, mode
     """Decode, turn upright, convert to RGB, resize and crop.
 
     Returns `(height, width, 3)` uint8 of `preprocessing.crop`: with `exact` the reference transform's pixels, with
-    `fast` what `fast` says. Raises, in both, `UnsupportedImageFormat` (the bytes are none of the five formats),
-    `ImageTooLarge` (by its header), `ImageTooComplex` (a JPEG of too many scans) or `ImageCorrupt`. Blocks: call it
-    through a `Decoder`.
+    `fast` what `fast` says (of a resize that it comes not close to, the exact ones). Raises, in both,
+    `UnsupportedImageFormat` (the bytes are none of the five formats), `ImageTooLarge` (by its header),
+    `ImageTooComplex` (a JPEG of too many scans) or `ImageCorrupt`. Blocks: call it through a `Decoder`.
     """
     with opened(data, limits) as image:
-        return (_exact if mode == "exact" else _fast)(image, data, preprocessing)
+        return (_fast if mode == "fast" and fast.may_shrink(preprocessing) else _exact)(image, data, preprocessing)
 
 
 def decode_for_each(data: bytes, preprocessings: Sequence[Preprocessing], limits: DecodeLimits) -> list[Pixels]:

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from ..types import Pixels, Preprocessing
 from .decode import DecodeLimits, image_format, opened
-from .geometry import FILTERS, Size, is_short, resized_and_crop_box
+from .geometry import Size, crop_axes, is_short, resized_and_crop_box
 from .jpeg_baseline import baseline_end
 from .kernel import Axis
 from .orientation import lies_on_its_side, mirrored, orientation_of, turned_size
-from .resample import axes_of
 
 # As many as `resample` remembers of the weights that these are made of, both ways round.
 _REMEMBERED = 128
@@ -115,7 +114,7 @@ def crop_plan(stored: Size, orientation: int, preprocessing: Preprocessing) -> C
     is_inside = min(box[:2]) >= 0 and box[2] <= resized[0] and box[3] <= resized[1]
     if not is_inside or not is_short(resized):
         return None
-    axes = axes_of(upright, resized, (0, 0, *upright), box, FILTERS[preprocessing.interpolation])
+    axes = crop_axes(upright, resized, box, preprocessing)
     if axes is None:
         return None
     across, down = (_sums_of(axis, turn) for axis, turn in zip(axes, mirrored(orientation), strict=True))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from PIL import Image, ImageFile
 
-from ..types import Preprocessing
+from ..types import Interpolation, Preprocessing
 from .colour import to_rgb
 from .geometry import FILTERS, Size, Window, in_source, resized_and_crop_box, visible_part, within
 from .orientation import orientation_of, stored_window, turn_upright, turned_size
@@ -26,6 +26,13 @@ _GAP = 2
 # From this divisor on a progressive JPEG's last bits are left out. At 1/2 they are still to be seen: without them, the
 # largest change of a probability over 48 photos was 0.09 to 0.11 instead of 0.02.
 REFINED_BELOW = 4
+
+
+def may_shrink(preprocessing: Preprocessing) -> bool:
+    """Whether fewer pixels on the way give nearly the same: not where the resize picks single pixels of a large image,
+    which averaging before it would change, and only in Pillow's resize, whose weights are asked of it here.
+    """
+    return preprocessing.resizer == "pillow" and preprocessing.interpolation is not Interpolation.NEAREST
 
 
 def shrink_jpeg(image: ImageFile.ImageFile, preprocessing: Preprocessing) -> int:

@@ -8,14 +8,11 @@ import numpy as np
 from PIL import Image
 
 from ..types import Interpolation, Pixels, Preprocessing
-from .resample import SUPPORT, resized_part
+from .kernel import Axis
+from .resample import SUPPORT, axes_of, resized_part
+from .torchvision_resize import torchvision_axes, torchvision_part
 
-FILTERS = {
-    Interpolation.NEAREST: Image.Resampling.NEAREST,
-    Interpolation.BILINEAR: Image.Resampling.BILINEAR,
-    Interpolation.BICUBIC: Image.Resampling.BICUBIC,
-    Interpolation.LANCZOS: Image.Resampling.LANCZOS,
-}
+FILTERS = {each: Image.Resampling[each.name] for each in Interpolation}
 # Pillow holds an RGB pixel in 4 bytes.
 _MAX_INTERMEDIATE_PIXELS = 16 * 1024 * 1024 // 4
 
@@ -32,6 +29,9 @@ def cropped_pixels(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     resized, by compiled code where there is some.
     """
     resized, box = resized_and_crop_box(image.size, preprocessing)
+    if preprocessing.resizer != "pillow":
+        is_smooth = preprocessing.resizer == "torchvision"
+        return torchvision_part(image, resized, box, preprocessing.interpolation, is_smooth)
     pixels = resized_part(image, resized, box, FILTERS[preprocessing.interpolation]) if is_short(resized) else None
     return np.asarray(resize_and_crop(image, preprocessing)) if pixels is None else pixels
 
@@ -43,6 +43,8 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
     intermediate of over 16 MB (a side ratio of about 60 and more: a 16384×1 image would become 4,194,304×256), the
     part that the crop shows is cut out of the source first.
     """
+    if preprocessing.resizer != "pillow":
+        return Image.fromarray(cropped_pixels(image, preprocessing))
     (width, height), box = resized_and_crop_box(image.size, preprocessing)
     # Pillow's first pass, width × source rows, is never larger than both the source and the result.
     if is_short((width, height)):
@@ -62,10 +64,25 @@ def resized_and_crop_box(size: Size, preprocessing: Preprocessing) -> tuple[Size
     """
     crop_height, crop_width = preprocessing.crop
     short = preprocessing.resize_short_side
-    width, height = (crop_width, crop_height) if short is None else _resized_size(size, short)
+    if not preprocessing.is_resized:
+        width, height = size
+    elif short is not None:
+        width, height = _resized_size(size, short)
+    else:
+        height, width = preprocessing.squash or preprocessing.crop
     offset = _floor_offset if preprocessing.floor_crop else _crop_offset
     left, top = offset(width, crop_width), offset(height, crop_height)
     return (width, height), (left, top, left + crop_width, top + crop_height)
+
+
+def crop_axes(source: Size, resized: Size, box: Box, preprocessing: Preprocessing) -> tuple[Axis, Axis] | None:
+    """The weights of a `box` that is inside: along the rows, and then down the columns. None where Pillow's resize is
+    no such sums.
+    """
+    interpolation = preprocessing.interpolation
+    if preprocessing.resizer != "pillow":
+        return torchvision_axes(source, resized, box, interpolation, preprocessing.resizer == "torchvision")
+    return axes_of(source, resized, (0, 0, *source), box, FILTERS[interpolation])
 
 
 def in_source(box: Box, resized: Size, source: Size) -> Window:

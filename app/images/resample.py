@@ -21,7 +21,14 @@ logger = logging.getLogger(__name__)
 
 Resampling = Image.Resampling
 # Half-widths of the filters in output pixels, as Pillow's src/libImaging/Resample.c defines them.
-SUPPORT = {Resampling.NEAREST: 0.5, Resampling.BILINEAR: 1.0, Resampling.BICUBIC: 2.0, Resampling.LANCZOS: 3.0}
+SUPPORT = {
+    Resampling.NEAREST: 0.5,
+    Resampling.BOX: 0.5,
+    Resampling.BILINEAR: 1.0,
+    Resampling.HAMMING: 1.0,
+    Resampling.BICUBIC: 2.0,
+    Resampling.LANCZOS: 3.0,
+}
 # Nearest is no sum of neighbours: Pillow picks one (src/libImaging/Geometry.c).
 _SUMS = frozenset(SUPPORT) - {Resampling.NEAREST}
 # What stands for 1 in the sums over bytes there (PRECISION_BITS).

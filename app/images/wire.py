@@ -42,8 +42,7 @@ def preprocessing_record(preprocessing: Preprocessing) -> bytes:
 
 def preprocessing_of(document: bytes) -> Preprocessing:
     values: dict[str, Any] = json.loads(document)
-    for name in ("crop", "mean", "std"):
-        values[name] = tuple(values[name])
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return Preprocessing(**{**values, "interpolation": Interpolation(values["interpolation"])})
 
 

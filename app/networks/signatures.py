@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
 Weights = Mapping[str, NDArray[Any]]
+
+
+# What self-supervised training puts behind a body: SimCLR, MoCo, BYOL, SwAV, DINO, Barlow Twins.
+_PROJECTOR = re.compile(
+    r"(?:^|[._])(?:projectors?|projection|projection_head|prototypes?|predictor|encoder_[qk]|queue)\b"
+)
+_BODY = re.compile(r"(?:conv1|bn1|layer[1-4])\.")
 
 
 def _shape(weights: Weights, name: str) -> tuple[int, ...]:
@@ -38,11 +46,22 @@ def _is_smaller(weights: Weights) -> bool:
 
 
 def _has_projector(weights: Weights) -> bool:
-    return "conv1.weight" in weights and _has(weights, "fc.0.", "fc.2.", "head.", "projector", "projection_head")
+    return "conv1.weight" in weights and any(_PROJECTOR.search(name) for name in weights)
+
+
+def _dense(weights: Weights) -> list[str]:
+    """The dense layers behind the body."""
+    return [
+        name.removesuffix(".weight") for name, values in weights.items() if values.ndim == 2 and not _BODY.match(name)
+    ]
 
 
 def _has_no_classifier(weights: Weights) -> bool:
-    return "layer4.2.conv3.weight" in weights and "fc.weight" not in weights
+    return "layer4.2.conv3.weight" in weights and "fc.weight" not in weights and not _dense(weights)
+
+
+def _has_other_head(weights: Weights) -> bool:
+    return "layer4.2.conv3.weight" in weights and "fc.weight" not in weights and bool(_dense(weights))
 
 
 def _has_other_features(weights: Weights) -> bool:
@@ -50,7 +69,7 @@ def _has_other_features(weights: Weights) -> bool:
     return "fc.weight" in weights and (len(classifier) != 2 or classifier[1] != 2048)
 
 
-_OTHER = "If it is of another network, name that with --architecture."
+_OTHER = "If it is of another network, name that with --architecture, or export the model to ONNX."
 # The first that holds is said.
 _SIGNS: tuple[tuple[Callable[[Weights], bool], str], ...] = (
     (
@@ -81,22 +100,28 @@ _SIGNS: tuple[tuple[Callable[[Weights], bool], str], ...] = (
     ),
     (
         _has_projector,
-        "It ends in a projector of self-supervised training, which is no classifier: train one on it, or name "
-        "another network with --architecture.",
+        "It ends in a projector of self-supervised training, which is no classifier: train one on it. If it is of "
+        "another network, name that with --architecture.",
     ),
     (
         _has_no_classifier,
-        "It is a backbone without a classifier: train one on it, or name another network with --architecture.",
+        "It is a backbone without a classifier: train one on it. If it is of another network, name that with "
+        "--architecture.",
+    ),
+    (
+        _has_other_head,
+        "Its dense layers do not lead from a ResNet-50's 2048 features to classes one after another: export the whole "
+        "model to ONNX. If it is of another network, name that with --architecture.",
     ),
     (
         _has_other_features,
-        "Its classifier does not take a ResNet-50's 2048 features. If it is of another network, name that with "
-        "--architecture.",
+        "Its classifier does not take a ResNet-50's 2048 features: export the whole model to ONNX. If it is of another "
+        "network, name that with --architecture.",
     ),
     (
         lambda weights: "conv1.0.weight" in weights,
-        "Its deep stem is none of timm's resnet50c, d, s and t. If it is of another network, name that with "
-        "--architecture.",
+        "Its deep stem is none of timm's resnet50c, d, s and t: export the model to ONNX. If it is of another network, "
+        "name that with --architecture.",
     ),
 )
 

@@ -1,0 +1,86 @@
+"""The cache of Hugging Face's hub: a repository's snapshots are folders of links into its own blobs/.
+
+The layout is huggingface_hub's (docs: "Understand caching"): `models--OWNER--NAME/{blobs,refs,snapshots/REVISION}`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..files import read_bounded
+from .json_file import unreadable
+
+_SNAPSHOTS, _BLOBS, _MAIN = "snapshots", "blobs", Path("refs", "main")
+_REVISION = re.compile(r"\w[\w.-]{0,127}")
+_MAX_REVISION_BYTES = 256
+
+
+def snapshot_of(folder: Path) -> Path:
+    """The snapshot that a repository's folder in the cache stands for, its `refs/main`; any other folder is itself.
+
+    Raises `CheckpointError` where that snapshot is not there, or is not said.
+    """
+    snapshots = folder / _SNAPSHOTS
+    if not (snapshots.is_dir() and ((folder / _BLOBS).is_dir() or (folder / _MAIN.parent).is_dir())):
+        return folder
+    found = sorted(each.name for each in snapshots.iterdir() if each.is_dir())
+    revision = _main(folder / _MAIN)
+    if revision is None and len(found) == 1:
+        revision = found[0]
+    if revision is None or revision not in found:
+        said = f"refs/main is {revision[:64]}" if revision else "there is no refs/main"
+        raise CheckpointError(
+            f"{folder} is a repository of the Hugging Face cache in which {said}, and its snapshots are "
+            f"{', '.join(found[:4]) or 'none'}. Name the one to serve ({snapshots}/…), or download it again."
+        )
+    snapshot = snapshots / revision
+    if snapshot.resolve() != snapshots.resolve() / revision:
+        raise CheckpointError(
+            f"{snapshot} is a link that leads elsewhere, where the cache has a folder. Download it again."
+        )
+    return snapshot
+
+
+def _main(path: Path) -> str | None:
+    try:
+        text = read_bounded(path, _MAX_REVISION_BYTES).decode("ascii").strip()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except UnicodeDecodeError:
+        text = ""
+    if not _REVISION.fullmatch(text):
+        raise CheckpointError(f"{path} names no revision. Download the repository again.")
+    return text
+
+
+def check_links(folder: Path, *patterns: str) -> None:
+    """Raises `CheckpointError` for a link in `folder` that leads out of it: what is served is what lies there.
+
+    Of a snapshot, links into the same repository's `blobs/` are what it consists of.
+    """
+    for path in (*folder.iterdir(), *(each for pattern in patterns for each in folder.glob(pattern))):
+        check_link(path, folder)
+
+
+def check_link(path: Path, folder: Path) -> None:
+    """The same for one file of `folder`."""
+    if not path.is_symlink():
+        return
+    root = folder.resolve()
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError):
+        raise CheckpointError(f"{path} is a link that leads to itself. Copy the file itself there.") from None
+    if not target.is_relative_to(root) and target.parent != _blobs_of(root):
+        raise CheckpointError(
+            f"{path} is a link that leads out of its folder. Copy the files themselves: cp -rL {folder} COPY."
+        )
+
+
+def _blobs_of(root: Path) -> Path | None:
+    """The folder that a snapshot's links lead to. It is compared with resolved links, so it is no link itself."""
+    return next((each.parent / _BLOBS for each in root.parents if each.name == _SNAPSHOTS), None)
