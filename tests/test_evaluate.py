@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,16 @@ from app.cli.evaluate import evaluate as command
 from app.errors import SettingError
 from app.evaluation import Evaluation, find_photos
 from app.evaluation.alternatives import alternatives, shown_order
-from app.evaluation.facts import TRIED, Facts, facts_of, merged, open_decisions, settings_between
+from app.evaluation.facts import (
+    PREPROCESSING,
+    TRIED,
+    Facts,
+    exist,
+    facts_of,
+    merged,
+    open_decisions,
+    settings_between,
+)
 from app.networks import build_network
 from app.opening import examine
 from app.settings import Settings
@@ -272,6 +281,24 @@ def test_a_preset_is_recommended_by_its_name(name: str) -> None:
     """What equals a preset is set by one setting."""
     base = Facts(None, replace(PRESETS["torchvision-v1"], crop=(96, 96)), "softmax")
     assert settings_between(base, replace(base, preprocessing=PRESETS[name])) == {"preprocessing": name}
+
+
+@pytest.mark.parametrize("preset", ["torchvision-v1", "keras", "timm-tv2", "huggingface-torchvision"])
+def test_recommended_settings_make_the_preprocessing(preset: str) -> None:
+    """Every alternative of a preprocessing is what its settings make of the checkpoint, or needs a converted file."""
+    base = Facts(None, PRESETS[preset], "softmax")
+    settable = 0
+    for each in alternatives(base, facts_checkpoint(), PREPROCESSING, LABELS):
+        wanted = settings_between(base, each.facts)
+        if not exist(wanted):
+            continue
+        settable += 1
+        settings = Settings(**wanted)
+        start = PRESETS.get(settings.preprocessing, base.preprocessing)
+        made, truth = settings.preprocessing_facts.applied_to(start), each.facts.preprocessing
+        close = {"mean": pytest.approx(truth.mean, abs=1e-8), "std": pytest.approx(truth.std, abs=1e-8)}
+        assert asdict(made) == asdict(truth) | close, each.shown
+    assert settable > 20
 
 
 def test_changes_are_merged_unless_they_meet() -> None:

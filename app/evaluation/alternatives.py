@@ -140,8 +140,12 @@ def _resizes(now: Preprocessing) -> _Ways:
 
 
 def _filters(now: Preprocessing) -> _Ways:
-    for interpolation in (Interpolation.BILINEAR, Interpolation.BICUBIC, Interpolation.NEAREST, Interpolation.LANCZOS):
-        yield interpolation.value, replace(now, interpolation=interpolation)
+    """Pillow's, and without antialiasing, as OpenCV and tf.image resize; what is a grey level apart is not tried."""
+    for kernel in (Interpolation.BILINEAR, Interpolation.BICUBIC, Interpolation.NEAREST, Interpolation.LANCZOS):
+        yield kernel.value, replace(now, interpolation=kernel, resizer="pillow")
+    for kernel in (Interpolation.BILINEAR, Interpolation.BICUBIC):
+        changed = replace(now, interpolation=kernel, resizer="torchvision-no-antialias")
+        yield f"{kernel.value} without antialiasing", changed
 
 
 def _sizes(now: Preprocessing) -> _Ways:

@@ -14,7 +14,7 @@ from ..backends.onnx import OnnxBackend
 from ..backends.torch.forward import Forward
 from ..backends.torch.precision import plan_device
 from ..checkpoints import Checkpoint, Graph
-from ..errors import ServiceError
+from ..errors import EvaluationError, ServiceError
 from ..images import DecodeLimits, decode_for_each
 from ..networks import build_network
 from ..types import Pixels, Preprocessing, ResNetSwitches, Scores, Want
@@ -136,11 +136,10 @@ class Answers:
 
     def _pixels(self, photos: Sequence[Photo], shapes: list[Preprocessing]) -> dict[Preprocessing, Pixels]:
         images: list[list[Pixels]] = [[] for _ in shapes]
-        for _, outcomes in self._decoded(photos, shapes):
-            for outcome in outcomes:
+        for group, outcomes in self._decoded(photos, shapes):
+            for photo, outcome in zip(group, outcomes, strict=True):
                 if isinstance(outcome, str):
-                    # It was decoded before: the file is another one now.
-                    raise RuntimeError(outcome)
+                    raise EvaluationError(f"{photo.name} could be decoded before, and cannot now: {outcome}")
                 for kept, pixels in zip(images, outcome, strict=True):
                     kept.append(pixels)
         return {shape: np.stack(kept) for shape, kept in zip(shapes, images, strict=True)}

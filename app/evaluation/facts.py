@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..checkpoints import PRESETS, Checkpoint, Decision, Decisions
+from ..preprocessing import can_resize
 from ..settings import ENV_PREFIX, Settings
 from ..types import Activation, Preprocessing, ResNetSwitches
 
@@ -47,26 +48,35 @@ class Facts:
 
 
 def merged(base: Facts, one: Facts, other: Facts) -> Facts | None:
-    """`base` with what both change of it; None where both change the same."""
+    """`base` with what both change of it; None where both change the same, or where that makes no preprocessing."""
     changed = {}
     for each in fields(Facts):
         was, first, second = (getattr(facts, each.name) for facts in (base, one, other))
         if each.name in ("switches", "preprocessing") and was is not None:
             parts = [field.name for field in fields(was)]
-            both = [
+            differing = [
                 name for name in parts if len({getattr(was, name), getattr(first, name), getattr(second, name)}) > 1
             ]
-            if any(getattr(was, name) not in (getattr(first, name), getattr(second, name)) for name in both):
+            if any(getattr(was, name) not in (getattr(first, name), getattr(second, name)) for name in differing):
                 return None
             values = {
-                name: getattr(second if getattr(first, name) == getattr(was, name) else first, name) for name in both
+                name: getattr(second if getattr(first, name) == getattr(was, name) else first, name)
+                for name in differing
             }
             changed[each.name] = replace(was, **values)
         elif was not in (first, second):
             return None
         else:
             changed[each.name] = second if first == was else first
-    return replace(base, **changed)
+    both = replace(base, **changed)
+    return both if _is_possible(both.preprocessing) else None
+
+
+def _is_possible(preprocessing: Preprocessing) -> bool:
+    """Whether settings could say it: a filter that the resizer has, and a crop that lies inside."""
+    short = preprocessing.resize_short_side
+    fits = short is None or max(preprocessing.crop) <= short
+    return fits and can_resize(preprocessing.resizer, preprocessing.interpolation)
 
 
 def facts_of(checkpoint: Checkpoint) -> Facts:
@@ -139,6 +149,8 @@ def _differing(base: Preprocessing, wanted: Preprocessing) -> dict[str, str]:
         found["crop"] = _sides(wanted.crop)
     if wanted.interpolation != base.interpolation:
         found["interpolation"] = wanted.interpolation.value
+    if wanted.resizer != base.resizer:
+        found["resizer"] = wanted.resizer
     if wanted.floor_crop != base.floor_crop:
         found["crop_offset"] = "floor" if wanted.floor_crop else "even"
     if (wanted.mean, wanted.std) != (base.mean, base.std):
@@ -149,6 +161,10 @@ def _differing(base: Preprocessing, wanted: Preprocessing) -> dict[str, str]:
 
 
 def _resize(preprocessing: Preprocessing) -> str:
+    if not preprocessing.is_resized:
+        return "none"
+    if preprocessing.squash is not None:
+        return _sides(preprocessing.squash)
     return "squash" if preprocessing.resize_short_side is None else str(preprocessing.resize_short_side)
 
 
@@ -189,7 +205,4 @@ def geometry(preprocessing: Preprocessing) -> Preprocessing:
 
 def resized(preprocessing: Preprocessing, short_side: int | None, crop: tuple[int, int]) -> Preprocessing:
     """The same normalisation and filter behind another resize; a short side of None squashes."""
-    known = {each.name: each.default for each in fields(Preprocessing)}
-    plain: dict[str, Any] = {name: known[name] for name in ("squash", "is_resized") if name in known}
-    changed: Preprocessing = replace(preprocessing, resize_short_side=short_side, crop=crop, **plain)
-    return changed
+    return replace(preprocessing, resize_short_side=short_side, crop=crop, squash=None, is_resized=True)
