@@ -44,6 +44,8 @@ from tests.evaluated import (
 from tests.test_command_line import run
 
 COUNT = 40
+ONE_THREAD = ("--compute-threads", "1")
+TRYING = ("--try", "stride_in", *ONE_THREAD)
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +344,7 @@ def test_the_command_writes_a_file_that_answers_right(hidden_stride: Case, tmp_p
     source = tmp_path / "source.safetensors"
     write_converted(replace(hidden_stride.examined.checkpoint, preprocessing=PREPARED), source)
     outputs = ("--write", "out.safetensors", "--json", "report.json", "--picture", "report.png")
-    done = run("evaluate", str(source), str(hidden_stride.table), "--try", "stride_in", *outputs, folder=tmp_path)
+    done = run("evaluate", str(source), str(hidden_stride.table), *TRYING, *outputs, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "RESNET_STRIDE_IN=1x1" in done.stdout
     assert "--stride-in 1x1" in done.stdout
@@ -369,7 +371,7 @@ def test_the_command_says_what_it_left_out(known: Case, tmp_path: Path) -> None:
     (tmp_path / "photos" / "walrus").mkdir()
     (tmp_path / "photos" / "walrus" / "a.jpg").write_bytes(target.read_bytes())
     model = str(known.examined.path)
-    done = run("evaluate", model, "photos", "--json", "report.json", folder=tmp_path)
+    done = run("evaluate", model, "photos", "--json", "report.json", *ONE_THREAD, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "1 of classes that the model does not have" in done.stdout
     assert "damaged.jpg: The image is truncated" in done.stderr

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from app.checkpoints import PRESETS
 from app.errors import EvaluationError
 from app.evaluation import find_photos
 from app.evaluation.matching import match_classes
 from app.evaluation.photos import Found, Photo, in_order
+from app.images import decode, decode_for_each
 from app.labels import imagenet_labels
-from tests.photos import make_jpeg
+from tests.photos import LIMITS, make_jpeg
 
 LABELS = ("tench, Tinca tinca", "great_white_shark", "Tiger Shark", "cock", "cock", "drake")
 
@@ -161,3 +163,12 @@ def test_every_beginning_of_the_order_has_each_class() -> None:
     assert order != photos
     assert sum(photo.written == ("b",) for photo in order[:10]) == 2
     assert len(in_order(photos, 30)) == 30
+
+
+def test_one_decoding_gives_the_pixels_of_each() -> None:
+    """A photo that is decoded once for several preprocessings has each one's own pixels."""
+    photo = make_jpeg(3)
+    for preprocessing, pixels in zip(
+        PRESETS.values(), decode_for_each(photo, [*PRESETS.values()], LIMITS), strict=True
+    ):
+        assert (pixels == decode(photo, preprocessing, LIMITS)).all()

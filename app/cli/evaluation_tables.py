@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from ..evaluation import Evaluation, as_environment, as_flags
+from ..evaluation import TRIED, Evaluation, as_environment, as_flags
 from ..evaluation.report import Accuracy
 from ..evaluation.search import ALPHA, Round
 from ..evaluation.trials import Trial
@@ -15,6 +15,7 @@ from .console import stderr, stdout
 
 _SHOWN = 10
 _MOST_CLASSES = 20
+_AS_GOOD = 4
 _MOST_TRIALS, _MOST_LATER_TRIALS = 16, 5
 
 
@@ -148,11 +149,14 @@ def _print_surer(evaluation: Evaluation) -> None:
 def show_recommendation(evaluation: Evaluation, written: list[Path]) -> None:
     """What to set, if anything."""
     chosen = dict(evaluation.settings)
-    if not evaluation.tried and not evaluation.rounds:
+    if evaluation.is_of_a_service:
         return
     if not chosen:
         what = "surer" if evaluation.accuracy is None else "better beyond chance"
-        stdout.print(f"Nothing that was tried ({', '.join(evaluation.tried) or 'nothing'}) is {what}.")
+        if evaluation.tried:
+            stdout.print(f"Nothing that was tried ({', '.join(evaluation.tried)}) is {what}.")
+        if len(evaluation.tried) < len(TRIED):
+            stdout.print("With --all the decisions that are known are tried too, as far as they can vary.")
         return
     if evaluation.accuracy is None:
         stdout.print(
@@ -179,6 +183,10 @@ def show_recommendation(evaluation: Evaluation, written: list[Path]) -> None:
         )
     as_good = [name for each in evaluation.rounds for name in each.as_good]
     if as_good:
-        stdout.print(f"Better too, and these photos do not tell them apart: {', '.join(as_good)}.", markup=False)
+        stdout.print(
+            f"Better too, and these photos do not tell them apart: {', '.join(as_good[:_AS_GOOD])}"
+            f"{', …' if len(as_good) > _AS_GOOD else '.'}",
+            markup=False,
+        )
     for path in written:
         stdout.print(f"{path} has it in it.", markup=False)

@@ -11,10 +11,11 @@ import numpy as np
 
 from ..backends.base import BackendOptions
 from ..backends.onnx import OnnxBackend
+from ..backends.torch.backend import make_float32_exact
 from ..backends.torch.forward import Forward
 from ..backends.torch.precision import plan_device
 from ..checkpoints import Checkpoint, Graph
-from ..errors import EvaluationError, ServiceError
+from ..errors import EvaluationError, ModelOutputInvalid, ServiceError
 from ..images import DecodeLimits, decode_for_each
 from ..networks import build_network
 from ..types import Pixels, Preprocessing, ResNetSwitches, Scores, Want
@@ -69,20 +70,33 @@ class Answers:
         done = 0
         for group, outcomes in self._decoded(photos, [run[1]]):
             good: list[Pixels] = []
+            decoded: list[Photo] = []
             for photo, outcome in zip(group, outcomes, strict=True):
                 if isinstance(outcome, str):
                     self.skipped.append((photo.name, outcome))
                 else:
-                    self.photos.append(photo)
+                    decoded.append(photo)
                     good.append(outcome[0])
             for first in range(0, len(good), at_once):
-                parts.append(network(np.stack(good[first : first + at_once]), run[1]))
+                scores = network(np.stack(good[first : first + at_once]), run[1])
+                are_answered = [bool(np.isfinite(row).all()) for row in scores]
+                rows = self._keep(decoded[first : first + at_once], are_answered)
+                parts.append(scores[rows])
             done += len(group)
             progress("Photos", done, len(photos))
         if parts:
             self._scores[run] = np.concatenate(parts)
             return self._scores[run]
         return np.empty((0, self._checkpoint.class_count), np.float32)
+
+    def _keep(self, photos: Sequence[Photo], are_answered: Sequence[bool]) -> list[int]:
+        """The places of photos that were answered with numbers; the others are skipped."""
+        for photo, is_answered in zip(photos, are_answered, strict=True):
+            if is_answered:
+                self.photos.append(photo)
+            else:
+                self.skipped.append((photo.name, ModelOutputInvalid.default_detail))
+        return [place for place, is_answered in enumerate(are_answered) if is_answered]
 
     def scores(self, run: Run, count: int) -> Scores:
         """Of the first `count` photos, which `compute` has computed."""
@@ -131,6 +145,8 @@ class Answers:
                         progress(done, runs[run])
 
     def _add(self, run: Run, scores: Scores) -> None:
+        # Of an alternative that overflows, too: it is no right answer.
+        scores = np.nan_to_num(scores, posinf=0.0, neginf=0.0)
         known = self._scores.get(run)
         self._scores[run] = scores if known is None else np.concatenate([known, scores])
 
@@ -189,6 +205,8 @@ class _TorchNetwork:
         self._device: torch.device = plan_device(device, "float32").device
         if self._device.type == "cpu":
             torch.set_num_threads(threads)
+        else:
+            make_float32_exact()
         self._network: torch.nn.Module = build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches)
 
     def __call__(self, pixels: Pixels, preprocessing: Preprocessing) -> Scores:

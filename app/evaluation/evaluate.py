@@ -22,6 +22,8 @@ from .search import Round, Search
 from .trials import Truth, are_fractions, probabilities_of
 from .unlabelled import Surer, certainty_of, try_unlabelled
 
+FEW_PHOTOS = 30
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -82,6 +84,8 @@ class Evaluation:
     """What to set, where that is better beyond chance; without labels, what makes the network surest."""
     better: Accuracy | None = None
     """With these settings, on all photos."""
+    is_of_a_service: bool = False
+    """Whether it is of a running one, of which nothing can be tried."""
     converted: Checkpoint | None = None
     """The checkpoint with these settings in it; None where nothing is better."""
 
@@ -134,7 +138,7 @@ def evaluate(
     used = used_photos(found, answers.photos, answers.skipped, matched)
     if not answers.photos:
         raise EvaluationError(f"None of the {len(photos)} photos can be used. {_first(answers.skipped)}".strip())
-    notes = [*_notes(found, matched), *_read_off(scores, base)]
+    notes = [*notes_on(found, matched, len(answers.photos)), *_read_off(scores, base)]
     if matched is None:
         certainty, _ = certainty_of(scores, base)
         surer = try_unlabelled(answers, base, checkpoint, names, options.most_tried, progress)
@@ -235,8 +239,11 @@ def _names(checkpoint: Checkpoint, decisions: Decisions | None, options: Options
     return tuple(name for name in possible if name in chosen)
 
 
-def _notes(found: Found, matched: Matched | None) -> list[str]:
+def notes_on(found: Found, matched: Matched | None, used: int) -> list[str]:
+    """What a person should know of photos of which `used` were used."""
     notes = [found.hint] if found.hint else []
+    if used < FEW_PHOTOS:
+        notes.append(f"{used} photos are few: only large differences can be told from chance. Use a hundred or more.")
     if matched is not None and matched.note:
         notes.append(matched.note)
     if matched is not None and matched.unmatched:

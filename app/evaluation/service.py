@@ -15,7 +15,7 @@ import numpy as np
 from ..agreement import Probabilities
 from ..errors import EvaluationError
 from .answers import Progress
-from .evaluate import Evaluation, Options, truth_of, usable, used_photos
+from .evaluate import Evaluation, Options, notes_on, truth_of, usable, used_photos
 from .matching import match_classes
 from .photos import Found, Photo, in_order
 from .report import Certainty, entropies, measure_accuracy
@@ -110,13 +110,13 @@ async def _evaluate(url: str, found: Found, options: Options, progress: Progress
     entropy = float(
         entropies(probabilities, is_exclusive=bool(np.all(np.abs(probabilities.sum(axis=1) - 1) < 1e-3))).mean()
     )
-    notes = [note for note in (found.hint, matched.note if matched else "") if note]
     return Evaluation(
         source=url,
         model=service.model,
+        is_of_a_service=True,
         classes=len(service.labels),
         photos=used_photos(found, kept, service.skipped, matched),
-        notes=tuple(notes),
+        notes=tuple(notes_on(found, matched, len(kept))),
         accuracy=None if matched is None else measure_accuracy(probabilities, truth_of(kept, matched), matched.labels),
         certainty=Certainty(len(kept), float(probabilities.max(axis=1).mean()), entropy),
     )
