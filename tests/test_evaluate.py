@@ -44,8 +44,8 @@ from tests.evaluated import (
 from tests.test_command_line import run
 
 COUNT = 40
-ONE_THREAD = ("--compute-threads", "1")
-TRYING = ("--try", "stride_in", *ONE_THREAD)
+TRYING = ("--try", "stride_in", "--compute-threads", "1")
+ONE_THREADED = Settings(compute_threads=1, log_level="warning")
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +334,12 @@ def test_an_order_that_photos_show_is_a_permutation() -> None:
 # -- the command --
 
 
+@pytest.fixture
+def _no_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command in this process would change its logging."""
+    monkeypatch.setattr("app.cli.evaluate.set_up_logging", lambda level: None)
+
+
 @pytest.fixture(scope="module")
 def hidden_stride(folder: Path, paths: list[Path]) -> Case:
     return resnet_case(folder / "stride", paths, ResNetSwitches(stride_in="1x1"), PREPARED)
@@ -361,7 +367,8 @@ def test_the_command_writes_a_file_that_answers_right(hidden_stride: Case, tmp_p
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_says_what_it_left_out(known: Case, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_no_logging")
+def test_the_command_says_what_it_left_out(known: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Damaged photos are named and counted, and folders that are no class are told; the report is of the others."""
     for path, at in zip(known.paths, known.answers, strict=True):
         target = tmp_path / "photos" / LABELS[at].upper() / path.name
@@ -370,12 +377,11 @@ def test_the_command_says_what_it_left_out(known: Case, tmp_path: Path) -> None:
     (target.parent / "damaged.jpg").write_bytes(target.read_bytes()[:300])
     (tmp_path / "photos" / "walrus").mkdir()
     (tmp_path / "photos" / "walrus" / "a.jpg").write_bytes(target.read_bytes())
-    model = str(known.examined.path)
-    done = run("evaluate", model, "photos", "--json", "report.json", *ONE_THREAD, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "1 of classes that the model does not have" in done.stdout
-    assert "damaged.jpg: The image is truncated" in done.stderr
-    assert "walrus" in done.stderr
+    command(ONE_THREADED, str(known.examined.path), tmp_path / "photos", as_json=tmp_path / "report.json")
+    told = capsys.readouterr()
+    assert "1 of classes that the model does not have" in told.out
+    assert "damaged.jpg: The image is truncated" in told.err
+    assert "walrus" in told.err
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["photos"]["used"] == COUNT
     assert report["photos"]["unmatched"] == {"walrus": 1}
@@ -385,13 +391,13 @@ def test_the_command_says_what_it_left_out(known: Case, tmp_path: Path) -> None:
 def refused(*arguments: object, **options: object) -> str:
     """What the command says before it has done anything."""
     with pytest.raises(SettingError) as caught:
-        command(Settings(log_level="warning"), *arguments, **options)  # type: ignore[arg-type]
+        command(ONE_THREADED, *arguments, **options)  # type: ignore[arg-type]
     return str(caught.value)
 
 
-def test_what_cannot_be_done_is_refused_at_once(known: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_no_logging")
+def test_what_cannot_be_done_is_refused_at_once(known: Case, tmp_path: Path) -> None:
     """What only makes a network surer is not written without --force, a graph never, and no file is replaced."""
-    monkeypatch.setattr("app.cli.evaluate.set_up_logging", lambda level: None)
     target, model = tmp_path / "o.safetensors", str(known.examined.path)
     assert "needs photos with labels" in refused(model, known.paths[0].parent, write=target)
     assert "cannot write an ONNX graph" in refused(model, known.table, write=target)
