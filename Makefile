@@ -27,7 +27,7 @@ check: $(VENV)/.dev ## Check style, types and the import rule
 parity: $(VENV)/.dev ## Rebuild the stored fixtures with the real frameworks, and compare anew (GBs; Linux)
 	@test -x .venv-parity/bin/python || "$(PYTHON)" -m venv .venv-parity
 	@.venv-parity/bin/python -m pip install --quiet -r tests/parity/requirements.txt
-	@for maker in tensorflow keras objects; do CUDA_VISIBLE_DEVICES= .venv-parity/bin/python -m tests.parity.make_$$maker || exit 1; done
+	@for maker in tensorflow keras keras_variants objects; do CUDA_VISIBLE_DEVICES= .venv-parity/bin/python -m tests.parity.make_$$maker || exit 1; done
 	@PYTHONPATH=.:$$(echo $(VENV)/lib/python3*/site-packages) CUDA_VISIBLE_DEVICES= .venv-parity/bin/python -m tests.parity.make_transformers
 	@$(BIN)/pytest -q tests/test_parity_*.py tests/test_saved_model.py
 

@@ -189,7 +189,7 @@ def examine(settings: Settings, path: Path) -> Examined:
 
     Raises a `StartError` in one line: `CheckpointError`, `LabelsError` or `SettingError`.
     """
-    contents = checkpoints.read_checkpoint(path, settings.max_checkpoint_bytes)
+    contents = checkpoints.read_checkpoint(path, settings.max_checkpoint_bytes, settings.onnx_output)
     decisions = checkpoints.decide(settings, contents)
     architecture = decisions.architecture.value
     class_count = (
@@ -198,8 +198,11 @@ def examine(settings: Settings, path: Path) -> Examined:
         else count_classes(architecture, contents.weights, decisions.switches_of(architecture))
     )
     decisions = decisions.with_classes(class_count)
-    labels, label_notes, label_warnings = _labels(settings, contents, class_count, architecture, path)
-    warnings = (*checkpoints.warnings_of(contents, decisions, path.name), *label_warnings)
+    labels, label_notes = _labels(settings, contents, class_count, architecture, path)
+    warnings = (
+        *checkpoints.warnings_of(contents, decisions, path.name),
+        *_warnings_of_labels(contents, labels, class_count, path),
+    )
     notes = (*contents.notes, *checkpoints.notes_of(contents, decisions), *label_notes)
     # Both may have names that stand in the file, and are shown on a terminal.
     shown = (tuple(map(printable, each)) for each in (warnings, notes))
@@ -208,26 +211,32 @@ def examine(settings: Settings, path: Path) -> Examined:
 
 def _labels(
     settings: Settings, contents: Contents, class_count: int, architecture: str, path: Path
-) -> tuple[Decision[Labels], tuple[str, ...], tuple[str, ...]]:
-    """The setting's file, the checkpoint's own word, a file beside it, ImageNet's, or the indices; notes; warnings."""
+) -> tuple[Decision[Labels], tuple[str, ...]]:
+    """The setting's file, the checkpoint's own word, a file beside it, ImageNet's, or the indices; and notes."""
     if settings.labels is not None:
-        return Decision(choose_labels(class_count, settings.labels), f"{ENV_PREFIX}LABELS"), (), ()
+        return Decision(choose_labels(class_count, settings.labels), f"{ENV_PREFIX}LABELS"), ()
     home = checkpoints.home_of(path)
     told = contents.told.labels
     if told is not None and are_labels_of(told.value, class_count):
-        return told, tuple(labels_not_used(home, told.value, told.source)), ()
-    warnings = (
-        (f"{told.source} names {len(told.value)} classes and the checkpoint has {class_count}: they are not used.",)
-        if told is not None
-        else ()
-    )
+        return told, tuple(labels_not_used(home, told.value, told.source))
     source = "ImageNet's, by their number" if class_count in (1000, 1001) else "the class indices"
     # A file beside published weights is somebody else's: their categories are known.
     if checkpoints.find_by_sha256(architecture, contents.sha256) is not None:
         labels = Decision(choose_labels(class_count, None), source)
-        return labels, tuple(labels_not_used(home, labels.value, "torchvision, whose weights these are,")), warnings
+        return labels, tuple(labels_not_used(home, labels.value, "torchvision, whose weights these are,"))
     beside = labels_beside(home, class_count)
-    return Decision(choose_labels(class_count, beside), beside.name if beside else source), (), warnings
+    return Decision(choose_labels(class_count, beside), beside.name if beside else source), ()
+
+
+def _warnings_of_labels(contents: Contents, labels: Decision[Labels], class_count: int, path: Path) -> tuple[str, ...]:
+    """A sentence where the checkpoint names another number of classes than it has."""
+    told = contents.told.labels
+    if told is None or are_labels_of(told.value, class_count) or labels.source == f"{ENV_PREFIX}LABELS":
+        return ()
+    return (
+        f"{path.name} names {len(told.value):,} classes ({told.source}) and has {class_count:,} outputs: its names are "
+        f"not used, but {labels.source}. Name the classes with {ENV_PREFIX}LABELS.",
+    )
 
 
 def _file(settings: Settings, source: CheckpointFile, reporter: Reporter) -> Checkpoint:

@@ -141,6 +141,11 @@ class Settings(BaseSettings):
         None,
         description="A labels.txt (a name a line) or an index_to_name.json. Unset: looked for beside the checkpoint.",
     )
+    onnx_output: str | None = Field(
+        None,
+        max_length=256,
+        description="Of an ONNX file with several outputs: the name of the one with the scores. Unset: it is found.",
+    )
     model_name: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",

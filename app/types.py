@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum, Flag, StrEnum, auto
 from typing import Literal
 
@@ -151,6 +152,8 @@ class Layer:
     ceil_mode: bool = False
     value: float | None = None
     """A normalisation's epsilon, a leaky ReLU's slope, an ELU's alpha."""
+    count_include_pad: bool = True
+    """Of an average pool: whether the zeros of its padding count."""
 
     def describe(self) -> str:
         """One line for a person."""
@@ -160,8 +163,49 @@ class Layer:
             if (value := getattr(self, name)) is not None
         ]
         facts += ["ceil mode"] if self.ceil_mode else []
+        facts += [] if self.count_include_pad else ["without its padding"]
         facts += [f"{self.value:g}"] if self.value is not None else []
         return " ".join([self.kind, *facts])
+
+
+@dataclass(frozen=True, slots=True)
+class InputChange:
+    """What a checkpoint's own code does to its input before the network: `scale * input + shift` of each channel."""
+
+    scale: tuple[float, float, float]
+    """In the order of the network's channels, as `shift` is."""
+    shift: tuple[float, float, float]
+    is_reversed: bool = False
+    """Whether the channels are put in the opposite order first."""
+
+    @classmethod
+    def of_normalisation(cls, mean: Sequence[float], std: Sequence[float]) -> InputChange:
+        """`(input - mean) / std`"""
+        first, second, third = (1 / each for each in std)
+        one, two, three = (-a / b for a, b in zip(mean, std, strict=True))
+        return cls((first, second, third), (one, two, three))
+
+    def behind(self, preprocessing: Preprocessing) -> Preprocessing:
+        """The preprocessing that gives the network what this makes of the images of another one."""
+        step = -1 if self.is_reversed else 1
+        mean, std = np.array(preprocessing.mean[::step]), np.array(preprocessing.std[::step])
+        scale, shift = np.array(self.scale), np.array(self.shift)
+        return replace(
+            preprocessing,
+            mean=_three(mean - shift * std / scale),
+            std=_three(std / scale),
+            is_bgr=preprocessing.is_bgr != self.is_reversed,
+        )
+
+    def describe(self) -> str:
+        """One line for a person."""
+        order = ", channels reversed" if self.is_reversed else ""
+        return f"input × {_figures(self.scale)} + {_figures(self.shift)}{order}"
+
+
+def _three(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    first, second, third = (float(value) for value in values)
+    return first, second, third
 
 
 @dataclass(frozen=True, slots=True)

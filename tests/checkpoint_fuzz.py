@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -222,7 +223,9 @@ def _torch_script(folder: Path) -> Path:
             answer: torch.Tensor = self.fc(torch.relu(self.conv1(x)).mean((2, 3)))
             return answer
 
-    torch.jit.trace(Two().eval(), torch.zeros(1, 3, 8, 8)).save(str(folder / "model.pt"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's word about its own age
+        torch.jit.trace(Two().eval(), torch.zeros(1, 3, 8, 8)).save(str(folder / "model.pt"))
     return folder / "model.pt"
 
 
@@ -265,6 +268,43 @@ def _hdf5(folder: Path) -> Path:
             shape = (64, 2) if layer == "predictions" else (3, 3, 3, 4)
             file.create_dataset(f"model_weights/{layer}/{layer}/kernel:0", data=np.ones(shape, np.float32))
     return folder / "model.h5"
+
+
+def _keras_zip(folder: Path) -> Path:
+    import zipfile
+
+    weights = _hdf5(folder)
+    layers = [{"class_name": "Dense", "config": {"name": "predictions", "units": 2, "activation": "softmax"}}]
+    with zipfile.ZipFile(folder / "model.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps({"class_name": "Sequential", "config": {"layers": layers}}))
+        archive.writestr("metadata.json", "{}")
+        archive.write(weights, "model.weights.h5")
+    weights.unlink()
+    return folder / "model.keras"
+
+
+def _saved_model(folder: Path) -> Path:
+    (folder / "variables").mkdir()
+    _tensor_bundle(folder / "variables")
+    for file in list((folder / "variables").iterdir()):
+        file.rename(file.with_name(file.name.replace("model.ckpt", "variables")))
+    (folder / "saved_model.pb").write_bytes(b"\x08\x01\x12\x04\x0a\x02\x0a\x00")
+    return folder
+
+
+def _own_preprocessing(folder: Path) -> Path:
+    (folder / "preprocessing.json").write_text(json.dumps({"resize": 256, "crop": 224, "mean": [0.5, 0.5, 0.5]}))
+    return _onnx(folder)
+
+
+def _onnx_in_two(folder: Path) -> Path:
+    import onnx
+
+    from tests.onnx_graphs import Maker
+
+    model = Maker().model()
+    onnx.save_model(model, folder / "m.onnx", save_as_external_data=True, location="m.onnx.data", size_threshold=0)
+    return folder / "m.onnx"
 
 
 def _tensor_bundle(folder: Path) -> Path:
@@ -328,8 +368,12 @@ SEEDS: dict[str, Callable[[Path], Path]] = {
     "safetensors": _safetensors,
     "Hugging Face shards": _sharded,
     "Keras HDF5": _hdf5,
+    "Keras 3": _keras_zip,
+    "SavedModel": _saved_model,
     "TensorFlow checkpoint": _tensor_bundle,
     "ONNX": _onnx,
+    "ONNX and its data": _onnx_in_two,
+    "a preprocessing beside": _own_preprocessing,
     "TorchServe archive": _archive,
 }
 
@@ -360,7 +404,7 @@ def damaged_checkpoints(folder: Path, count: int, seed: int) -> Iterator[tuple[s
         home = folder / name.replace(" ", "-")
         home.mkdir(parents=True)
         path = create(home)
-        files = {file: file.read_bytes() for file in sorted(home.iterdir())}
+        files = {file: file.read_bytes() for file in sorted(home.rglob("*")) if file.is_file()}
         for _ in range(count):
             victim = chance.choice(list(files))
             victim.write_bytes(damaged(files[victim], chance))

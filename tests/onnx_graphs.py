@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,3 +96,34 @@ class Maker:
         inputs = torch.from_numpy(np.ascontiguousarray(images, np.float32))
         maps = torch.nn.functional.conv2d(inputs, weights["kernel"], stride=2).relu().mean((2, 3))
         return np.asarray((maps @ weights["dense"] + weights["bias"]).numpy())
+
+
+def behind(
+    nodes: Sequence[onnx.NodeProto],
+    outputs: Mapping[str, Sequence[int | str]] | None = None,
+    maker: Maker | None = None,
+    **constants: Any,
+) -> onnx.ModelProto:
+    """The graph of `maker` with `nodes` behind its value `logits`, and `outputs` by their names."""
+    maker = maker or Maker()
+    model = maker.model()
+    model.graph.node[-1].output[0] = "logits"
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value, getattr(value, "dtype", np.float32)), name)
+        for name, value in constants.items()
+    )
+    model.graph.output.pop()
+    for name, shape in (outputs or {"scores": [maker.batch, CLASSES]}).items():
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    return model
+
+
+def node(operator: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
+    """A node whose inputs are words of a text."""
+    return helper.make_node(operator, inputs.split(), [output], **attributes)
+
+
+def with_data_beside(model: onnx.ModelProto, path: Path, data: str) -> None:
+    """Write `model` to `path`, as torch.onnx.export does: its weights in the file `data` beside it."""
+    onnx.save_model(model, path, save_as_external_data=True, location=data, size_threshold=0)

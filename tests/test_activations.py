@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import httpx
@@ -67,14 +68,15 @@ def test_one_output_answers_the_probabilities_of_both_labels(workers: str, tmp_p
     image.save(sent, "PNG")
     (dog,) = sigmoids(path, image)
     assert 0.02 < dog < 0.98
-    with (
-        service_process("--weights", str(path), "--http-workers", workers, folder=tmp_path) as service,
-        httpx.Client(base_url=service.address, timeout=30) as client,
-    ):
+    flags = ("--weights", str(path), "--http-workers", workers)
+    with service_process(*flags, folder=tmp_path) as service, httpx.Client(timeout=30) as client:
         service.wait_for("Ready:")
+        found = re.search(r"http://127\.0\.0\.1:\d+", service.wait_for("Listening on"))
+        assert found is not None
+        client.base_url = httpx.URL(found[0])
         answer = post_image(client, sent.getvalue()).json()
         too_many = post_image(client, sent.getvalue(), top_k=3)
-    found = {each["label"]: each["probability"] for each in answer["predictions"]}
-    assert found == pytest.approx({"cat": 1 - dog, "dog": dog}, abs=1e-5)
+    answered = {each["label"]: each["probability"] for each in answer["predictions"]}
+    assert answered == pytest.approx({"cat": 1 - dog, "dog": dog}, abs=1e-5)
     assert [each["class_id"] for each in answer["predictions"]] == ([0, 1] if dog < 0.5 else [1, 0])
     assert too_many.status_code == 422

@@ -46,23 +46,14 @@ def layer(kind: str, **options: Any) -> dict[str, Any]:
     return {"class_name": kind, "config": {"name": kind.lower(), **options}}
 
 
-def network(*extra: dict[str, Any], **changes: dict[str, Any]) -> dict[str, Any]:
-    """The layers of a ResNet50 that its switches are read from, one of each, with changes by class."""
+def network(*extra: dict[str, Any]) -> dict[str, Any]:
+    """A model of a few layers in a row; tests/test_keras_variants.py has whole ones."""
     layers = [
         layer("InputLayer", batch_shape=[None, 224, 224, 3]),
-        layer("ZeroPadding2D", padding=[[3, 3], [3, 3]]),
         layer("Conv2D", kernel_size=[7, 7], strides=[2, 2], padding="valid"),
-        layer("BatchNormalization", epsilon=1.001e-5),
-        layer("MaxPooling2D", pool_size=[3, 3], strides=[2, 2], padding="valid"),
-        layer("Dense", activation="softmax"),
+        *extra,
     ]
-    for each in layers:
-        each["config"] |= changes.get(each["class_name"], {})
-    return {"class_name": "Functional", "config": {"name": "resnet50", "layers": [*layers, *extra]}}
-
-
-def told(config: dict[str, Any]) -> Any:
-    return keras_config.read_config(json.dumps(config), Path("model.h5")).told(["conv2_block1_1_conv"])
+    return {"class_name": "Sequential", "config": {"name": "resnet50", "layers": layers}}
 
 
 def keras_zip(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
@@ -192,62 +183,6 @@ def test_a_lambda_is_refused_and_does_not_run(tmp_path: Path, weights: bytes, co
     assert not {"keras", "tensorflow"} & sys.modules.keys()
 
 
-def test_a_layer_that_no_resnet_has_is_named() -> None:
-    """A Rescaling in front changes what the weights mean, so it is refused by name; augmentation is passed over."""
-    with pytest.raises(CheckpointError, match="a Rescaling"):
-        told(network(layer("Rescaling", scale=1 / 255)))
-    assert told(network(layer("RandomFlip"), layer("Dropout", rate=0.5))).stride_in.value == "1x1"
-
-
-def test_switches_are_read_from_the_layers() -> None:
-    """Strides, padding, epsilon, last activation and input size each follow the configuration."""
-    usual = told(network())
-    assert (usual.stride_in.value, usual.stem.value, usual.pool.value) == ("1x1", "symmetric", "valid")
-    assert (usual.epsilon.value, usual.activation.value, usual.preprocessing) == (1.001e-5, "softmax", None)
-    later = told(network(layer("Conv2D", kernel_size=[3, 3], strides=[2, 2]), layer("ZeroPadding2D", padding=[1, 1])))
-    assert (later.stride_in.value, later.pool.value) == ("3x3", "symmetric")
-    same = told(
-        network(
-            Conv2D={"padding": "same"},
-            MaxPooling2D={"padding": "same"},
-            BatchNormalization={"epsilon": 1e-3},
-            Dense={"activation": "linear"},
-            InputLayer={"batch_shape": [None, 299, 320, 3]},
-        )
-    )
-    assert (same.stem.value, same.pool.value, same.epsilon.value, same.activation.value) == (
-        "same",
-        "ceil",
-        1e-3,
-        "softmax",
-    )
-    assert same.preprocessing.value.crop == (299, 320)
-
-
-def test_a_sigmoid_is_served() -> None:
-    """A model whose last layer is a sigmoid is served with one, and nothing is warned of."""
-    config = keras_config.read_config(json.dumps(network(Dense={"activation": "sigmoid"})), Path("model.h5"))
-    activation = config.told(["conv1_conv"]).activation
-    assert activation is not None
-    assert (activation.value, config.warnings) == ("sigmoid", ())
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (network(layer("BatchNormalization", epsilon=1e-3)), "2 different epsilons"),
-        (network(layer("Conv2D", kernel_size=[3, 3], dilation_rate=[2, 2])), "holes or groups"),
-        (network(ZeroPadding2D={"padding": [[2, 3], [2, 3]]}), "no first convolution"),
-        (network(MaxPooling2D={"strides": [1, 1]}), "no one pool"),
-        (network(InputLayer={"batch_shape": [None, 9999, 9999, 3]}), "9999×9999"),
-    ],
-)
-def test_a_config_of_another_network_is_refused(config: dict[str, Any], words: str) -> None:
-    """What would be answered wrongly is refused, and the line says what differs."""
-    with pytest.raises(CheckpointError, match=words):
-        told(config)
-
-
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"config": 5}', '{"config": [7]}', "[" * 100_000, '{"config": null}']
 )
@@ -272,7 +207,7 @@ def test_a_model_in_a_model_gives_its_own_layers(tmp_path: Path) -> None:
 
     found = read_keras_h5(write(tmp_path / "model.h5", fill)).tensors
     norm = [f"conv1_bn/{leaf}" for leaf in ("gamma", "beta", "moving_mean", "moving_variance")]
-    assert sorted(found) == sorted(["conv1_conv/kernel", *norm, "predictions/kernel"])
+    assert sorted(found) == sorted(["conv1_conv/kernel", *norm, "flowers/kernel"])
 
 
 def test_keras_1_names_are_known(tmp_path: Path) -> None:
@@ -322,7 +257,7 @@ def test_zips_that_are_no_keras_files_are_refused(tmp_path: Path, weights: bytes
     packed = keras_zip(tmp_path / "packed.keras", inner, zipfile.ZIP_LZMA)
     assert "unusual compression" in refusal(read_keras_zip, packed)
     bomb = keras_zip(tmp_path / "bomb.keras", {**inner, "config.json": b" " * (17 << 20)}, zipfile.ZIP_DEFLATED)
-    assert "The limit is 16,777,216 bytes" in refusal(read_keras_zip, bomb)
+    assert "The limit is 2,097,152 bytes" in refusal(read_keras_zip, bomb)
     whole = keras_zip(tmp_path / "cut.keras", inner).read_bytes()
     for size in (10, len(whole) // 2, len(whole) - 10):
         (tmp_path / "cut.keras").write_bytes(whole[:size])
@@ -356,17 +291,17 @@ def test_a_cut_file_is_a_typed_error(small: Path, tmp_path: Path) -> None:
 
 
 def test_flipped_bytes_never_crash_the_reader(small: Path, tmp_path: Path) -> None:
-    """Each of 400 files with bytes changed at random loads or is refused; a crash of the library ends its process only.
+    """Each of 250 files with bytes changed at random loads or is refused; a crash of the library ends its process only.
 
-    They are read by the process's own code in one process, since starting it 400 times would take minutes; where the
-    library crashes on one, the rest go on in a new one.
+    They are read by the process's own code in one process, since starting it 250 times would take minutes; where the
+    library crashes on one, or comes to no end, the rest go on in a new one.
     """
     program = (
         "import io, random, sys\n"
         "from app.checkpoints import hdf5_process, limited_process\n"
-        "limited_process.limit(6 << 30, 60)\n"
+        "limited_process.limit(6 << 30, 5)\n"
         "whole = open(sys.argv[1], 'rb').read()\n"
-        "for seed in range(int(sys.argv[2]), 400):\n"
+        "for seed in range(int(sys.argv[2]), 250):\n"
         "    draw = random.Random(seed)\n"
         "    changed = bytearray(whole)\n"
         "    for _ in range(draw.choice((1, 4, 16, 64))):\n"
@@ -378,12 +313,12 @@ def test_flipped_bytes_never_crash_the_reader(small: Path, tmp_path: Path) -> No
         "        pass\n"
     )
     first = crashes = 0
-    while first < 400:
+    while first < 250:
         command = [sys.executable, "-c", program, str(small), str(first)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         first = int(done.stdout.split()[-1]) + 1
         crashes += done.returncode != 0
-    assert crashes < 5  # of the library: in 4,000 files it was one
+    assert crashes < 5  # of the library, and one file that it comes to no end with
 
 
 def test_a_crash_of_the_library_is_a_typed_error(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,3 +334,76 @@ def test_a_crash_of_the_library_is_a_typed_error(small: Path, tmp_path: Path, mo
         program.write_text(text, encoding="utf-8")
         monkeypatch.setattr(hdf5, "_MAX_SECONDS", 0.5 if "wait" in text else 30.0)
         assert "damaged" in refusal(read_keras_h5, small)
+
+
+# --- what grows
+
+
+def _long_names(file: h5py.File) -> None:
+    for number in range(40):
+        file.create_group(f"layers/{number}").attrs["name"] = "x" * 60_000
+
+
+def _long_paths(file: h5py.File) -> None:
+    file[f"layers/{'x' * 2000}/vars/0"] = NUMBERS
+
+
+def _links_to_one(file: h5py.File) -> None:
+    file["layers/a/vars/0"] = NUMBERS
+    for number in range(30_000):
+        file[f"layers/{number}"] = file["layers/a/vars"]
+
+
+@pytest.mark.parametrize(
+    ("fill", "words"),
+    [(_long_names, "over 1,024 bytes"), (_long_paths, "over 1,024 char"), (_links_to_one, "over 2,000")],
+)
+def test_names_and_links_are_bounded(tmp_path: Path, fill: Callable[[h5py.File], object], words: str) -> None:
+    """Long names, long paths and many links to one group are refused before anything is read."""
+    assert words in refusal(read_keras_h5, write(tmp_path / "model.h5", fill))
+
+
+def test_seeds_and_counters_are_passed_over(tmp_path: Path) -> None:
+    """The integers that Dropout and Normalization keep are no weights, and no reason to refuse a file."""
+
+    def fill(file: h5py.File) -> None:
+        file["layers/conv2d/vars/0"] = NUMBERS
+        file["layers/dropout/seed_generator/vars/0"] = np.zeros(2, np.uint32)
+        file["layers/normalization/vars/2"] = np.int64(4)
+
+    (tensor,) = hdf5.read_hdf5(write(tmp_path / "model.h5", fill)).tensors.values()
+    assert np.array_equal(tensor, NUMBERS)
+
+
+def test_a_tensor_larger_than_a_piece_arrives_whole(tmp_path: Path) -> None:
+    """A matrix and a float16 vector of more than the 16 MB that are read at a time keep their values and order."""
+    values = {"a": np.arange(5_000_000, dtype=np.float32).reshape(1, 5, 1_000_000), "b": np.ones(9_000_000, np.float16)}
+    values["b"][-1] = 2
+    found = hdf5.read_hdf5(write(tmp_path / "model.h5", lambda file: file.update(values) or None)).tensors
+    assert all(np.array_equal(found[name], values[name]) for name in values)
+
+
+def test_a_member_that_would_grow_beyond_the_file_is_refused(tmp_path: Path, weights: bytes) -> None:
+    """Weights that a zip packs to a hundredth of their size are no Keras's."""
+    path = keras_zip(
+        tmp_path / "bomb.keras",
+        {"config.json": b"{}", "model.weights.h5": weights + bytes(110 << 20)},
+        zipfile.ZIP_DEFLATED,
+    )
+    assert "model.weights.h5 has 115,3" in refusal(read_keras_zip, path)
+
+
+def test_models_that_call_models_are_bounded() -> None:
+    """A model of models that call models, each many times, is refused after some thousand calls."""
+    inner = {"name": "input", "layers": [layer("InputLayer")], "input_layers": [["inputlayer", 0, 0]]}
+    model: dict[str, Any] = {"class_name": "Functional", "config": inner | {"output_layers": [["inputlayer", 0, 0]]}}
+    for depth in range(12):
+        calls = [[[f"m{depth}" if number else "inputlayer", max(number - 1, 0), 0, {}]] for number in range(30)]
+        entry = model | {"inbound_nodes": calls, "config": model["config"] | {"name": f"m{depth}"}}
+        config = {
+            **{"name": f"m{depth + 1}", "layers": [layer("InputLayer"), entry]},
+            **{"input_layers": [["inputlayer", 0, 0]], "output_layers": [[f"m{depth}", 29, 0]]},
+        }
+        model = {"class_name": "Functional", "config": config}
+    with pytest.raises(CheckpointError, match="calls over 2,000 layers"):
+        keras_config.read_config(json.dumps(model), Path("model.h5"))

@@ -82,6 +82,18 @@ def test_what_it_is_is_said(name: str, examined: Examined) -> None:
     assert (examined.class_count, len(examined.contents.weights)) == (1000, 267)
 
 
+def test_the_original_is_found_under_a_scope_in_a_scope(tmp_path: Path) -> None:
+    """Saved by TensorFlow under tower_0/he2015, the original network gives TensorFlow's logits as before."""
+    data = unpack("original", tmp_path).with_name("model.ckpt.data-00000-of-00001")
+    data.rename(tmp_path / "nested.ckpt.data-00000-of-00001")
+    index = tmp_path / "nested.ckpt.index"
+    index.write_bytes((FIXTURES / "original" / index.name).read_bytes())
+    examined = examine(Settings(), index)
+    assert examined.contents.family == "the original TensorFlow ResNet-50"
+    own = logits(examined, examined.decisions.switches)
+    assert np.abs(own - np.load(FIXTURES / "original" / "logits.npy")).max() < TOLERANCE
+
+
 @pytest.mark.parametrize("weights", ["model.ckpt", "model.ckpt.index", "."])
 def test_a_checkpoint_is_found_by_its_name(weights: str, tmp_path: Path) -> None:
     """The name that TensorFlow gives a checkpoint, its .index and its folder all lead to it."""

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 
 from app.checkpoints import CheckpointFile, decide, home_of, locate, read_checkpoint
 from app.checkpoints.object_graph import read_object_graph
+from app.checkpoints.presets import PRESETS
+from app.checkpoints.saved_model import with_graph
 from app.errors import CheckpointError
 from app.networks import build_network, count_classes
 from app.settings import Settings
@@ -91,6 +93,53 @@ def test_damaged_data_is_refused_in_one_line(layouts: Path, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="is a damaged TensorFlow checkpoint") as caught:
         read_checkpoint(tmp_path / "variables.index")
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What stands beside the variables of SavedModels, by tests/parity/make_keras_variants.py."""
+    folder = tmp_path_factory.mktemp("graphs")
+    with tarfile.open(FIXTURES / "keras-variants" / "graphs.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+# Names are all that is read of these.
+BODY = {"conv2_block1_1_conv/kernel": np.zeros(1, np.float32)}
+
+
+def test_a_saved_model_of_keras_2_tells_its_layers(graphs: Path) -> None:
+    """Head, activation and preprocessing come from keras_metadata.pb, as from a configuration in a file."""
+    (graphs / "mlp_2" / "saved_model.pb").touch()
+    told = with_graph(BODY, graphs / "mlp_2").told
+    assert told.head is not None
+    assert told.activation is not None
+    assert ([layer.kind for layer in told.head.value], told.activation.value) == (
+        ["linear", "relu", "linear"],
+        "softmax",
+    )
+    prepared = with_graph(BODY, graphs / "caffe_2").told.preprocessing
+    assert prepared is not None
+    assert prepared.value.is_bgr
+    assert prepared.value.mean == pytest.approx(PRESETS["keras"].mean)
+    assert prepared.value.std == pytest.approx(PRESETS["keras"].std)
+
+
+def test_the_graph_of_an_export_tells_its_activation_or_what_it_has_more(graphs: Path, tmp_path: Path) -> None:
+    """Keras 3's export is refused by the operations that no plain ResNet-50 has; of a plain one the end is read."""
+    activation = with_graph(BODY, graphs / "multi_label").told.activation
+    assert activation is not None
+    assert (activation.value, activation.source) == ("sigmoid", "the SavedModel's graph")
+    for name, words in (
+        ("caffe", "BiasAdd ×1, StridedSlice ×3, Pack ×1"),
+        ("undivided", "4 convolutions with strides"),
+    ):
+        with pytest.raises(CheckpointError, match=words) as caught:
+            with_graph(BODY, graphs / name)
+        assert "tf2onnx" in str(caught.value)
+    (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01")
+    (warning,) = with_graph(BODY, tmp_path).warnings
+    assert "in parts that are not read" in warning
 
 
 def test_object_graph_tells_names() -> None:

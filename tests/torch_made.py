@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision.models
+from torchvision.models.resnet import Bottleneck, ResNet
 
-from app.checkpoints import Contents
+from app.checkpoints import Contents, Decisions, decide, read_checkpoint
 from app.networks import build_network
+from app.networks.layers import set_altered, set_head
+from app.networks.resnet50 import set_switches
 from app.opening import Examined, examine
 from app.settings import Settings
 from tests.parity.patterns import inputs
@@ -47,6 +51,66 @@ def caffe_like() -> torch.nn.Module:
             module.eps = 1e-3
     network.maxpool = torch.nn.MaxPool2d(3, 2, 0, ceil_mode=True)
     return discriminating(network)
+
+
+class Thin(ResNet):  # type: ignore[misc]  # torchvision has no types
+    """A ResNet-50 with a sixteenth of its channels: its layers and names, in files of some 300 kB."""
+
+    def __init__(self) -> None:
+        super().__init__(Bottleneck, [3, 4, 6, 3])
+        self.conv1 = torch.nn.Conv2d(3, 4, 7, 2, 3, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(4)
+        self.fc = torch.nn.Linear(128, 10)
+
+    def _make_layer(self, block: type, planes: int, *options: Any, **named: Any) -> torch.nn.Sequential:
+        self.inplanes = 4 if planes == 64 else self.inplanes
+        layer: torch.nn.Sequential = super()._make_layer(block, planes // 16, *options, **named)
+        return layer
+
+
+def thin() -> torch.nn.Module:
+    """The same under torchvision's own class, with weights that discriminate."""
+    network: torch.nn.Module = discriminating(Thin())
+    network.__class__ = ResNet
+    return network
+
+
+@dataclass(frozen=True)
+class Served:
+    """A thin network's file as it would be served."""
+
+    contents: Contents
+    decisions: Decisions
+    network: torch.nn.Module
+
+    def logits(self, images: torch.Tensor) -> np.ndarray:
+        return own_logits(self.network, images)
+
+    def answers(self, images: torch.Tensor) -> np.ndarray:
+        """What is served, before a softmax that nothing in the file states."""
+        scores = torch.from_numpy(self.logits(images))
+        activation = self.decisions.activation
+        if activation.source == "the usual way" or activation.value == "none":
+            return scores.numpy()
+        return (scores.softmax(1) if activation.value == "softmax" else scores.sigmoid()).numpy()
+
+
+def opened_thin(path: Path, **settings: Any) -> Served:
+    """A thin network's file, read and decided as any, in a network that has a ResNet-50's layers and these shapes."""
+    contents = read_checkpoint(path)
+    decisions = decide(Settings(**settings), contents)
+    network = Thin()
+    set_switches(network, decisions.switches)
+    set_altered(network, decisions.switches.altered)
+    if decisions.switches.head:
+        set_head(network, decisions.switches.head, contents.weights, "resnet50")
+    else:
+        network.fc = torch.nn.Linear(*contents.weights["fc.weight"].shape[::-1])
+    state = network.state_dict()
+    assert contents.weights.keys() == {name for name in state if not name.endswith("num_batches_tracked")}
+    state |= {name: torch.tensor(values) for name, values in contents.weights.items()}
+    network.load_state_dict(state)
+    return Served(contents, decisions, network.eval())
 
 
 def photos() -> torch.Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from numpy.typing import NDArray
 
 from ..preprocessing import PreprocessingFacts
-from ..types import Activation, Layer, Preprocessing, ResNetSwitches
+from ..types import Activation, InputChange, Layer, Preprocessing, ResNetSwitches
 from .quantized import QuantizedRecord
 
 Weights = Mapping[str, NDArray[Any]]
@@ -53,6 +53,8 @@ class Told:
     less the leaf); `names.settle_names` makes `fc.i` of layer i. Dropout is left out. () is one dense layer."""
     activation: Decision[Activation] | None = None
     """What turns the last layer's scores into probabilities; "none" where the network's graph has done so."""
+    input: Decision[InputChange] | None = None
+    """What the file's own code does to its input before the network; whatever prepares the images comes before it."""
 
     def then(self, other: Told) -> Told:
         """This, and where it says nothing, `other`."""
@@ -97,10 +99,6 @@ class Stored:
     warnings: tuple[str, ...] = ()
     graph: Graph | None = None
     """In place of tensors."""
-    modules: Modules = field(default_factory=dict)
-    """Of a whole stored module: what its layers state, by the names that the tensors have."""
-    modules_source: str = ""
-    """Where `modules` was read, for a person."""
     notes: tuple[str, ...] = ()
     """What was left out or passed over and cannot change an answer, a sentence each."""
 

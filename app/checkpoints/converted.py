@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -51,7 +52,8 @@ def write_converted(checkpoint: Checkpoint, target: Path) -> None:
         preprocessing=checkpoint.preprocessing,
         labels=checkpoint.labels,
         altered=switches.altered,
-        head=switches.head,
+        # By the names that its tensors have here, not by those of the file that they came from.
+        head=tuple(replace(layer, name=f"fc.{number}") for number, layer in enumerate(switches.head)),
         activation=checkpoint.activation,
         converted_from_sha256=checkpoint.sha256,
     )

@@ -75,6 +75,8 @@ def decide(settings: Settings, contents: Contents) -> Decisions:
     is_open = architecture.value == "resnet50" and contents.graph is None
     if not is_open:
         _refuse_switches(settings, architecture.value)
+    if settings.onnx_output is not None and contents.graph is None:
+        raise SettingError(f"{ENV_PREFIX}ONNX_OUTPUT is a setting of an ONNX file, and this is none: unset it.")
     return Decisions(
         architecture=architecture,
         stride_in=_chosen(settings, "stride_in") or told.stride_in or Decision("3x3", "the usual way (v1.5)", is_open),

@@ -8,19 +8,22 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from .limited_process import run_limited
+from .limited_process import stream_limited
+from .tensor_axes import in_torch_memory
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_FILE_BYTES = 1 << 30
-_MAX_MEMORY_BYTES = 6 << 30
-_MAX_CPU_SECONDS = 60
-_MAX_SECONDS = 120.0
+_MAX_HEADER_BYTES = 16 << 20
+# Python, numpy and the library take some hundred megabytes of addresses, and a member of a zip is held whole.
+_MEMORY_BYTES = 1 << 30
+_MAX_CPU_SECONDS = 20
+_MAX_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,8 @@ class Hdf5:
     """Path → float32 values, in the file's order; an optimizer's are left out."""
 
 
-def read_hdf5(path: Path, member: str | None = None) -> Hdf5:
-    """The HDF5 file at `path`, or the one that is `member` of the zip at `path`.
+def read_hdf5(path: Path, member: str | None = None, size_bytes: int | None = None) -> Hdf5:
+    """The HDF5 file at `path`, or the one of `size_bytes` that is `member` of the zip at `path`.
 
     Raises `CheckpointError` in one line where h5py is missing, or the file is over the limit, damaged, or does what
     `hdf5_process` refuses.
@@ -43,45 +46,69 @@ def read_hdf5(path: Path, member: str | None = None) -> Hdf5:
         raise CheckpointError(
             f"{path} is a Keras file, which needs the package h5py. pip install 'resnet-serve[keras]'"
         )
-    if member is None and (size_bytes := path.stat().st_size) > MAX_FILE_BYTES:
+    size_bytes = path.stat().st_size if size_bytes is None else size_bytes
+    if member is None and size_bytes > MAX_FILE_BYTES:
         raise CheckpointError(f"{path} has {size_bytes:,} bytes. The limit for HDF5 is {MAX_FILE_BYTES:,}.")
-    answer = run_limited(
-        "hdf5_process.py",
-        [str(path.absolute()), *([member] if member else [])],
-        memory_bytes=_MAX_MEMORY_BYTES,
-        cpu_seconds=_MAX_CPU_SECONDS,
-        seconds=_MAX_SECONDS,
-        # No plugins: they are libraries loaded by name.
-        environment={"HDF5_PLUGIN_PRELOAD": "::"},
-    )
-    numbers, document = _parts(answer)
     try:
-        if "refused" in document:
-            raise CheckpointError(f"{path}: {document['refused']}.")
-        if "damaged" in document:
-            raise _damaged(path, document["damaged"])
-        return Hdf5(document["groups"], _tensors(document["tensors"], numbers))
+        found = stream_limited(
+            "hdf5_process.py",
+            [str(path.absolute()), *([member] if member else [])],
+            _take,
+            memory_bytes=_MEMORY_BYTES + 2 * size_bytes,
+            cpu_seconds=_MAX_CPU_SECONDS,
+            seconds=_MAX_SECONDS,
+            # No plugins: they are libraries loaded by name.
+            environment={"HDF5_PLUGIN_PRELOAD": "::"},
+        )
+    except _Answered as answer:
+        if answer.is_refusal:
+            raise CheckpointError(f"{path}: {answer}.") from None
+        raise _damaged(path, str(answer)) from None
     except (ValueError, KeyError, TypeError):
-        raise _damaged(path, "the HDF5 library crashed on it, or went over its time or memory") from None
+        found = None
+    if found is None:
+        raise _damaged(path, "the HDF5 library crashed on it, or went over its time or memory")
+    return found
 
 
-def _parts(answer: bytes) -> tuple[memoryview, dict[str, Any]]:
-    """The numbers, and the document behind them, whose length stands last; an empty one if there is none."""
-    try:
-        (length,) = struct.unpack("<Q", answer[-8:])
-        document = json.loads(answer[-8 - length : -8])
-    except (ValueError, struct.error):
-        document = None
-    return memoryview(answer), document if isinstance(document, dict) else {}
+class _Answered(Exception):
+    """What the process says instead of numbers."""
+
+    def __init__(self, text: str, is_refusal: bool) -> None:
+        super().__init__(text)
+        self.is_refusal = is_refusal
 
 
-def _tensors(entries: list[tuple[str, list[int]]], numbers: memoryview) -> dict[str, NDArray[Any]]:
+def _take(pipe: IO[bytes]) -> Hdf5:
+    """A header, the numbers of each tensor, and a word at the end; held once, in the axes in which they are served."""
+    header = _document(pipe)
+    if "tensors" not in header:
+        raise _Answered(str(header.get("refused") or header["damaged"]), "refused" in header)
     tensors: dict[str, NDArray[Any]] = {}
-    offset = 0
-    for where, shape in entries:
-        tensors[where] = np.frombuffer(numbers, "<f4", prod(shape), offset).reshape(shape)
-        offset += 4 * prod(shape)
-    return tensors
+    for where, shape in header["tensors"]:
+        data = _exactly(pipe, 4 * prod(shape))
+        tensors[where] = in_torch_memory(np.frombuffer(data, "<f4").reshape(shape))
+    end = _document(pipe)
+    if "damaged" in end:
+        raise _Answered(str(end["damaged"]), is_refusal=False)
+    return Hdf5(header["groups"], tensors)
+
+
+def _document(pipe: IO[bytes]) -> dict[str, Any]:
+    (length,) = struct.unpack("<Q", _exactly(pipe, 8))
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError("a header of that length")
+    document = json.loads(_exactly(pipe, length))
+    if not isinstance(document, dict):
+        raise ValueError("no document")
+    return document
+
+
+def _exactly(pipe: IO[bytes], count: int) -> bytes:
+    data = pipe.read(count)
+    if len(data) != count:
+        raise ValueError("the process ended early")
+    return data
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:

@@ -1,12 +1,13 @@
 """The process that opens HDF5 files: `python hdf5_process.py FILE`, or `ZIP MEMBER` for one that lies in a zip.
 
 It stands alone, because the HDF5 library can crash on a damaged file; `limited_process` keeps it to limited time and
-memory. It answers on standard output with the tensors' float32, one after the other, then JSON, then that JSON's length
-(8 bytes, little-endian), so that it holds one tensor at a time and can still say what went wrong:
+memory. It answers on standard output with a document, the tensors' float32, one after the other, and a document at the
+end; before each document stands its length (8 bytes, little-endian). It holds a piece of one tensor at a time.
 
     {"groups": {path: {attribute: text}}, "tensors": [[path, shape], …]}
-    {"refused": sentence}     what the file does is not done here
-    {"damaged": reason}
+    {"refused": sentence}     what the file does is not done here; nothing follows
+    {"damaged": reason}       in place of either document; nothing follows
+    {}                        the end
 
 Keras writes plain files: hard links, datasets as they are. So a link to elsewhere, storage elsewhere, a filter
 (compression, and plugins loaded by name) and a dataset with fewer bytes than its shape needs are all refused before
@@ -20,18 +21,26 @@ import json
 import struct
 import sys
 import zipfile
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-MAX_TEXT_BYTES = 16 * 1024 * 1024
+MAX_TEXT_BYTES = 2 * 1024 * 1024
+MAX_NAME_BYTES = 1024
+MAX_PATH_LENGTH = 1024
+MAX_LINKS = 30_000
 MAX_TENSORS = 2_000
 MAX_GROUPS = 20_000
 MAX_DEPTH = 32
 # Texts that are read; lists of texts are not: each of a list's many could be the same long one.
-ATTRIBUTES = ("model_config", "name")
+NAME = "name"
+TEXTS = ("model_config", "training_config")  # of the file itself
 # An optimizer's own tensors are no weights.
 SKIPPED = ("optimizer", "optimizer_weights")
+# Counters, and the seeds of layers that draw at random: no layer computes with them.
+SMALL_INTEGERS = 4
+PIECE_BYTES = 16 * 1024 * 1024
 
 
 class Refused(Exception):
@@ -43,6 +52,7 @@ class Dump:
 
     def __init__(self, size_bytes: int) -> None:
         self._bytes_left = size_bytes
+        self._links = 0
         self.groups: dict[str, dict[str, str]] = {}
         self.datasets: dict[str, Any] = {}
 
@@ -51,9 +61,13 @@ class Dump:
 
         if depth > MAX_DEPTH:
             raise Refused("its groups lie deeper than any network's, or in a circle")
-        self.groups[path] = {name: self._text(group, path, name) for name in ATTRIBUTES if name in group.attrs}
+        texts = () if path else TEXTS
+        self.groups[path] = {name: self._text(group, path, name) for name in (NAME, *texts) if name in group.attrs}
         for name in group:
             where = f"{path}/{name}" if path else name
+            self._links += 1
+            if self._links > MAX_LINKS or len(where) > MAX_PATH_LENGTH:
+                raise Refused(f"it has over {MAX_LINKS:,} entries, or names of over {MAX_PATH_LENGTH:,} characters")
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise Refused(f"{where} is a link to elsewhere, and links are not followed")
             entry = group[name]
@@ -69,9 +83,14 @@ class Dump:
         if attribute.shape != () or attribute.dtype.kind not in "SO":
             raise Refused(f"the attribute {name} of /{path} is no text")
         value = group.attrs[name]
-        if len(value) > MAX_TEXT_BYTES:
-            raise Refused(f"the attribute {name} of /{path} is over {MAX_TEXT_BYTES:,} bytes")
+        limit = MAX_NAME_BYTES if name == NAME else MAX_TEXT_BYTES
+        if len(value) > limit:
+            raise Refused(f"the attribute {name} of /{path} is over {limit:,} bytes")
         return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+    def is_counter(self, where: str) -> bool:
+        dataset = self.datasets[where]
+        return dataset.dtype.kind in "iu" and dataset.shape is not None and prod(dataset.shape) <= SMALL_INTEGERS
 
     def check(self, where: str) -> None:
         """All together, tensors may claim no more bytes than the file has."""
@@ -90,25 +109,49 @@ class Dump:
             raise Refused(f"{where} is stored in pieces larger than itself")
 
 
-def dump(source: Path | io.BytesIO, size_bytes: int, numbers: BinaryIO) -> dict[str, Any]:
-    """Write the numbers of a file that is as it should be, and return what tells them apart.
-
-    Raises `Refused`, or whatever the library meets.
-    """
+def dump(source: Path | io.BytesIO, size_bytes: int, output: BinaryIO) -> None:
+    """Answer with what is in a file that is as it should be. Raises `Refused`, or whatever the library meets."""
     import h5py
-    import numpy as np
 
     # Read only and unlocked: the folder may not be ours to write to.
     with h5py.File(source, "r", locking=False) as file:
         found = Dump(size_bytes)
         found.walk(file)
         wanted = [where for where in found.datasets if where.split("/")[0] not in SKIPPED]
+        wanted = [where for where in wanted if not found.is_counter(where)]
         for where in wanted:
             found.check(where)
         shapes = [[where, list(found.datasets[where].shape)] for where in wanted]
+        write(output, {"groups": found.groups, "tensors": shapes})
         for where in wanted:
-            numbers.write(np.asarray(found.datasets[where][()]).astype("<f4", copy=False).tobytes())
-    return {"groups": found.groups, "tensors": shapes}
+            for piece in pieces(found.datasets[where], ()):
+                output.write(memoryview(piece).cast("B"))
+    write(output, {})
+
+
+def pieces(dataset: Any, index: tuple[int, ...]) -> Iterator[Any]:
+    """The numbers of a dataset in their order, so many at a time."""
+    import numpy as np
+
+    shape = dataset.shape[len(index) :]
+    if not shape or 0 in shape:
+        if not shape:
+            yield np.ascontiguousarray(dataset[index], "<f4")
+        return
+    row_bytes = prod(shape[1:]) * 4
+    if row_bytes > PIECE_BYTES:
+        for number in range(shape[0]):
+            yield from pieces(dataset, (*index, number))
+        return
+    step = max(1, PIECE_BYTES // row_bytes)
+    for start in range(0, shape[0], step):
+        yield np.ascontiguousarray(dataset[(*index, slice(start, start + step))], "<f4")
+
+
+def write(output: BinaryIO, document: dict[str, Any]) -> None:
+    text = json.dumps(document).encode()
+    output.write(struct.pack("<Q", len(text)))
+    output.write(text)
 
 
 def open_source(name: str, member: str | None) -> tuple[Path | io.BytesIO, int]:
@@ -123,15 +166,13 @@ def open_source(name: str, member: str | None) -> tuple[Path | io.BytesIO, int]:
 def main(name: str, member: str | None = None) -> None:
     output = sys.stdout.buffer
     try:
-        answer = dump(*open_source(name, member), output)
+        dump(*open_source(name, member), output)
     except Refused as refusal:
-        answer = {"refused": str(refusal)}
+        write(output, {"refused": str(refusal)})
     except Exception as error:
         # Damage fails with whatever the library meets: OSError, KeyError, RuntimeError, TypeError, …
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        answer = {"damaged": reason[:160].rstrip(". ")}
-    document = json.dumps(answer).encode()
-    output.write(document + struct.pack("<Q", len(document)))
+        write(output, {"damaged": reason[:160].rstrip(". ")})
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ FEATURES = 2048
 _SELF_SUPERVISED = re.compile(r"project|prototype|predictor|contrast|queue|encoder_[kq]", re.IGNORECASE)
 # So many modules are tried in every order; more are taken in the order in which they are stored.
 _MOST_PERMUTED = 6
-_BATCH_NORM_EPSILON, _LAYER_NORM_EPSILON = 1e-5, 1e-5  # torch.nn's own
+_EPSILON, _KERAS_EPSILON = 1e-5, 1e-3  # a normalisation's, where nothing is said: torch.nn's and keras.layers'
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -75,7 +75,12 @@ class _Module:
         return int(rows), int(columns)
 
 
-def find_head(outside: Mapping[str, NDArray[Any]], told: Decision[tuple[Layer, ...]] | None, path: Path) -> Head:
+def find_head(
+    outside: Mapping[str, NDArray[Any]],
+    told: Decision[tuple[Layer, ...]] | None,
+    path: Path,
+    is_keras: bool = False,
+) -> Head:
     """The head among the tensors that are not of the body, under torch's leaves and in torch's axes.
 
     `told` has the layers in their order where the file states them. Raises `CheckpointError` where several dense
@@ -102,15 +107,16 @@ def find_head(outside: Mapping[str, NDArray[Any]], told: Decision[tuple[Layer, .
     unused = _names_of(module for module in modules if module not in order)
     if len(order) == 1:
         return Head(_single(order[0]), unused)
-    layers = tuple(_with_activations(order))
+    layers = tuple(_with_activations(order, _KERAS_EPSILON if is_keras else _EPSILON))
     warnings: tuple[str, ...] = ()
     is_assumed = _is_open(order)
     if is_assumed:
         names = ", ".join(module.name[:60] for module in order)
+        whole = "model.save('model.keras')" if is_keras else "torch.save(model, ...)"
         between = "ReLU" if any(layer.kind == "relu" for layer in layers) else "nothing"
         warnings = (
             f"{path.name} does not say what lies between the layers of its head ({names}): assuming {between}. If it "
-            f"is something else, save the whole model (torch.save(model, ...)) or export it to ONNX.",
+            f"is something else, save the whole model ({whole}) or export it to ONNX.",
         )
     return Head(_numbered(layers, order), unused, layers, "its shapes and names", is_assumed, warnings=warnings)
 
@@ -187,7 +193,7 @@ def _gap(before: _Module, after: _Module) -> int | None:
     return int(following) - int(number) - 1
 
 
-def _with_activations(order: Sequence[_Module]) -> Iterator[Layer]:
+def _with_activations(order: Sequence[_Module], epsilon: float) -> Iterator[Layer]:
     """The layers, and one ReLU behind each hidden dense layer: in the first place behind it that is free."""
     is_wanted = False
     for before, module in zip([None, *order], order, strict=False):
@@ -200,7 +206,7 @@ def _with_activations(order: Sequence[_Module]) -> Iterator[Layer]:
                 is_wanted = False
         if module.kind == "linear":
             is_wanted = True
-        yield _layer(module)
+        yield _layer(module, epsilon)
 
 
 def _is_open(order: Sequence[_Module]) -> bool:
@@ -208,10 +214,9 @@ def _is_open(order: Sequence[_Module]) -> bool:
     return any(_gap(before, after) != 0 for before, after in pairwise(order))
 
 
-def _layer(module: _Module) -> Layer:
+def _layer(module: _Module, epsilon: float) -> Layer:
     assert module.kind is not None
-    epsilon = {"batch_norm": _BATCH_NORM_EPSILON, "layer_norm": _LAYER_NORM_EPSILON}.get(module.kind)
-    return Layer(module.name, module.kind, value=epsilon)
+    return Layer(module.name, module.kind, value=None if module.kind == "linear" else epsilon)
 
 
 def _single(linear: _Module) -> Arrays:

@@ -1,16 +1,22 @@
-"""A pickle → where its tensors' values lie, in a process of its own. Imports nothing that a pickle names.
+"""A pickle → a description of what is in it, in a process of its own. Imports nothing that a pickle names.
 
 Run as a script, alone (`python -I -S inert_unpickler.py zip|legacy < pickle`), with the standard library and nothing
 else. Every global that the pickle asks for becomes a stand-in: an empty class that takes any argument and does nothing.
 Those that have no place beside weights refuse the file. What a pickle can still do is to take time, memory or the
 stack, and those are limited: then this process dies, and the one that asked says so.
 
-Writes one JSON object: `{"refused": "os.system"}`, `{"failed": "why"}`, or
+Writes one JSON object: `{"refused": "os.system"}`, `{"failed": "why"}`, `{"limit": "what is too much"}`, or
+`{"document": …, "storages": [[key, type], …], "offset": 1234}`. `storages` and `offset` are of a legacy file: the
+storages in their order, and where the first one's values begin. In the document a number, a truth and a text are
+themselves, and everything else is an object of one letter:
 
-    {"tensors": {name: [storage, type, offset, shape, stride]}, "modules": {name: {"class": …, "stride": …}},
-     "found": "what it is", "storages": [[key, type], …], "offset": 1234}
-
-`storages` and `offset` are of a legacy file: the storages in their order, and where the first one's values begin.
+    {"t": [storage, type, offset, shape, stride]}   a tensor
+    {"m": [[key, value], …]}                        a mapping
+    {"l": [value, …]}                               a list, a tuple or a set
+    {"o": name, "s": state, "a": [argument, …]}     an object of the class `name`
+    {"c": name}                                     a class or a function by itself
+    {"b": text}                                     bytes, as latin-1
+    {"r": true}                                     what holds itself, lies too deep, or is one text too many
 """
 
 from __future__ import annotations
@@ -19,21 +25,25 @@ import io
 import json
 import pickle
 import resource
+import struct
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from encodings import utf_32_le  # noqa: F401 - once limited, this process can open no file to import it from
 from typing import Any
 
-MEMORY_BYTES = 512 << 20
+MEMORY_BYTES = 192 << 20
 CPU_SECONDS = 5
-MAX_ANSWER_BYTES = 16 << 20
-_MAX_MODULES = 5_000
-_MAX_DEPTH = 32
+MAX_ANSWER_BYTES = 12 << 20
+MAX_PARTS = 150_000
+_MAX_DEPTH = 90
+_MAX_TEXT_IN_ALL = 2 << 20
 _MAX_NAME = 512
+_MAX_BYTES = 1 << 19
 _MAX_ALLOCATION = 1 << 24
-
-# Where training scripts keep the weights, in the order of preference: averaged ones first.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "net", "weights")
+# Of a list of anything but texts, and of a mapping whose values have parts, so many are described.
+_MAX_ITEMS = 2_048
+_MAX_TEXTS = 100_000
 
 # Modules that no checkpoint needs and that run, reach or read things; some are Python 2's, `nt` is Windows'.
 _REFUSED_MODULES = frozenset(
@@ -63,13 +73,17 @@ _DTYPES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
     "ByteStorage": "uint8", "BoolStorage": "bool", "UntypedStorage": "untyped",
+    "ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128",
+    "QInt8Storage": "qint8", "QUInt8Storage": "quint8", "QInt32Storage": "qint32",
 }  # fmt: skip
-# What is read of a module beside its tensors, to tell which variant of a network it is.
-_ATTRIBUTES = ("stride", "padding", "dilation", "groups", "kernel_size", "eps", "ceil_mode", "inplace", "p")
 
 
 class Refused(Exception):
     """The pickle names what has no place in a checkpoint."""
+
+
+class TooMuch(Exception):
+    """The pickle holds more than is described."""
 
 
 class StandIn:
@@ -118,9 +132,10 @@ class Entries(dict[Any, Any]):
 
 
 class Storage:
-    def __init__(self, key: str, kind: str) -> None:
+    def __init__(self, key: str, kind: str, offset: int = 0) -> None:
         self.key = key
         self.kind = kind
+        self.offset = offset
 
 
 class Tensor:
@@ -131,7 +146,7 @@ class Tensor:
             raise Refused("a tensor without a storage")
         if not (_is_counts((offset,)) and _is_counts(shape) and _is_counts(stride) and len(shape) == len(stride)):
             raise Refused("a tensor whose shape is no shape")
-        self.place = [storage.key, kind or storage.kind, offset, list(shape), list(stride)]
+        self.place = [storage.key, kind or storage.kind, storage.offset + offset, list(shape), list(stride)]
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -155,13 +170,33 @@ def _tensor_v3(
     return Tensor(storage, offset, shape, stride, str(getattr(dtype, "name", "")).removeprefix("torch."))
 
 
+class OddTensor(Tensor):
+    """A tensor that is no dense array of numbers in a storage."""
+
+    def __init__(self, kind: str) -> None:
+        self.place = ["", kind, 0, [1], [1]]
+
+
+def _odd(kind: str) -> Callable[..., OddTensor]:
+    return lambda *arguments: OddTensor(kind)
+
+
+def _quantized(storage: Any = None, *rest: Any) -> OddTensor:
+    return OddTensor(storage.kind if isinstance(storage, Storage) else "quantized")
+
+
 def _first(value: Any = None, *rest: Any) -> Any:
     return value
 
 
+def _encode(text: Any = "", encoding: Any = "", *rest: Any) -> bytes:
+    return text.encode("latin-1", "replace") if isinstance(text, str) and encoding in ("latin1", "latin-1") else b""
+
+
 def _from_type(function: Any = None, kind: Any = None, arguments: Any = (), state: Any = None) -> Any:
     # torch's own functions alone: what else is callable here is a stand-in.
-    return function(*arguments) if function in _REBUILD.values() and isinstance(arguments, tuple) else StandIn()
+    is_known = function in _REBUILD.values() and isinstance(arguments, tuple)
+    return function(*arguments) if is_known else OddTensor("a tensor of a class of its own")
 
 
 _REBUILD: dict[str, Callable[..., Any]] = {
@@ -170,6 +205,16 @@ _REBUILD: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
     "torch._utils._rebuild_parameter": _first,
     "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._utils._rebuild_sparse_tensor": _odd("sparse"),
+    "torch._utils._rebuild_sparse_csr_tensor": _odd("sparse"),
+    "torch._utils._rebuild_nested_tensor": _odd("nested"),
+    "torch._utils._rebuild_qtensor": _quantized,
+    "torch._utils._rebuild_meta_tensor_no_storage": _odd("without data"),
+    "torch._utils._rebuild_wrapper_subclass": _odd("a tensor of a class of its own"),
+    "torch._utils._rebuild_device_tensor_from_numpy": _odd("of a device's own kind"),
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _odd("of a device's own kind"),
+    "torch._utils._rebuild_xla_tensor": _odd("of a device's own kind"),
+    "torch._utils._rebuild_mlc_tensor": _odd("of a device's own kind"),
 }
 _KNOWN: dict[str, Any] = {
     **_REBUILD,
@@ -177,6 +222,10 @@ _KNOWN: dict[str, Any] = {
     "torch.Size": tuple,
     "torch.nn.parameter.Parameter": _first,
     "collections.OrderedDict": Entries,
+    # torch.compile's: made of the module that it compiles.
+    "torch._dynamo.eval_frame.OptimizedModule": _first,
+    # Bytes, as protocol 2 has them.
+    "_codecs.encode": _encode,
     "builtins.dict": dict,
     "builtins.set": set,
 }
@@ -185,8 +234,8 @@ _KNOWN: dict[str, Any] = {
 class InertUnpickler(pickle.Unpickler):
     """Finds no class: a name becomes a stand-in, or refuses the file."""
 
-    def __init__(self, file: Any) -> None:
-        super().__init__(file, fix_imports=False, encoding="utf-8")
+    def __init__(self, file: Any, encoding: str = "utf-8") -> None:
+        super().__init__(file, fix_imports=False, encoding=encoding)
         self.storages: dict[str, str] = {}
         self._seen: dict[str, Any] = dict(_KNOWN)
 
@@ -216,78 +265,117 @@ class InertUnpickler(pickle.Unpickler):
         if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage"):
             raise Refused("a storage that torch would not write")
         kind = getattr(pid[1], "name", "").rpartition(".")[2]
+        key, dtype, offset = str(pid[2])[:_MAX_NAME], _DTYPES.get(kind, kind), 0
         if len(pid) == 6 and pid[5] is not None:
-            raise Refused("a view of a storage, as torch wrote before 0.4")
-        key, dtype = str(pid[2])[:_MAX_NAME], _DTYPES.get(kind, kind)
+            # A view of a storage, as torch wrote before 0.4: (its key, offset, size).
+            view = pid[5]
+            if not (isinstance(view, tuple) and len(view) == 3 and _is_counts(view[1:])):
+                raise Refused("a storage that torch would not write")
+            offset = view[1]
         self.storages[key] = dtype
-        return Storage(key, dtype)
+        return Storage(key, dtype, offset)
 
 
-def _contents(value: Any) -> dict[Any, Any] | None:
-    """A mapping's entries: a dict's, or those of a class that was one."""
-    if isinstance(value, dict):
-        return value
-    return value.items if isinstance(value, StandIn) and value.items else None
+class Describer:
+    """A document → the JSON that stands for it, within limits."""
+
+    def __init__(self) -> None:
+        self._parts = 0
+        self._text = 0
+        self._open: set[int] = set()
+
+    def describe(self, value: Any, depth: int = 0) -> Any:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise TooMuch("it has more parts than any checkpoint has")
+        if value is None or isinstance(value, bool | float):
+            return value
+        if isinstance(value, int):
+            return value if abs(value) < 1 << 62 else None
+        if isinstance(value, str | bytes | bytearray):
+            if self._text > _MAX_TEXT_IN_ALL:
+                return {"r": True}
+            if isinstance(value, str):
+                return self._limited(value[:_MAX_NAME])
+            return {"b": self._limited(value[:_MAX_BYTES].decode("latin-1"))}
+        if isinstance(value, Tensor):
+            return {"t": value.place}
+        if isinstance(value, type):
+            return {"c": self._limited(str(getattr(value, "name", value.__name__))[:_MAX_NAME])}
+        if id(value) in self._open or depth > _MAX_DEPTH:
+            return {"r": True}
+        self._open.add(id(value))
+        try:
+            return self._compound(value, depth + 1)
+        finally:
+            self._open.discard(id(value))
+
+    def _compound(self, value: Any, depth: int) -> Any:
+        if isinstance(value, dict):
+            return {"m": self._entries(value, depth)}
+        if isinstance(value, list | tuple | set | frozenset):
+            return {"l": self._items(value, depth)}
+        if not isinstance(value, StandIn):
+            return {"o": type(value).__name__[:_MAX_NAME]}
+        scalar = _scalar(value)
+        if scalar is not None:
+            return scalar
+        is_module = isinstance(value.state, dict) and "_modules" in value.state
+        if value.items and not is_module:
+            return {"m": self._entries(value.items, depth)}
+        described: dict[str, Any] = {"o": self._limited(value.name[:_MAX_NAME])}
+        if value.state is not None:
+            described["s"] = self.describe(value.state, depth)
+        if value.arguments:
+            described["a"] = self._items(value.arguments, depth)
+        return described
+
+    def _entries(self, entries: dict[Any, Any], depth: int) -> list[Any]:
+        pairs: list[Any] = []
+        for key, value in entries.items():
+            name = _scalar(key) if isinstance(key, StandIn) else key
+            if not isinstance(name, str | int):
+                continue
+            is_plain = isinstance(value, str | int | float | Tensor)
+            if len(pairs) < (_MAX_TEXTS if is_plain else _MAX_ITEMS):
+                key = self._limited(name[:_MAX_NAME]) if isinstance(name, str) else self.describe(name)
+                pairs.append([key, self.describe(value, depth)])
+        return pairs
+
+    def _items(self, items: Any, depth: int) -> list[Any]:
+        described: list[Any] = []
+        for item in items:
+            if len(described) >= (_MAX_TEXTS if isinstance(item, str) else _MAX_ITEMS):
+                # Not as a whole: who reads a list of names must see that this is none.
+                described.append({"r": True})
+                break
+            described.append(self.describe(item, depth))
+        return described
+
+    def _limited(self, text: str) -> str:
+        self._text += len(text)
+        if self._text > 2 * _MAX_TEXT_IN_ALL:
+            raise TooMuch("it has more text than any checkpoint has")
+        # Halves of a pair (surrogates) are no letters, and nothing could print them.
+        return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _parts(value: Any) -> dict[str, Any] | None:
-    """A module's attributes."""
-    if not isinstance(value, StandIn) or not isinstance(value.state, dict):
+def _scalar(value: StandIn) -> int | float | str | None:
+    """numpy's scalar as Python's; None for anything else."""
+    if not value.name.endswith("multiarray.scalar") or len(value.arguments) != 2:
         return None
-    state = value.state
-    is_scripted = value.name.startswith("__torch__.")
-    return state if is_scripted or (isinstance(state.get("_modules"), dict) and "_parameters" in state) else None
-
-
-def find_weights(document: Any) -> dict[str, Any]:
-    """The tensors and modules of a state dict, of a whole module, or of what wraps one of them."""
-    # As deep as there are wrappers and no deeper: a mapping in a file may hold itself.
-    for _ in WRAPPERS:
-        entries = _contents(document)
-        if entries is not None:
-            wrapped = (entries[key] for key in WRAPPERS if _contents(entries.get(key)) or _parts(entries.get(key)))
-            document = next(wrapped, document)
-    if _parts(document) is not None:
-        tensors, modules = _flattened(document)
-        return {"tensors": tensors, "modules": modules, "found": f"a pickled {document.name}"[:200]}
-    entries = _contents(document)
-    if entries is None:
-        kind = "Tensor" if isinstance(document, Tensor) else getattr(document, "name", "") or type(document).__name__
-        return {"tensors": {}, "modules": {}, "found": f"a {kind}"[:200]}
-    tensors = {str(name): value.place for name, value in entries.items() if isinstance(value, Tensor)}
-    keys = ", ".join(str(key)[:40] for key in list(entries)[:5] if isinstance(key, str | int))
-    return {"tensors": tensors, "modules": {}, "found": f"a mapping with the keys {keys}"}
-
-
-def _flattened(module: StandIn) -> tuple[dict[str, Any], dict[str, Any]]:
-    tensors: dict[str, Any] = {}
-    modules: dict[str, Any] = {}
-    left: list[tuple[str, StandIn, int]] = [("", module, 0)]
-    while left:
-        prefix, current, depth = left.pop()
-        if len(modules) >= _MAX_MODULES or depth > _MAX_DEPTH or len(prefix) > _MAX_NAME:
-            raise Refused("modules without end")
-        attributes = _parts(current) or {}
-        facts: dict[str, Any] = {"class": current.name[:200]}
-        for key in _ATTRIBUTES:
-            value = attributes.get(key)
-            if isinstance(value, bool | float) or _is_counts((value,)) or _is_counts(value):
-                facts[key] = value
-        modules[prefix.removesuffix(".")] = facts
-        for name, value in _members(attributes):
-            if isinstance(value, Tensor):
-                tensors[f"{prefix}{name}"] = value.place
-            elif _parts(value) is not None:
-                left.append((f"{prefix}{name}.", value, depth + 1))
-    return tensors, modules
-
-
-def _members(attributes: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """A module's tensors and modules by name: torch keeps them in mappings, TorchScript among the attributes."""
-    groups = [attributes.get(group) for group in ("_parameters", "_buffers", "_modules")]
-    for group in [attributes] if "_modules" not in attributes else groups:
-        if isinstance(group, dict):
-            yield from ((name[:_MAX_NAME], value) for name, value in group.items() if isinstance(name, str))
+    dtype, content = value.arguments
+    kind = dtype.arguments[0] if isinstance(dtype, StandIn) and dtype.arguments else None
+    if isinstance(content, str):
+        # Python 2 has its bytes as text.
+        content = content.encode("latin-1", "replace")
+    if not isinstance(kind, str) or not isinstance(content, bytes) or len(content) > 4 * _MAX_NAME:
+        return None
+    if kind[:1] in ("i", "u"):
+        return int.from_bytes(content, "little", signed=kind[0] == "i") if len(content) <= 8 else None
+    if kind in ("f2", "f4", "f8") and len(content) == int(kind[1]):
+        return float(struct.unpack("<" + {"f2": "e", "f4": "f", "f8": "d"}[kind], content)[0])
+    return content.decode("utf-32-le", "replace").rstrip("\0") if kind[:1] == "U" else None
 
 
 def _limit() -> None:
@@ -302,25 +390,35 @@ def _limit() -> None:
         resource.setrlimit(kind, (most, most))
 
 
-def _answer(container: str, content: bytes) -> dict[str, Any]:
+def _read(container: str, content: bytes, encoding: str) -> dict[str, Any]:
     file = io.BufferedReader(io.BytesIO(content))
+    if container == "legacy":
+        # torch/serialization.py, _legacy_load: magic number, protocol, system, the object, the storages' keys.
+        for _ in range(3):
+            InertUnpickler(file, encoding).load()
+    unpickler = InertUnpickler(file, encoding)
+    answer = {"document": Describer().describe(unpickler.load())}
+    if container == "legacy":
+        keys = InertUnpickler(file, encoding).load()
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise Refused("a list of storages that is none")
+        answer |= {"storages": [(key, unpickler.storages.get(key, "")) for key in keys], "offset": file.tell()}
+    return answer
+
+
+def _answer(container: str, content: bytes) -> dict[str, Any]:
     try:
-        if container == "legacy":
-            # torch/serialization.py, _legacy_load: magic number, protocol, system, the object, the storages' keys.
-            for _ in range(3):
-                InertUnpickler(file).load()
-        unpickler = InertUnpickler(file)
-        answer = find_weights(unpickler.load())
-        if container == "legacy":
-            keys = InertUnpickler(file).load()
-            if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-                raise Refused("a list of storages that is none")
-            answer |= {"storages": [(key, unpickler.storages.get(key, "")) for key in keys], "offset": file.tell()}
-        return answer
+        try:
+            return _read(container, content, "utf-8")
+        except UnicodeDecodeError:
+            # Python 2's texts are bytes of any encoding; latin-1 has a letter for each.
+            return _read(container, content, "latin-1")
     except Refused as refused:
         return {"refused": str(refused)[:200]}
+    except TooMuch as limit:
+        return {"limit": str(limit)}
     except MemoryError:
-        return {"failed": "it takes more memory than any checkpoint needs"}
+        return {"limit": "it takes more memory than any checkpoint needs"}
     except Exception as error:
         # A damaged pickle fails with whatever its opcodes meet.
         return {"failed": f"{type(error).__name__}: {error}"[:200]}
@@ -330,7 +428,7 @@ def main() -> None:
     _limit()
     text = json.dumps(_answer(sys.argv[1], sys.stdin.buffer.read()))
     if len(text) > MAX_ANSWER_BYTES:
-        text = json.dumps({"failed": "it names more tensors than any checkpoint has"})
+        text = json.dumps({"limit": "it has more parts than any checkpoint has"})
     sys.stdout.write(text)
 
 

@@ -1,212 +1,154 @@
-"""What a Keras model's configuration tells, read as JSON: strides, padding, epsilon, input size, last activation.
+"""What a Keras model's configuration tells: its body's switches, its classifier, its preprocessing.
 
-Nothing is made of it. A layer that would change the answer and that is not a ResNet's (a Lambda's code, a Rescaling)
-is refused by its class, since the weights alone would not answer as the model does.
+Nothing is made of it. Every layer between the image and the scores is known and honoured, or the file is refused by
+that layer's name, since the weights alone would not answer as the model does.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from ..types import Activation
-from .base import Decision, Told
+from .base import Decision, Stored, Told
+from .families import find_places
+from .keras_body import read_body
+from .keras_body_v2 import read_body_v2
+from .keras_graph import KerasGraph, Node
+from .keras_head import KerasHead, read_head, read_tail, split_tail
+from .keras_preprocessing import IMAGE_SIDE, Images, Prepared
+from .keras_unfolding import read_graph
 from .presets import PRESETS
 
-_SOURCE = "the file's config"
-_MODELS = frozenset({"Functional", "Model", "Sequential"})
-_LAYERS = frozenset(
-    {
-        "Activation",
-        "Add",
-        "AveragePooling2D",
-        "BatchNormalization",
-        "Conv2D",
-        "Dense",
-        "Flatten",
-        "GlobalAveragePooling2D",
-        "InputLayer",
-        "MaxPooling2D",
-        "ReLU",
-        "Softmax",
-        "ZeroPadding2D",
-    }
-)
-# These do nothing once a model is trained.
-_TRAINING_ONLY = re.compile(
-    r"^(?:Random\w+|(?:Spatial|Gaussian|Alpha)?Dropout(?:2D)?|GaussianNoise|ActivityRegularization)$"
-)
-_IMAGE_SIDE = 224
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    kind: str
-    name: str
-    options: dict[str, Any]
+SOURCE = "the file's config"
+Arrays = Mapping[str, NDArray[Any]]
+_BINARY_LOSSES = ("BinaryCrossentropy", "binary_crossentropy", "BinaryFocalCrossentropy", "binary_focal_crossentropy")
 
 
 @dataclass(frozen=True, slots=True)
 class KerasConfig:
-    """The layers of a model, those of the models in it included, in Keras's order."""
+    """A model's graph, read."""
 
-    layers: tuple[_Layer, ...]
-    names: dict[str, str]
-    """Where Keras 3 keeps a layer's variables (`layers/conv2d_1`) → the layer's name."""
-    path: Path
+    graph: KerasGraph
+    training: Mapping[str, Any]
+    """What it was compiled with; empty where the file does not say."""
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        activation = self._last_activation()
-        if activation in (None, "softmax", "sigmoid", "linear"):
-            return ()
-        return (
-            f"{self.path.name} ends in {activation}, whose answers do not add up to one. Here the same weights are "
-            f"served with a softmax: the order of the classes is the model's, the probabilities are not.",
-        )
+    def with_facts(self, tensors: Arrays) -> Stored:
+        """`tensors`, named as the graph's layers are, and what the graph tells of them.
 
-    def told(self, names: Sequence[str]) -> Told:
-        """What the layers say of a network whose weights belong to the layers `names`."""
-        is_preactivated = any(name.endswith("_preact_bn") for name in names)
-        preset = "keras-v2" if is_preactivated else "keras"
-        crop = self._input_size()
-        output = self._last_activation()
-        kind: Activation = "sigmoid" if output == "sigmoid" else "softmax"
+        Raises `CheckpointError` for a layer that is not known where it stands.
+        """
+        for node in self.graph.nodes:
+            if node.kind == "Lambda":
+                raise self.graph.refusal(node, "code, and no code in a file is ever run")
+        tensors = {**_neutral(self.graph, tensors), **tensors}
+        role = _roles(tensors)
+        if role is None:
+            return Stored(tensors)
+        is_preactivated = any(role(node) == "norm" for node in self.graph.nodes)
+        end, behind = split_tail(read_tail(self.graph), is_preactivated)
+        images = Images(self.graph, tensors)
+        walk = read_body_v2 if is_preactivated else read_body
+        body = walk(self.graph, end, role, images.size_at)
+        head = read_head(self.graph, behind, body.size)
+        if is_preactivated and head.altered:
+            raise self.graph.refusal(behind[0], "ResNet50V2 is served with the mean of all points behind it")
+        usual = PRESETS["keras-v2" if is_preactivated else "keras"]
+        prepared = images.prepared(body.source, usual)
         told = Told(
-            epsilon=Decision(self._epsilon(is_preactivated), _SOURCE),
-            activation=Decision(kind, _SOURCE) if output else None,
-            preprocessing=Decision(replace(PRESETS[preset], crop=crop), f"{_SOURCE} (size) and the family's way")
-            if crop
-            else None,
+            epsilon=Decision(body.epsilon, SOURCE),
+            preprocessing=_preprocessing(prepared, usual),
+            altered=Decision((*body.altered, *head.altered), SOURCE) if body.altered or head.altered else None,
+            head=Decision(head.layers, SOURCE) if head.layers else None,
+            activation=self._activation(head),
         )
-        if is_preactivated:
-            return told
-        return replace(
-            told,
-            stride_in=Decision(self._stride_in(), _SOURCE),
-            stem=Decision(self._stem(), _SOURCE),
-            pool=Decision(self._pool(), _SOURCE),
-        )
+        if not is_preactivated:
+            told = replace(
+                told,
+                stride_in=Decision(body.stride_in, SOURCE),
+                stem=Decision(body.stem, SOURCE),
+                pool=Decision(body.pool, SOURCE),
+            )
+        kept = {name: values for name, values in tensors.items() if name.rpartition("/")[0] not in prepared.used}
+        return Stored(_in_torch_order(kept, head), told, tuple(prepared.warnings))
 
-    def _all(self, kind: str) -> list[_Layer]:
-        return [layer for layer in self.layers if layer.kind == kind]
-
-    def _epsilon(self, is_preactivated: bool) -> float:
-        found = {layer.options.get("epsilon", 1e-3) for layer in self._all("BatchNormalization")}
-        if len(found) != 1:
-            raise self._refusal(f"has batch normalisations with {len(found)} different epsilons")
-        (epsilon,) = found
-        if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
-            raise self._refusal(f"has a batch normalisation with epsilon {str(epsilon)[:20]}")
-        if is_preactivated and epsilon != 1.001e-5:
-            raise self._refusal(f"has epsilon {epsilon:g} where ResNet50V2 has 1.001e-05")
-        return float(epsilon)
-
-    def _stride_in(self) -> Literal["3x3", "1x1"]:
-        strided = [
-            layer.options.get("kernel_size")
-            for layer in self._all("Conv2D")
-            if layer.options.get("strides") in ([2, 2], 2)
-        ]
-        for layer in self._all("Conv2D"):
-            if layer.options.get("dilation_rate", 1) not in (1, [1, 1]) or layer.options.get("groups", 1) != 1:
-                raise self._refusal(f"has the convolution {layer.name} with holes or groups")
-        return "3x3" if [3, 3] in strided or 3 in strided else "1x1"
-
-    def _stem(self) -> Literal["symmetric", "same"]:
-        stem = next((layer for layer in self._all("Conv2D") if layer.options.get("kernel_size") in ([7, 7], 7)), None)
-        if stem is not None and stem.options.get("padding") == "same":
-            return "same"
-        if stem is None or not self._has_padding(3):
-            raise self._refusal("has no first convolution of 7×7 with padding 3 or same")
-        return "symmetric"
-
-    def _pool(self) -> Literal["symmetric", "ceil", "valid"]:
-        pools = [layer for layer in self._all("MaxPooling2D") if layer.options.get("pool_size") in ([3, 3], 3)]
-        if len(pools) != 1 or pools[0].options.get("strides") not in ([2, 2], 2):
-            raise self._refusal("has no one pool of 3×3 with stride 2")
-        if pools[0].options.get("padding") == "same":
-            return "ceil"
-        return "symmetric" if self._has_padding(1) else "valid"
-
-    def _has_padding(self, width: int) -> bool:
-        whole = ([[width, width], [width, width]], [width, width], width)
-        return any(layer.options.get("padding") in whole for layer in self._all("ZeroPadding2D"))
-
-    def _input_size(self) -> tuple[int, int] | None:
-        """Height and width, where the model has a size of its own that is not the usual one."""
-        for layer in self._all("InputLayer"):
-            shape = layer.options.get("batch_shape") or layer.options.get("batch_input_shape")
-            if isinstance(shape, list) and len(shape) == 4 and all(isinstance(side, int) for side in shape[1:3]):
-                height, width = shape[1:3]
-                if not (32 <= height <= 4096 and 32 <= width <= 4096):
-                    raise self._refusal(f"takes images of {height}×{width}")
-                return None if height == width == _IMAGE_SIDE else (height, width)
+    def _activation(self, head: KerasHead) -> Decision[Activation] | None:
+        if head.activation is not None:
+            return Decision(head.activation, SOURCE)
+        loss = self.training.get("loss")
+        name = loss.get("class_name") if isinstance(loss, dict) else loss
+        options = loss.get("config") if isinstance(loss, dict) else None
+        takes_scores = isinstance(options, dict) and options.get("from_logits") is True
+        if head.layers and name in _BINARY_LOSSES and takes_scores:
+            return Decision("sigmoid", f"{SOURCE}, its loss {name} of scores")
         return None
 
-    def _last_activation(self) -> str | None:
-        """Of the last dense layer, or of the activation behind it."""
-        found: str | None = None
-        for layer in self.layers:
-            if layer.kind in ("Dense", "Activation"):
-                activation = layer.options.get("activation")
-                is_behind = layer.kind == "Activation" and found is not None
-                found = str(activation)[:40] if layer.kind == "Dense" or is_behind else found
-            elif layer.kind == "Softmax" and found is not None:
-                found = "softmax"
-        return found
 
-    def _refusal(self, what: str) -> CheckpointError:
-        return CheckpointError(
-            f"{self.path} {what}: no ResNet-50 that is known here, so it would answer wrongly. Expected Keras's "
-            f"ResNet50 or ResNet50V2."
-        )
+def read_config(text: str | bytes, path: Path, training: str | None = None) -> KerasConfig:
+    """`training` is what the model was compiled with, where the file keeps it apart.
 
-
-def read_config(text: str | bytes, path: Path) -> KerasConfig:
-    """Raises `CheckpointError` where it is no configuration of layers that are known, in one line."""
-    try:
-        document = json.loads(text)
-        names: dict[str, str] = {}
-        layers = tuple(_layers(document, "", names, path))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} has a model configuration that cannot be read ({type(error).__name__}). Save it with Keras again."
-        ) from None
-    return KerasConfig(layers, names, path)
-
-
-def _layers(model: dict[str, Any], prefix: str, names: dict[str, str], path: Path) -> Iterator[_Layer]:
-    """The layers of `model`, and into `names` where Keras 3 keeps the variables of each."""
-    config = model["config"]
-    counted: Counter[str] = Counter()
-    # A Sequential of Keras 2.0 and 1 is a bare list.
-    for entry in config if isinstance(config, list) else config["layers"]:
-        kind, options = str(entry["class_name"]), dict(entry["config"])
-        name = str(options.get("name", entry.get("name", "")))
-        snake = _snake(kind)
-        place = f"{prefix}layers/{snake}{f'_{counted[snake]}' if counted[snake] else ''}"
-        counted[snake] += 1
-        names[place] = name
-        if kind in _MODELS:
-            yield from _layers(entry, f"{place}/", names, path)
-        elif kind in _LAYERS:
-            yield _Layer(kind, name, options)
-        elif not _TRAINING_ONLY.match(kind):
-            why = "code, and no code in a file is ever run" if kind == "Lambda" else "which ResNet-50 does not have"
+    Raises `CheckpointError` where it is no configuration of layers, in one line.
+    """
+    graph = read_graph(text, path)
+    compiled: Any = graph.document.get("compile_config")
+    if training is not None:
+        try:
+            compiled = json.loads(training)
+        except (ValueError, RecursionError):
             raise CheckpointError(
-                f"{path} has the layer {name[:60]!r}, a {kind[:60]}: {why}. Save the ResNet-50 in it alone, or its "
-                f"weights: model.save_weights('resnet50.weights.h5')."
-            )
+                f"{path} has a training_config that cannot be read. Save it with Keras again."
+            ) from None
+    return KerasConfig(graph, compiled if isinstance(compiled, dict) else {})
 
 
-def _snake(kind: str) -> str:
-    """As Keras makes a name of a class (keras/utils/naming.py): Conv2D → conv2d, BatchNormalization → batch_…"""
-    kind = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", kind))
-    return re.sub(r"([a-z])([A-Z])", r"\1_\2", kind).lower()
+def _roles(tensors: Arrays) -> Callable[[Node], str | None] | None:
+    """Which module of the network a layer is; None where no ResNet-50's names are among those of the variables."""
+    places = find_places(tensors)
+    if not places:
+        return None
+
+    def role(node: Node) -> str | None:
+        for leaf in ("kernel", "gamma"):
+            if (name := places[0].rename(f"{node.label}/{leaf}")) is not None:
+                return name.rpartition(".")[0]
+        return None
+
+    return role
+
+
+def _neutral(graph: KerasGraph, tensors: Arrays) -> Arrays:
+    """Ones and zeros for the factors and shifts that normalisations were made without."""
+    found: dict[str, NDArray[Any]] = {}
+    for node in graph.nodes:
+        mean = tensors.get(f"{node.label}/moving_mean")
+        if node.kind == "BatchNormalization" and mean is not None:
+            found |= {f"{node.label}/gamma": np.ones_like(mean), f"{node.label}/beta": np.zeros_like(mean)}
+    return found
+
+
+def _preprocessing(prepared: Prepared, usual: Any) -> Decision[Any] | None:
+    if prepared.preprocessing is not None:
+        return Decision(prepared.preprocessing, SOURCE)
+    if prepared.size == (IMAGE_SIDE, IMAGE_SIDE):
+        return None
+    return Decision(replace(usual, crop=prepared.size), f"{SOURCE} (size) and the family's way")
+
+
+def _in_torch_order(tensors: Arrays, head: KerasHead) -> Arrays:
+    """Of a classifier that takes features point by point, its first layer's rows in torch's order: channels first."""
+    if head.flattened is None:
+        return tensors
+    name = f"{head.layers[0].name}/kernel"
+    values = tensors.get(name)
+    points = head.flattened[0] * head.flattened[1]
+    if values is None or values.ndim != 2 or values.shape[0] % points:
+        return tensors
+    by_channel = values.reshape(points, -1, values.shape[1]).transpose(1, 0, 2).reshape(values.shape)
+    return {**tensors, name: np.ascontiguousarray(by_channel)}

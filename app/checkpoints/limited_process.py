@@ -10,8 +10,15 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import types
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO, TypeVar
+
+T = TypeVar("T")
+
+_PACKAGE = "limited"
 
 
 def run_limited(
@@ -49,6 +56,40 @@ def run_limited(
     return done.stdout if done.returncode == 0 else b""
 
 
+def stream_limited(
+    program: str,
+    arguments: Sequence[str],
+    take: Callable[[IO[bytes]], T],
+    *,
+    memory_bytes: int,
+    cpu_seconds: int,
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+) -> T | None:
+    """What `take` makes of what the program writes, as it is written: for more than should be held twice.
+
+    None where the program crashed or went over its limits, as for `run_limited`. What `take` raises passes through.
+    """
+    folder = Path(__file__).parent
+    command = [
+        *(sys.executable, "-P", str(folder / "limited_process.py")),
+        *(str(memory_bytes), str(cpu_seconds), str(folder / program), *arguments),
+    ]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **(environment or {})}
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    ) as process:
+        assert process.stdout is not None
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        try:
+            taken = take(process.stdout)
+            return taken if process.wait() == 0 else None
+        finally:
+            timer.cancel()
+            process.kill()
+
+
 def limit(memory_bytes: int, cpu_seconds: int) -> None:
     """Of this process, where the system can: memory, time, no file written, no core file."""
     try:
@@ -67,7 +108,19 @@ def limit(memory_bytes: int, cpu_seconds: int) -> None:
             continue
 
 
+def become(program: Path) -> None:
+    """Run the program beside this file as `__main__` of a package of its own: it can import the modules beside it.
+
+    `from .onnx_wire import walk` finds that file and runs nothing else of the real package. No `import json` finds a
+    file there.
+    """
+    package = types.ModuleType(_PACKAGE)
+    package.__path__ = [str(program.parent)]
+    sys.modules[_PACKAGE] = package
+    runpy.run_module(f"{_PACKAGE}.{program.stem}", run_name="__main__", alter_sys=True)
+
+
 if __name__ == "__main__":
     limit(int(sys.argv[1]), int(sys.argv[2]))
     del sys.argv[:3]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    become(Path(sys.argv[0]))

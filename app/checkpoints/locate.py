@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from .folders import is_checkpoint_folder
+from .onnx_data import beside_others
 from .sharded import is_shard
 
 WEIGHTS_FOLDER = Path("model_weights")
@@ -114,10 +115,12 @@ def _only_checkpoint(folder: Path) -> Path | None:
         raise CheckpointError(
             f"Cannot look into {folder}: {error.strerror}. Make it readable for the user that runs the service."
         ) from None
+    beside_onnx = beside_others(entries)
     found = [
         path
         for path in entries
-        if not path.name.startswith(".")
+        if path not in beside_onnx
+        and not path.name.startswith(".")
         and path.name not in _COMPANION_NAMES
         and path.suffix.lower() not in _COMPANIONS
         and not path.name.endswith(_ONNX_DATA)

@@ -1,91 +1,241 @@
-"""What a whole saved module tells of its layers: strides, padding and epsilon, which the weights do not."""
+"""What a whole pickled module tells of its layers: all that its weights do not, or a refusal by the module's name."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import CheckpointError
-from .base import Decision, Modules, Stored, Told
-from .families import Place
+from ..types import Activation, InputChange, Layer
+from .base import Decision, Modules, Told, Weights
+from .families import Place, find_places
+from .layer_facts import Shape, expected_body, told_by_body
+from .module_kinds import ACTIVATIONS, NORMALIZE, POOLS, Unlike, is_inert, is_known, layer_of
+from .module_names import layers_of
 
-_BLOCK_CONVOLUTION = re.compile(r"^layer\d\.\d+\.conv\d$")
-_ANTI_ALIAS = re.compile(r"^layer\d\.\d+\.aa$|^maxpool\.[12]$")
-# The classes whose forward this service's networks repeat.
-_OURS = ("torchvision.", "timm.", "torch.nn.", "__torch__.")
-
-
-def told_by_modules(stored: Stored, place: Place | None, path: Path) -> Told:
-    """The switches of a ResNet, from its layers. Raises `CheckpointError` where they are not those that are served."""
-    if place is None:
-        return Told()
-    source = stored.modules_source
-    parts = {
-        renamed: facts for name, facts in stored.modules.items() if (renamed := place.rename_module(name)) is not None
-    }
-    for name, facts in parts.items():
-        kind = str(facts.get("class", "")).rpartition(".")[2]
-        if _ANTI_ALIAS.match(name) and kind != "Identity":
-            raise CheckpointError(
-                f"{path} has anti-aliased strides ({name} is a {kind}), as timm's resnetaa50 and resnetblur50: they "
-                f"are not served. Use a plain ResNet-50."
-            )
-        if name in ("relu", "act1") and kind not in ("ReLU", ""):
-            raise CheckpointError(f"{path} has {kind} for an activation, which is not served. Use a plain ResNet-50.")
-        if _BLOCK_CONVOLUTION.match(name) and _pair(facts.get("dilation", 1)) not in ((1, 1), None):
-            raise CheckpointError(
-                f"{path} has dilated convolutions ({name}), as networks for segmentation have: they are not served. "
-                f"Use a plain ResNet-50."
-            )
-    return Told(
-        stride_in=_stride(parts, source),
-        stem=Decision("symmetric", source) if _pair(_fact(parts, "conv1", "padding")) == (3, 3) else None,
-        pool=_pool(parts, source),
-        epsilon=_epsilon(parts, source),
-    )
+_ONNX = "Export the model to ONNX (torch.onnx.export) and serve that."
+_LAST: dict[str, Activation] = {"Softmax": "softmax", "LogSoftmax": "softmax", "Sigmoid": "sigmoid"}
+_SAME = re.compile(r"^torch\.nn\.modules\.(?:flatten\.Flatten)$")
 
 
-def warn_of_class(modules: Modules, path: Path) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What the modules tell."""
+
+    told: Told = field(default_factory=Told)
+    warnings: tuple[str, ...] = ()
+
+
+def read_modules(modules: Modules, tensors: Weights, source: str, path: Path) -> Read:
+    """Raises `CheckpointError` for a module of the network that is not one of the layers that are served."""
+    places = find_places(tensors)
+    if not places:
+        return Read(warnings=_warnings(modules, path))
+    return _Reader(modules, tensors, places[0], source, path).read()
+
+
+def _warnings(modules: Modules, path: Path) -> tuple[str, ...]:
     """A sentence where a module is of somebody's own class: its code may do more than its layers tell."""
-    kind = str(modules.get("", {}).get("class", "torch.nn."))
-    if kind.startswith(_OURS):
+    own = {
+        name: kind
+        for name, kind in ((name, _kind(facts)) for name, facts in modules.items())
+        if not kind.startswith(("torch.nn.", "torchvision.", "timm.")) and not is_known(kind) and not is_inert(kind)
+    }
+    if not own:
         return ()
+    name, kind = next(iter(own.items()))
+    what = f"is a pickled {kind}" if not name else f"has a {kind} in it ({name[:60]})"
     return (
-        f"{path.name} is a pickled {kind}, whose own code never runs here: it is served as the network that its "
-        f"layers make up.",
+        f"{path.name} {what}, whose own code never runs here: it is served as the network that its layers make up.",
     )
 
 
-def _fact(parts: Modules, name: str, fact: str) -> Any:
-    return parts.get(name, {}).get(fact)
+def _kind(facts: Mapping[str, Any]) -> str:
+    return str(facts.get("class", ""))
 
 
-def _pair(value: Any) -> tuple[int, int] | None:
-    if isinstance(value, int):
-        return value, value
-    return (value[0], value[1]) if isinstance(value, list | tuple) and len(value) == 2 else None
+class _Reader:
+    def __init__(self, modules: Modules, tensors: Weights, place: Place, source: str, path: Path) -> None:
+        self._modules = modules
+        self._tensors = tensors
+        self._place = place
+        self._source = source
+        self._path = path
+        names = (place.rename(name) for name in tensors)
+        self._shape = Shape.of(name for name in names if name is not None)
+        self._expected = expected_body(self._shape)
+        self._body: dict[str, Layer] = {}
 
+    def read(self) -> Read:
+        outside = []
+        self._refuse_anti_aliasing()
+        for name, facts in self._modules.items():
+            self._check_code(name, facts)
+            layers = layers_of(self._place, name)
+            if layers is not None:
+                self._add(name, facts, layers)
+            elif not self._children(name) and name:
+                outside.append(name)
+        change, head, activation = self._outside(outside)
+        told = told_by_body(self._body, self._shape, self._source)
+        return Read(replace(told, head=head, activation=activation, input=change), _warnings(self._modules, self._path))
 
-def _stride(parts: Modules, source: str) -> Decision[Literal["3x3", "1x1"]] | None:
-    strides = {
-        tuple(_pair(_fact(parts, f"{stage}.0.{name}", "stride")) for name in ("conv1", "conv2"))
-        for stage in ("layer2", "layer3", "layer4")
-    }
-    if strides == {((1, 1), (2, 2))}:
-        return Decision("3x3", source)
-    return Decision("1x1", source) if strides == {((2, 2), (1, 1))} else None
+    def _refuse_anti_aliasing(self) -> None:
+        for name, facts in self._modules.items():
+            kind = _kind(facts).rpartition(".")[2]
+            if "blurpool" in kind.lower() or (name.endswith(".aa") and not is_inert(_kind(facts))):
+                raise CheckpointError(
+                    f"{self._path} has anti-aliased strides ({name} is a {kind}), as timm's resnetaa50 and "
+                    f"resnetblur50: they are not served. Export the model to ONNX (torch.onnx.export) and serve that."
+                )
 
+    def _check_code(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Refuse a module that has code in it, beside its class's."""
+        what = "a hook" if facts.get("hooks") else "a forward of its own" if facts.get("forward") else ""
+        if what and not is_inert(_kind(facts)):
+            raise CheckpointError(
+                f"{self._path}: {name or 'the model'} has {what}, which is code and never runs here. {_ONNX}"
+            )
 
-def _pool(parts: Modules, source: str) -> Decision[Literal["symmetric", "ceil", "valid"]] | None:
-    padding = _pair(_fact(parts, "maxpool", "padding"))
-    if padding == (1, 1):
-        return Decision("symmetric", source)
-    if padding == (0, 0):
-        return Decision("ceil" if _fact(parts, "maxpool", "ceil_mode") is True else "valid", source)
-    return None
+    def _children(self, name: str) -> list[str]:
+        """The modules right in another."""
+        prefix = f"{name}." if name else ""
+        return [
+            other for other in self._modules if other and other.startswith(prefix) and "." not in other[len(prefix) :]
+        ]
 
+    def _add(self, name: str, facts: Mapping[str, Any], layers: tuple[str, ...]) -> None:
+        """A module that is in the body: a layer, or what holds others."""
+        expected = [each for each in layers if each in self._expected]
+        kind, children = _kind(facts), self._children(name)
+        if not expected:
+            self._check_extra(name, kind, children)
+            return
+        if children and kind.endswith(".Sequential"):
+            inner = [each for each in children if not is_inert(_kind(self._modules[each]))]
+            inner = [each for each in inner if not _SAME.match(_kind(self._modules[each]))]
+            if len(inner) > 1:
+                raise self._unlike(name, f"a Sequential of {len(inner)} layers")
+            facts = self._modules[inner[0]] if inner else {"class": "torch.nn.modules.linear.Identity"}
+        layer = self._layer(name, facts)
+        wanted = self._expected[expected[0]].kind
+        fits = ACTIVATIONS if wanted in ACTIVATIONS - {"identity"} else POOLS if wanted in POOLS else {wanted}
+        if layer.kind not in fits:
+            raise self._unlike(name, f"a {_kind(facts)}")
+        for each in expected:
+            self._body[each] = replace(layer, name=each)
 
-def _epsilon(parts: Modules, source: str) -> Decision[float] | None:
-    found = {facts["eps"] for facts in parts.values() if isinstance(facts.get("eps"), float)}
-    return Decision(found.pop(), source) if len(found) == 1 else None
+    def _check_extra(self, name: str, kind: str, children: list[str]) -> None:
+        """A module that is in the body and none of its layers: it holds them, or does nothing."""
+        above = layers_of(self._place, name.rpartition(".")[0]) or ()
+        # What is in a pool or an activation that is a Sequential is looked at from there.
+        is_within = any(each in self._expected for each in above)
+        if not (children or is_within or is_inert(kind) or self._is_container(kind)):
+            raise self._unlike(name, f"a {kind}")
+
+    def _is_container(self, kind: str) -> bool:
+        return kind.endswith((".Sequential", ".Bottleneck", ".ModuleList", ".ModuleDict")) or is_known(kind)
+
+    def _layer(self, name: str, facts: Mapping[str, Any]) -> Layer:
+        try:
+            return layer_of(_kind(facts), facts) if not is_inert(_kind(facts)) else Layer("", "identity")
+        except Unlike as unlike:
+            raise self._unlike(name, str(unlike)) from None
+
+    def _unlike(self, name: str, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self._path}: {name[:80]} is {what}, which a ResNet-50 that is served does not have there. {_ONNX}"
+        )
+
+    def _outside(
+        self, names: list[str]
+    ) -> tuple[Decision[InputChange] | None, Decision[tuple[Layer, ...]] | None, Decision[Activation] | None]:
+        """What is done to the input, the head and what ends it, of the modules that are not of the body."""
+        change: Decision[InputChange] | None = None
+        head: list[Layer] = []
+        activation: Decision[Activation] | None = None
+        for name in names:
+            facts, kind = self._modules[name], _kind(self._modules[name])
+            if is_inert(kind) or _SAME.match(kind) or not self._is_called(name):
+                continue
+            if NORMALIZE.match(kind):
+                change = Decision(self._normalisation(name, facts), self._source)
+                continue
+            if self._is_normaliser(name, kind):
+                continue
+            if activation is not None:
+                raise self._unlike(name, f"a {kind} behind the probabilities")
+            last = kind.rpartition(".")[2]
+            if kind.startswith("torch.nn.") and last in _LAST and self._is_last(name, names):
+                if last != "Sigmoid" and facts.get("dim", 1) not in (1, -1, None):
+                    raise self._unlike(name, f"a {last} over axis {facts['dim']}")
+                activation = Decision(_LAST[last], self._source)
+                continue
+            layer = replace(self._layer(name, facts), name=name)
+            if layer.kind in POOLS:
+                self._add_pool(name, layer, bool(head))
+            elif layer.kind == "convolution":
+                raise self._unlike(name, f"a {kind}")
+            else:
+                head.append(layer)
+        return change, self._chain(head), activation
+
+    def _is_called(self, name: str) -> bool:
+        """Whether the forward of the module that holds it calls it: torchvision's and timm's know of `fc` alone."""
+        owner = self._place.scope.rstrip(".")
+        is_plain = re.match(r"^(?:torchvision|timm)\.models\.resnet\.ResNet$", _kind(self._modules.get(owner, {})))
+        if not is_plain or not name.startswith(self._place.scope):
+            return True
+        return name.removeprefix(self._place.scope).partition(".")[0] == "fc"
+
+    def _is_last(self, name: str, names: list[str]) -> bool:
+        behind = names[names.index(name) + 1 :]
+        return all(is_inert(_kind(self._modules[each])) or not self._is_called(each) for each in behind)
+
+    def _is_normaliser(self, name: str, kind: str) -> bool:
+        """A class of one's own with a mean and a deviation, which `left_out` finds among the tensors."""
+        leaves = {each.removeprefix(f"{name}.") for each in self._tensors if each.startswith(f"{name}.")}
+        return not kind.startswith(("torch.", "torchvision.", "timm.")) and leaves == {"mean", "std"}
+
+    def _normalisation(self, name: str, facts: Mapping[str, Any]) -> InputChange:
+        values = (facts.get("mean"), facts.get("std"))
+        mean, std = ([float(n) for n in each if n is not None] if isinstance(each, list) else [] for each in values)
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise self._unlike(name, "a Normalize without three means and deviations above zero")
+        return InputChange.of_normalisation(mean, std)
+
+    def _add_pool(self, name: str, layer: Layer, is_late: bool) -> None:
+        """A pool behind the body, where the body has none: a class of one's own that keeps it there."""
+        points = self._body.get("avgpool")
+        is_again = layer.kind.startswith("adaptive") and layer.kernel == (1, 1)
+        if points is None or points.kind == "identity":
+            if is_late:
+                raise self._unlike(name, "a pool behind the head's layers")
+            self._body["avgpool"] = replace(layer, name="avgpool")
+        elif not (is_again and points.kernel == (1, 1)):
+            raise self._unlike(name, "a second pool behind the body")
+
+    def _chain(self, head: list[Layer]) -> Decision[tuple[Layer, ...]] | None:
+        """The head's layers; None where the modules do not tell what lies between them."""
+        linears = [layer for layer in head if layer.kind == "linear"]
+        if not linears:
+            return None
+        weights = [self._tensors.get(f"{layer.name}.weight") for layer in linears]
+        widths = [(each.shape[1], each.shape[0]) for each in weights if each is not None and each.ndim == 2]
+        for (_, outputs), (inputs, _), layer in zip(widths, widths[1:], linears[1:], strict=False):
+            if outputs != inputs:
+                raise CheckpointError(
+                    f"{self._path}: {layer.name[:80]} takes {inputs} numbers, and the dense layer before it gives "
+                    f"{outputs}: the modules behind the network are no chain. {_ONNX}"
+                )
+        for before, layer in pairwise(head):
+            parent = layer.name.rpartition(".")[0]
+            is_own = not is_known(_kind(self._modules.get(parent, {})))
+            if before.kind == layer.kind == "linear" and is_own:
+                # Its forward may have a ReLU between them that is no module.
+                return None
+        return Decision(tuple(head), self._source)

@@ -66,13 +66,18 @@ def settle_names(stored: Stored, path: Path) -> Settled:
         torchs = leaf_of_torch(name) if place.family.channels_last else name
         bare = torchs.removeprefix(place.scope)
         outside[torchs if bare in outside else bare] = values
-    head = find_head(outside, _bare(stored.told.head, place), path)
+    head = find_head(outside, _bare(stored.told.head, place), path, is_keras=place.family.channels_last)
     if head.weights and _SELF_SUPERVISED.search(place.scope):
         raise CheckpointError(
             f"{path} has its network under {_scope(place)}, as self-supervised training leaves it: its last layers "
             f"({', '.join(list(outside)[:2])[:80]}) are a projector, and no classifier. Train a classifier on it."
         )
-    told = Told(head=Decision(head.layers, head.source, head.is_assumed)) if head.layers else Told()
+    told = Told()
+    if head.layers:
+        told = Told(head=Decision(head.layers, head.source, head.is_assumed))
+    elif stored.told.head is not None:
+        # One dense layer, as the file states it.
+        told = Told(head=Decision((), stored.told.head.source))
     return Settled(
         weights=fold_biases({**body, **head.weights, **head.unused}),
         place=place,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from .protobuf import fields
+from .protobuf import fields, messages
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
@@ -15,16 +13,10 @@ def read_object_graph(message: bytes) -> dict[str, str]:
     Variables without a name of their own are left out. Raises `ValueError` or `IndexError` for a damaged message.
     """
     names: dict[str, str] = {}
-    for node in _messages(message, 1):  # TrackableObjectGraph.nodes
-        for attribute in _messages(node, 2):  # TrackableObject.attributes
+    for node in messages(message, 1):  # TrackableObjectGraph.nodes
+        for attribute in messages(node, 2):  # TrackableObject.attributes
             texts = {number: value for number, value in fields(attribute) if isinstance(value, bytes)}
             # SerializedTensor: name = 1, full_name = 2, checkpoint_key = 3
             if texts.get(1) == b"VARIABLE_VALUE" and texts.get(2) and texts.get(3):
                 names[texts[3].decode("utf-8")] = texts[2].decode("utf-8")
     return names
-
-
-def _messages(message: bytes, wanted: int) -> Iterator[bytes]:
-    for number, value in fields(message):
-        if number == wanted and isinstance(value, bytes):
-            yield value

@@ -14,43 +14,48 @@ from ..labels import are_labels_of
 from ..types import Preprocessing
 from .base import Decision, Graph, Stored, Told
 from .limited_process import run_limited
+from .onnx_data import assemble, cannot_be_served, damaged, data_files, mapped
 from .presets import PRESETS
 from .quantized import SOURCE, QuantizedRecord, read_record
 
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own
-_MAX_MEMORY_BYTES = 8 << 30
+_MORE_MEMORY_BYTES = 2 << 30
 _MAX_CPU_SECONDS = 120
-_MAX_SECONDS = 180.0
+_MAX_SECONDS = 25.0
 _ZEROS, _ONES, _LEVELS = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1 / 255, 1 / 255, 1 / 255)
 _CROP_PCT = 0.875
-# ModelProto: after ir_version (1), the tags of its other fields, which writers put in order of their numbers.
-_NEXT_TAGS = frozenset({0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42})
+_GRAPH = "the file's graph"
 
 
-def is_onnx(head: bytes, tail: bytes) -> bool:
-    """A ModelProto begins with `ir_version`, 3 (2017) and up. (A SavedModel begins alike, with version 1.)"""
-    return len(head) > 2 and head[0] == 0x08 and 3 <= head[1] < 0x40 and head[2] in _NEXT_TAGS
+def read_onnx(path: Path, output: str | None = None) -> Stored:
+    """The graph, checked and tried; `output` is the name of the output with the scores, None to find it.
 
-
-def read_onnx(path: Path) -> Stored:
-    """The graph, checked and tried. Raises `CheckpointError` in one line for one that is damaged or not to be run."""
+    Raises `CheckpointError` in one line for one that is damaged or not to be run.
+    """
     for package in ("onnx", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise CheckpointError(f"{path} is an ONNX file, which needs the package {package}. pip install {package}")
-    size_bytes = path.stat().st_size
+    beside = data_files(path)
+    size_bytes = sum(file.stat().st_size for file in (path, *beside.values()))
     if size_bytes > MAX_FILE_BYTES:
-        raise CheckpointError(f"{path} has {size_bytes:,} bytes. The limit for ONNX is {MAX_FILE_BYTES:,}.")
-    model = path.read_bytes()
-    line, _, changed = _ask(model).partition(b"\n")
+        raise CheckpointError(
+            f"{path} has {size_bytes:,} bytes, with the files beside it. The limit for ONNX is {MAX_FILE_BYTES:,}."
+        )
+    line, _, small = _ask(path, beside, output, size_bytes).partition(b"\n")
     try:
         found = json.loads(line)
         if "refused" in found:
-            raise CheckpointError(f"{path} cannot be served: {found['refused']}.")
+            raise cannot_be_served(path, found["refused"])
         if "damaged" in found:
-            raise _damaged(path, found["damaged"])
+            raise damaged(path, found["damaged"])
         record = _record(path, found)
+        model = (
+            path.read_bytes()
+            if found["pieces"] is None
+            else assemble(path, list(beside.values()), small, found["pieces"])
+        )
         graph = Graph(
-            model=changed if found["changed"] else model,
+            model=model,
             input_name=found["input"],
             output_name=found["output"],
             dtype=found["dtype"],
@@ -63,11 +68,18 @@ def read_onnx(path: Path) -> Stored:
             computes_in="int8" if found["quantized"] else "",
             quantized=record,
         )
-        notes = (f"{path.name}: {found['note']}.",) if found["note"] else ()
-        told = Told(activation=Decision(found["kind"], "the file's graph"))
-        return Stored({}, _told_by(record).then(told), notes, graph)
+        told = Told(activation=Decision(found["activation"], _GRAPH) if found["activation"] else None)
+        return Stored(
+            {},
+            _told_by(record).then(told),
+            tuple(f"{path.name}: {warning}." for warning in found["warnings"]),
+            graph,
+            notes=tuple(f"{path.name}: {note}." for note in found["notes"]),
+        )
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError):
-        raise _damaged(path, "ONNX Runtime crashed on it, or went over its time or memory") from None
+        raise damaged(path, f"ONNX Runtime crashed on it, or took over {_MAX_SECONDS:.0f} s or its memory") from None
 
 
 def settle(graph: Graph, told: Told) -> Told:
@@ -80,14 +92,16 @@ def settle(graph: Graph, told: Told) -> Told:
         deviation = _ONES if graph.scale == "unit" else _LEVELS
         value = replace(preprocessing.value, mean=_ZEROS, std=deviation)
         preprocessing = replace(preprocessing, value=value, source=f"{preprocessing.source}, normalised by the graph")
-    return replace(told, preprocessing=preprocessing).then(Told(architecture=Decision("onnx", "the file's graph")))
+    return replace(told, preprocessing=preprocessing).then(Told(architecture=Decision("onnx", _GRAPH)))
 
 
 def _record(path: Path, found: dict[str, Any]) -> QuantizedRecord | None:
     """Raises `CheckpointError` for a record that is damaged, or that was made of another graph."""
     if found["record"] is None:
         return None
-    record = read_record(found["record"], path)
+    offset, length = found["record"]
+    with mapped(path) as data:
+        record = read_record(data[offset : offset + length].decode("utf-8", "replace"), path)
     if (
         record.graph_sha256 != found["graph_sha256"]
         or not are_labels_of(record.labels, found["classes"])
@@ -117,15 +131,18 @@ def _usual(graph: Graph) -> Preprocessing:
     return replace(usual, resize_short_side=floor(max(graph.size) / _CROP_PCT), crop=graph.size)
 
 
-def _ask(model: bytes) -> bytes:
+def _ask(path: Path, beside: dict[str, Path], output: str | None, size_bytes: int) -> bytes:
+    asked = {
+        "path": str(path.resolve()),
+        "beside": {name: str(file.resolve()) for name, file in beside.items()},
+        "output": output,
+    }
     return run_limited(
         "onnx_process.py",
-        data=model,
-        memory_bytes=_MAX_MEMORY_BYTES,
+        data=json.dumps(asked).encode(),
+        memory_bytes=2 * size_bytes + _MORE_MEMORY_BYTES,
         cpu_seconds=_MAX_CPU_SECONDS,
         seconds=_MAX_SECONDS,
+        # Memory that was let go of is given back, so that what is held is what is used.
+        environment={"MALLOC_MMAP_THRESHOLD_": str(4 << 20)},
     )
-
-
-def _damaged(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{path} is a damaged ONNX file ({reason}). Copy or export it again.")

@@ -15,6 +15,7 @@ from ..preprocessing import PreprocessingFacts
 from ..settings import ENV_PREFIX, VALUE_ERROR, Settings, named_settings
 from ..types import Preprocessing
 from .base import Contents, Decision, Graph
+from .input_change import behind_change
 from .presets import PRESETS
 from .published import default_preprocessing, find_by_name, find_by_sha256
 
@@ -82,7 +83,17 @@ def decide_preprocessing(settings: Settings, contents: Contents, architecture: s
             decision = _with(own, decision, OWN_PREPROCESSING, CheckpointError, _members)
     facts = settings.preprocessing_facts
     names = ", ".join(f"{ENV_PREFIX}{name.upper()}" for name in facts.stated)
-    return _with(facts, decision, names, SettingError, named_settings)
+    decision = _with(facts, decision, names, SettingError, named_settings)
+    if contents.told.input is None:
+        return decision
+    has_preset = settings.preprocessing != "auto" or (own is not None and own.preset is not None)
+    stated = {*facts.stated, *(own.stated if own is not None else ())}
+    return behind_change(
+        contents.told.input,
+        decision,
+        is_stated=has_preset or stated_preprocessing(contents, architecture) is not None,
+        is_explicit=not stated.isdisjoint({"mean", "std", "scale"}),
+    )
 
 
 def stated_preprocessing(contents: Contents, architecture: str) -> Decision[Preprocessing] | None:

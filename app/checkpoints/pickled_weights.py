@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from . import inert_unpickler
 
-if TYPE_CHECKING:
-    import torch
-
 MAX_PICKLE_BYTES = 16 << 20
 MAX_TENSORS = 2_000
+MAX_RANK = 8
 _MAX_WALL_SECONDS = 30
-# The number formats that are read; of any other, torch says what it is.
-_DTYPES = frozenset({"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"})
+# The number formats that are read, as numpy has them; bfloat16 it does not have.
+_DTYPES = {
+    **{"float64": "f8", "float32": "f4", "float16": "f2", "bfloat16": "u2"},
+    **{"int64": "i8", "int32": "i4", "int16": "i2", "int8": "i1", "uint8": "u1", "bool": "?"},
+}
+ReadStorage = Callable[[str], bytearray]
+"""A storage's key → its bytes."""
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +45,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Pickled:
-    """The weights in a pickle: names → places."""
+    """What is in a pickle, as `inert_unpickler` describes it."""
 
-    tensors: Mapping[str, Place]
-    modules: Mapping[str, Mapping[str, Any]]
-    """Of a whole pickled module: its parts by name, with their classes and what tells a variant."""
-    found: str
-    """What the pickle is, for a person."""
+    document: Any
     storages: tuple[tuple[str, str], ...] = ()
     """Of a legacy file: keys and number formats in their order, …"""
     offset: int = 0
@@ -52,93 +55,127 @@ class Pickled:
 
 
 def unpickle(container: Literal["zip", "legacy"], content: bytes, path: Path) -> Pickled:
-    """Where the tensors of a pickle lie. Runs and imports nothing that it names.
+    """What a pickle holds. Runs and imports nothing that it names.
 
     Raises `CheckpointError` for a pickle that names what has no place there, takes too much, or is damaged.
     """
     if len(content) > MAX_PICKLE_BYTES:
-        raise _too_much(path, f"its pickle has {len(content):,} bytes")
+        raise too_much(path, f"its pickle has {len(content):,} bytes")
     command = [sys.executable, "-I", "-S", "-B", inert_unpickler.__file__, container]
     try:
         done = subprocess.run(
             command, input=content, capture_output=True, timeout=_MAX_WALL_SECONDS, env={}, cwd="/", check=False
         )
     except subprocess.TimeoutExpired:
-        raise _too_much(path, f"reading its pickle takes over {_MAX_WALL_SECONDS} seconds") from None
+        raise too_much(path, f"reading its pickle takes over {_MAX_WALL_SECONDS} seconds") from None
     try:
         answer = json.loads(done.stdout) if done.returncode == 0 else None
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
-        raise _too_much(path, "its pickle takes more time, memory or depth than any checkpoint's")
+        raise too_much(path, "its pickle takes more time, memory or depth than any checkpoint's")
+    if "limit" in answer:
+        raise too_much(path, answer["limit"])
     if "refused" in answer:
         raise CheckpointError(
-            f"{path} holds more than tensors ({_printable(answer['refused'])}), and nothing in a checkpoint is ever "
+            f"{path} holds more than tensors ({printable(answer['refused'])}), and nothing in a checkpoint is ever "
             f"run here. Save the weights alone: torch.save(model.state_dict(), 'weights.pth')."
         )
     if "failed" in answer:
         raise CheckpointError(
-            f"{path} looks like a PyTorch file but cannot be read ({_printable(answer['failed'])}). "
+            f"{path} looks like a PyTorch file but cannot be read ({printable(answer['failed'])}). "
             f"Copy or download it again."
         )
-    if len(answer["tensors"]) > MAX_TENSORS:
-        raise _too_much(path, f"it has {len(answer['tensors']):,} tensors, and at most {MAX_TENSORS:,} are read")
     return Pickled(
-        tensors={name: _place(*place) for name, place in answer["tensors"].items()},
-        modules=answer["modules"],
-        found=_printable(answer["found"]),
+        document=answer["document"],
         storages=tuple((key, dtype) for key, dtype in answer.get("storages", ())),
         offset=answer.get("offset", 0),
     )
 
 
-def _place(storage: str, dtype: str, offset: int, shape: list[int], stride: list[int]) -> Place:
+def place_of(tensor: list[Any]) -> Place:
+    """From the list that stands for a tensor in a document."""
+    storage, dtype, offset, shape, stride = tensor
     return Place(storage, dtype, offset, tuple(shape), tuple(stride))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:160].rstrip(". ")
 
 
-def _too_much(path: Path, what: str) -> CheckpointError:
+def too_much(path: Path, what: str) -> CheckpointError:
     return CheckpointError(
         f"{path} is no checkpoint to read: {what}. Save the weights alone: "
         f"torch.save(model.state_dict(), 'weights.pth')."
     )
 
 
-def load_tensors(
-    places: Mapping[str, Place], read_storage: Callable[[str], bytearray], path: Path
-) -> dict[str, torch.Tensor]:
-    """The tensors, as views of their storages: nothing is copied, and none is larger than what the file has of it."""
-    read = cache(read_storage)
-    return {name: _tensor(name, place, read, path) for name, place in places.items()}
-
-
-def _tensor(name: str, place: Place, read_storage: Callable[[str], bytearray], path: Path) -> torch.Tensor:
-    import torch
-
-    if place.dtype not in _DTYPES:
-        raise CheckpointError(
-            f"{path}: {name} is of a number format that does not fit ({_printable(place.dtype)}). "
-            f"Expected dense float16, bfloat16, float32 or float64."
-        )
-    dtype: torch.dtype = getattr(torch, place.dtype)
-    count = prod(place.shape)
-    if not count:
-        return torch.empty(0, dtype=dtype).reshape(place.shape)
-    storage = read_storage(place.storage)
-    stored = len(storage) // dtype.itemsize
-    last = place.offset + sum((n - 1) * step for n, step in zip(place.shape, place.stride, strict=True))
-    # Before any view is made: a few bytes can claim to be terabytes, with a stride of 0.
-    if count > stored or last >= stored:
-        raise CheckpointError(f"{path}: {name} claims shape {place.shape} but stores fewer values.")
-    return torch.frombuffer(storage, dtype=dtype, count=stored).as_strided(place.shape, place.stride, place.offset)
-
-
-def check_claims(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Refuse a file whose tensors, many views of one storage, would be copied to far more than it has."""
-    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+def check_claims(places: Mapping[str, Place], path: Path) -> None:
+    """Before anything is read: refuse formats that do not fit, and tensors that claim far more than the file has."""
+    if len(places) > MAX_TENSORS:
+        raise too_much(path, f"it has {len(places):,} tensors, and at most {MAX_TENSORS:,} are read")
+    claimed = 0
+    size = path.stat().st_size
+    for name, place in places.items():
+        if place.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{path}: {name} is sparse, quantized, without data or of a number format that does not fit "
+                f"({_format_of(place.dtype)}). Expected dense float16, bfloat16, float32 or float64."
+            )
+        itemsize = np.dtype(_DTYPES[place.dtype]).itemsize
+        count = prod(place.shape)
+        if max(count, *place.shape, 0) * itemsize > size:
+            raise CheckpointError(f"{path}: {name} claims shape {place.shape} but stores fewer values.")
+        claimed += count * itemsize
     # Tied weights are stored once and used twice.
-    if claimed > 2 * path.stat().st_size:
+    if claimed > 2 * size:
         raise CheckpointError(f"{path}: its tensors claim {claimed:,} bytes, twice what the file stores or more.")
+
+
+def _format_of(dtype: str) -> str:
+    """A number format, for a person."""
+    return f"torch.{dtype}" if re.fullmatch(r"(?:float|bfloat|complex|q?u?int|bits)\w*", dtype) else printable(dtype)
+
+
+def load_arrays(
+    places: Mapping[str, Place], read_storage: ReadStorage, path: Path, big_endian: bool = False
+) -> dict[str, NDArray[Any]]:
+    """The tensors, floats as float32 and integers as they are. float32 is not copied but viewed.
+
+    Storages are read once each, one at a time, and a storage in another format is gone before the next is read.
+    Raises `CheckpointError` as `check_claims` does, and for a tensor larger than its storage.
+    """
+    check_claims(places, path)
+    by_storage: dict[str, list[str]] = {}
+    for name, place in places.items():
+        by_storage.setdefault(place.storage, []).append(name)
+    arrays: dict[str, NDArray[Any]] = {}
+    for storage, names in by_storage.items():
+        values = read_storage(storage) if any(prod(places[name].shape) for name in names) else bytearray()
+        for name in names:
+            arrays[name] = _array(name, places[name], values, path, big_endian)
+    return {name: arrays[name] for name in places}
+
+
+def _array(name: str, place: Place, storage: bytearray, path: Path, big_endian: bool) -> NDArray[Any]:
+    dtype = np.dtype(_DTYPES[place.dtype]).newbyteorder(">" if big_endian else "<")
+    count = prod(place.shape)
+    if count:
+        stored = len(storage) // dtype.itemsize
+        last = place.offset + sum((n - 1) * step for n, step in zip(place.shape, place.stride, strict=True))
+        # Before any view is made: a few bytes can claim to be terabytes, with a stride of 0.
+        if count > stored or last >= stored:
+            raise CheckpointError(f"{path}: {name} claims shape {place.shape} but stores fewer values.")
+        flat = np.frombuffer(storage, dtype, count=stored)
+        steps = [step * dtype.itemsize for step in place.stride]
+        view = np.lib.stride_tricks.as_strided(flat[place.offset :], place.shape, steps)
+    else:
+        view = np.zeros(place.shape, dtype)
+    if place.dtype == "bfloat16":
+        # The upper half of a float32.
+        widened = np.left_shift(view.astype(np.uint32), np.uint32(16))
+        return np.asarray(widened).view(np.float32).reshape(place.shape)
+    if place.dtype in _FLOATS:
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(view, np.float32).reshape(place.shape)
+    return np.ascontiguousarray(view, dtype.newbyteorder("=")).reshape(place.shape)

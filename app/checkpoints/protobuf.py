@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 
 
-def varint(data: bytes, position: int) -> tuple[int, int]:
+def varint(data: bytes | mmap.mmap, position: int) -> tuple[int, int]:
     """A base-128 number (protobuf's encoding), and where it ends."""
     number = shift = 0
     while shift < 64:
@@ -39,3 +40,29 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             position += length
         else:
             raise ValueError(f"a field has the unknown wire type {wire}")
+
+
+def field_head(number: int, length: int) -> bytes:
+    """What stands before a field of `length` bytes."""
+    return _written(number << 3 | 2) + _written(length)
+
+
+def bytes_field(number: int, value: bytes) -> bytes:
+    return field_head(number, len(value)) + value
+
+
+def _written(number: int) -> bytes:
+    """A base-128 number."""
+    written = bytearray()
+    while number > 0x7F:
+        written.append(number & 0x7F | 0x80)
+        number >>= 7
+    written.append(number)
+    return bytes(written)
+
+
+def messages(message: bytes, wanted: int) -> Iterator[bytes]:
+    """The values of the field `wanted` that are messages, texts or bytes."""
+    for number, value in fields(message):
+        if number == wanted and isinstance(value, bytes):
+            yield value

@@ -19,9 +19,9 @@ from .folders import Beside, find_folder, home_of, read_beside, weights_in
 from .image_config import with_normalisation
 from .json_file import unreadable
 from .keras_file import is_keras_h5, is_keras_zip, read_keras_h5, read_keras_zip
-from .module_facts import told_by_modules
 from .names import settle_names
-from .onnx_file import is_onnx, read_onnx, settle
+from .onnx_data import is_onnx, model_files
+from .onnx_file import read_onnx, settle
 from .own_preprocessing import read_own_preprocessing
 from .refused import refuse_by_sign, refuse_zip, what_it_is
 from .safetensors_file import is_safetensors, read_safetensors
@@ -72,13 +72,14 @@ READERS = (
     Reader("TensorFlow checkpoint", is_tensor_bundle, read_tensor_bundle, lambda index: [index, *data_files(index)]),
     Reader("Keras HDF5", is_keras_h5, read_keras_h5),
     # Last: three bytes are all that protobuf has to be known by.
-    Reader("ONNX", is_onnx, read_onnx),
+    Reader("ONNX", is_onnx, read_onnx, model_files),
 )
 
 
-def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Contents:
+def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES, output: str | None = None) -> Contents:
     """What is in the checkpoint at `path`; of a TensorFlow checkpoint, the path is its `.index` file.
 
+    `output` names the output of an ONNX file that has the scores; with None it is found.
     Runs nothing that is in the file. Raises `CheckpointError` with what was expected and what was found.
     """
     folder = find_folder(path)
@@ -86,13 +87,12 @@ def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Conten
     path = weights_in(path)
     beside = read_beside(path)
     reader = find_reader(path, max_bytes)
-    stored = reader.read(path)
+    stored = read_onnx(path, output) if reader.read is read_onnx else reader.read(path)
     settled = settle_names(stored, path)
     weights = settled.weights
     check_values(weights, path)
     stem = told_by_stem(weights)
-    stated = told_by_modules(stored, settled.place, path) if stored.modules else Told()
-    told = settled.told.then(stored.told).then(stated).then(beside.told)
+    told = settled.told.then(stored.told).then(beside.told)
     if settled.normalisation is not None:
         told = with_normalisation(told, settled.normalisation)
     if stored.graph is not None:

@@ -1,7 +1,6 @@
 """TensorFlow's checkpoints, TF1 and TF2, without TensorFlow: an index of protobuf records, and files of raw numbers.
 
-The index is an SSTable (LevelDB's table format, doc/table_format.md): blocks of sorted keys with shared prefixes, and a
-footer that says where the block of block addresses is. Each value is a `BundleEntryProto`, and the first, under the
+The index is an SSTable (see `sstable`). Each value is a `BundleEntryProto`, and the first, under the
 empty key, a `BundleHeaderProto` (tensorflow/core/protobuf/tensor_bundle.proto).
 """
 
@@ -9,10 +8,11 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,15 @@ from ..errors import CheckpointError
 from .base import Stored, Weights
 from .object_graph import OBJECT_GRAPH, read_object_graph
 from .protobuf import fields, varint
+from .saved_model import find_home, with_graph
+from .sstable import FOOTER_BYTES, MAGIC, read_table
+from .tensor_axes import in_torch_memory
 
-MAGIC = bytes.fromhex("57fb808b247547db")
-_FOOTER_BYTES = 48
-_TRAILER_BYTES = 5  # compression type and checksum behind each block
-_MAX_INDEX_BYTES = 16 * 1024 * 1024
+# A ResNet-50's index has some 10 kB, with an optimizer's variables 30; its keys are shorter than 200 bytes.
+_MAX_INDEX_BYTES = 4 * 1024 * 1024
 _MAX_TENSORS = 10_000
-_DATA_FILE = re.compile(r"\.data-\d{5}-of-\d{5}$")
+_MAX_DIMENSIONS = 8
+_MAX_SHARDS = 1_000
 
 # tensorflow/core/framework/types.proto; bfloat16 (14) is widened by hand, since numpy has none.
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -41,7 +43,7 @@ _BFLOAT16 = 14
 _STRING = 7
 # Keys of what training keeps beside a model in a graph of objects: optimizers, their slots, metrics.
 _NO_WEIGHT = re.compile(r"(?:^|/)(?:_?optimizer|keras_api)/|/\.OPTIMIZER_SLOT/")
-_MAX_OBJECT_GRAPH_BYTES = 64 * 1024 * 1024
+_MAX_OBJECT_GRAPH_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -58,15 +60,25 @@ class _Entry:
 
 def is_tensor_bundle(head: bytes, tail: bytes) -> bool:
     """Whether the file ends as an SSTable does."""
-    return len(tail) >= _FOOTER_BYTES and tail.endswith(MAGIC)
+    return len(tail) >= FOOTER_BYTES and tail.endswith(MAGIC)
 
 
 def data_files(index: Path) -> list[Path]:
-    """The files that hold the numbers of `index`, in the order of their shards."""
+    """The files that hold the numbers of `index`, in the order of their shards, as far as they are there."""
+    name = re.compile(re.escape(index.name.removesuffix(".index")) + r"\.data-\d{5}-of-\d{5}")
+    return sorted(path for path in index.parent.iterdir() if name.fullmatch(path.name) and path.is_file())
+
+
+def _shards(index: Path, count: int) -> list[Path]:
+    """All data files of `index`, by its own count of them. Raises `CheckpointError` for one that is missing."""
     stem = index.name.removesuffix(".index")
-    return sorted(
-        path for path in index.parent.iterdir() if path.name.startswith(stem) and _DATA_FILE.search(path.name)
-    )
+    if not 1 <= count <= _MAX_SHARDS:
+        raise ValueError(f"it has {count} data files")
+    shards = [index.with_name(f"{stem}.data-{number:05d}-of-{count:05d}") for number in range(count)]
+    for shard in shards:
+        if not shard.is_file():
+            raise CheckpointError(f"{index} has no {shard.name} beside it. Copy all files of the checkpoint.")
+    return shards
 
 
 def read_tensor_bundle(index: Path) -> Stored:
@@ -78,75 +90,43 @@ def read_tensor_bundle(index: Path) -> Stored:
     Raises `CheckpointError` where a file is missing, damaged, compressed or partitioned.
     """
     try:
-        entries = _read_index(index)
-        return Stored(_named(index, _read_tensors(index, entries), _object_names(index, entries)))
+        count, entries = _read_index(index)
+        shards = _shards(index, count)
+        _check_claims(shards, entries)
+        tensors = _named(index, _read_tensors(index, shards, entries), _object_names(shards, entries))
+        home = find_home(index)
+        return with_graph(tensors, home) if home is not None else Stored(tensors)
     except (struct.error, IndexError, ValueError, UnicodeDecodeError, OverflowError) as error:
         raise CheckpointError(
             f"{index} is a damaged TensorFlow checkpoint ({error}). Copy it again, all files of it."
         ) from None
 
 
-def _read_index(index: Path) -> dict[str, _Entry]:
+def _read_index(index: Path) -> tuple[int, dict[str, _Entry]]:
+    """How many data files there are, and what lies in them."""
     if index.stat().st_size > _MAX_INDEX_BYTES:
         raise CheckpointError(f"{index} is over {_MAX_INDEX_BYTES:,} bytes, which no ResNet's index is.")
-    table = index.read_bytes()
-    footer = table[-_FOOTER_BYTES:]
-    position = _skip_handle(footer, 0)  # the metaindex, which TensorFlow leaves empty
-    blocks = _block(table, *_handle(footer, position), index)
     entries: dict[str, _Entry] = {}
-    for _, address in blocks:
-        for key, value in _block(table, *_handle(address, 0), index):
-            if not key:
-                _check_header(value, index)
-                continue
-            entries[key.decode("utf-8")] = _entry(value)
-            if len(entries) > _MAX_TENSORS:
-                raise CheckpointError(f"{index} lists over {_MAX_TENSORS:,} tensors, which no ResNet has.")
-    return entries
+    count = 1
+    for key, value in read_table(index.read_bytes(), index):
+        if not key:
+            count = _check_header(value, index)
+            continue
+        entries[key.decode("utf-8")] = _entry(value)
+        if len(entries) > _MAX_TENSORS:
+            raise CheckpointError(f"{index} lists over {_MAX_TENSORS:,} tensors, which no ResNet has.")
+    return count, entries
 
 
-def _block(table: bytes, offset: int, size: int, index: Path) -> Iterator[tuple[bytes, bytes]]:
-    """The keys and values of one block."""
-    if offset + size + _TRAILER_BYTES > len(table):
-        raise ValueError("a block lies outside the file")
-    if table[offset + size] != 0:
-        raise CheckpointError(f"{index} is compressed, which TensorFlow's own checkpoints are not. Save it again.")
-    block = table[offset : offset + size]
-    (restarts,) = struct.unpack_from("<I", block, size - 4)
-    end = size - 4 - 4 * restarts
-    if end < 0:
-        raise ValueError("a block's restart points do not fit")
-    key, position = b"", 0
-    while position < end:
-        shared, position = varint(block, position)
-        fresh, position = varint(block, position)
-        length, position = varint(block, position)
-        if shared > len(key) or position + fresh + length > end:
-            raise ValueError("an entry does not fit its block")
-        key = key[:shared] + block[position : position + fresh]
-        position += fresh
-        yield key, block[position : position + length]
-        position += length
-
-
-def _handle(data: bytes, position: int) -> tuple[int, int]:
-    """Where a block is: offset and size."""
-    offset, position = varint(data, position)
-    size, _ = varint(data, position)
-    return offset, size
-
-
-def _skip_handle(data: bytes, position: int) -> int:
-    _, position = varint(data, position)
-    _, position = varint(data, position)
-    return position
-
-
-def _check_header(message: bytes, index: Path) -> None:
-    """BundleHeaderProto: num_shards = 1, endianness = 2 (0 is little)."""
+def _check_header(message: bytes, index: Path) -> int:
+    """How many data files there are, by the BundleHeaderProto: num_shards = 1, endianness = 2 (0 is little)."""
+    count = 0
     for number, value in fields(message):
         if number == 2 and value != 0:
             raise CheckpointError(f"{index} was written on a big-endian machine. Save it again on another.")
+        if number == 1 and isinstance(value, int):
+            count = value
+    return count
 
 
 def _entry(message: bytes) -> _Entry:
@@ -168,44 +148,61 @@ def _shape(message: bytes) -> list[int]:
     for number, value in fields(message):
         if number == 2 and isinstance(value, bytes):
             sizes.append(next((size for inner, size in fields(value) if inner == 1 and isinstance(size, int)), 0))
+            if len(sizes) > _MAX_DIMENSIONS:
+                raise ValueError(f"a tensor has over {_MAX_DIMENSIONS} dimensions")
     return sizes
 
 
-def _read_tensors(index: Path, entries: dict[str, _Entry]) -> Weights:
-    shards = data_files(index)
-    if not shards:
-        stem = index.name.removesuffix(".index")
-        raise CheckpointError(f"{index} has no {stem}.data-00000-of-00001 beside it. Copy all files of the checkpoint.")
-    stored = [np.memmap(shard, np.uint8, "r") if shard.stat().st_size else np.empty(0, np.uint8) for shard in shards]
+def _check_claims(shards: list[Path], entries: dict[str, _Entry]) -> None:
+    """Raises `ValueError` unless all entries lie in their files, none over another: no more is read than is there."""
+    sizes = [shard.stat().st_size for shard in shards]
+    ends = [0] * len(shards)
+    for name, entry in sorted(entries.items(), key=lambda each: (each[1].shard, each[1].offset, each[1].size)):
+        if entry.shard >= len(shards) or entry.offset + entry.size > sizes[entry.shard]:
+            raise ValueError(f"{name} lies outside its data file")
+        if entry.offset < ends[entry.shard]:
+            raise ValueError(f"{name} lies where another tensor does")
+        ends[entry.shard] = entry.offset + entry.size
+
+
+def _read_tensors(index: Path, shards: list[Path], entries: dict[str, _Entry]) -> Weights:
     tensors: dict[str, NDArray[Any]] = {}
+    wanted: list[tuple[str, _Entry]] = []
     for name, entry in entries.items():
         if entry.dtype not in _DTYPES and entry.dtype != _BFLOAT16:
             continue  # strings: an object graph, a saver's own notes
         if entry.is_sliced:
             raise CheckpointError(f"{index}: {name} is saved in slices (a partitioned variable). Save it whole.")
         width = 2 if entry.dtype == _BFLOAT16 else _DTYPES[entry.dtype].itemsize
-        count = int(np.prod(entry.shape, dtype=object)) if entry.shape else 1
-        if entry.size != count * width or entry.shard >= len(stored):
+        if entry.size != prod(entry.shape) * width:
             raise ValueError(f"{name} does not have the bytes that its shape needs")
-        data = stored[entry.shard][entry.offset : entry.offset + entry.size]
-        if data.size != entry.size:
-            raise ValueError(f"{name} lies outside its data file")
-        if entry.dtype in (3, 9):
-            continue  # step counters
-        tensors[name] = _to_float32(data, entry)
+        if entry.dtype not in (3, 9):  # step counters
+            wanted.append((name, entry))
+    with ExitStack() as stack:
+        files = [stack.enter_context(shard.open("rb")) for shard in shards]
+        for name, entry in wanted:
+            data = _read(files[entry.shard], entry)
+            tensors[name] = _to_float32(data, entry)
     return tensors
 
 
-def _object_names(index: Path, entries: dict[str, _Entry]) -> dict[str, str]:
+def _read(file: BinaryIO, entry: _Entry) -> bytes:
+    file.seek(entry.offset)
+    data = file.read(entry.size)
+    if len(data) != entry.size:
+        raise ValueError("a data file ends early")
+    return data
+
+
+def _object_names(shards: list[Path], entries: dict[str, _Entry]) -> dict[str, str]:
     """Keys → variables' names, from a TF2 checkpoint's graph of objects; empty for TF1's, whose keys are names."""
     entry = entries.get(OBJECT_GRAPH)
     if entry is None:
         return {}
     if entry.dtype != _STRING or entry.shape or entry.is_sliced or entry.size > _MAX_OBJECT_GRAPH_BYTES:
         raise ValueError("its graph of objects is no single string of a bearable size")
-    with data_files(index)[entry.shard].open("rb") as file:
-        file.seek(entry.offset)
-        data = file.read(entry.size)
+    with shards[entry.shard].open("rb") as file:
+        data = _read(file, entry)
     # A string tensor: the length of each, a checksum of the lengths, the strings (tensorflow/core/util/tensor_bundle).
     length, position = varint(data, 0)
     position += 4
@@ -229,10 +226,10 @@ def _named(index: Path, tensors: Weights, names: dict[str, str]) -> Weights:
     return named
 
 
-def _to_float32(data: NDArray[np.uint8], entry: _Entry) -> NDArray[Any]:
-    if entry.dtype == _BFLOAT16:
-        # The upper half of a float32.
-        values = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-    else:
-        values = np.frombuffer(data, _DTYPES[entry.dtype]).astype(np.float32)
-    return values.reshape(entry.shape)
+def _to_float32(data: bytes, entry: _Entry) -> NDArray[Any]:
+    if entry.dtype != _BFLOAT16:
+        return in_torch_memory(np.frombuffer(data, _DTYPES[entry.dtype]).reshape(entry.shape))
+    # The upper half of a float32.
+    values = in_torch_memory(np.frombuffer(data, "<u2").reshape(entry.shape), "<u4")
+    values <<= 16
+    return values.view(np.float32)

@@ -1,10 +1,7 @@
-"""torch.save files, zip and legacy: nothing in them runs."""
+"""torch.save files, zip and legacy: nothing in them runs, and torch's own loader is not asked."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from .base import Stored
-from .inert_unpickler import WRAPPERS
-from .module_facts import warn_of_class
-from .pickled_weights import MAX_PICKLE_BYTES, Pickled, check_claims, load_tensors, unpickle
+from ..types import Activation
+from .base import Decision, Stored, Told, Weights
+from .labels_inside import find_labels
+from .module_facts import Read, read_modules
+from .normalisation_inside import find_normalisation
+from .pickled_document import WRAPPERS, Located, attributes_of, entries_of, locate_weights
+from .pickled_weights import MAX_PICKLE_BYTES, Pickled, ReadStorage, load_arrays, unpickle
 from .zip_file import Archive, open_zip, require_stored
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 # The pickled magic number at the start of a file from before torch 1.6 (torch/serialization.py, MAGIC_NUMBER).
 _LEGACY_HEAD = bytes.fromhex("80028a0a6cfc9c46f920")
-
-
 _LEGACY_ELEMENT_BYTES = {"float64": 8, "float32": 4, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
 _PICKLED_MODULE = "the file's pickled module"
 
@@ -41,75 +39,69 @@ def read_torch_zip(path: Path) -> Stored:
     """The tensors of a state dict, of a training checkpoint that wraps one, or of a whole pickled module."""
     archive = open_zip(path)
     require_stored(archive)
-    root = _root(archive)
+    root = next(name for name in archive.members if name.endswith("data.pkl")).removesuffix("data.pkl")
     pickled = unpickle("zip", archive.read(f"{root}data.pkl", MAX_PICKLE_BYTES), path)
-    return _read(path, pickled, lambda: _zip_storages(archive, root))
+    return _stored(path, pickled, lambda key: archive.read_stored(f"{root}data/{key}"), is_big_endian(archive, root))
 
 
 def read_torch_legacy(path: Path) -> Stored:
     """The same of a file from before torch 1.6."""
     with path.open("rb") as file:
         pickled = unpickle("legacy", file.read(MAX_PICKLE_BYTES), path)
-    return _read(path, pickled, lambda: _legacy_storages(path, pickled))
+    return _stored(path, pickled, _legacy_storages(path, pickled), big_endian=False)
 
 
-def _read(path: Path, pickled: Pickled, storages: Callable[[], Callable[[str], bytearray]]) -> Stored:
-    """By torch where it takes the file; what it refuses for the objects in it, from the places that `pickled` has."""
-    import torch
+def is_big_endian(archive: Archive, root: str) -> bool:
+    return f"{root}byteorder" in archive.members and archive.read(f"{root}byteorder", 64).strip() == b"big"
 
-    try:
-        # Opened here: a path that ends in .safetensors, torch would read as that, whatever it is.
-        with path.open("rb") as file:
-            document = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not pickled.tensors:
-            raise CheckpointError(
-                f"{path} holds more than tensors ({_first_line(error)}), and nothing in a checkpoint is ever run "
-                f"here. Save the weights alone: torch.save(model.state_dict(), 'weights.pth')."
-            ) from None
-    except Exception as error:
-        # Damage fails with whatever torch's parsing meets: RuntimeError, EOFError, IndexError, AssertionError,
-        # struct.error, …
+
+def _stored(path: Path, pickled: Pickled, read_storage: ReadStorage, big_endian: bool) -> Stored:
+    located = locate_weights(pickled.document, path)
+    if not located.tensors:
         raise CheckpointError(
-            f"{path} looks like a PyTorch file but cannot be read ({_first_line(error)}). Copy or download it again."
-        ) from None
-    else:
-        return to_stored(_unwrap(document, path), path)
-    # Out here the error is gone, and with it all that torch had read.
-    tensors = load_tensors(pickled.tensors, storages(), path)
-    return replace(
-        to_stored(tensors, path),
-        modules=pickled.modules,
-        modules_source=_PICKLED_MODULE,
-        warnings=warn_of_class(pickled.modules, path),
-    )
-
-
-def to_stored(tensors: Mapping[str, torch.Tensor], path: Path) -> Stored:
-    """The tensors as float32 arrays, once they are seen to be no larger than the file."""
-    arrays = {}
-    for name, tensor in tensors.items():
-        check_dense(name, tensor, path)
-    check_claims(tensors, path)
-    for name, tensor in tensors.items():
-        arrays[name] = to_float32(name, tensor, path)
-    return Stored(arrays)
-
-
-def _root(archive: Archive) -> str:
-    return next(name for name in archive.members if name.endswith("data.pkl")).removesuffix("data.pkl")
-
-
-def _zip_storages(archive: Archive, root: str) -> Callable[[str], bytearray]:
-    if f"{root}byteorder" in archive.members and archive.read(f"{root}byteorder", 64).strip() != b"little":
-        raise CheckpointError(
-            f"{archive.path} was saved on a big-endian machine together with objects that are no tensors. Save the "
-            f"weights alone: torch.save(model.state_dict(), 'weights.pth')."
+            f"{path} holds no state dict. Expected a mapping of names to tensors, bare or under any one key "
+            f"({', '.join(WRAPPERS[7:])}, …), or a whole module; found {located.found}."
         )
-    return lambda key: archive.read_stored(f"{root}data/{key}")
+    arrays: Weights = load_arrays(located.tensors, read_storage, path, big_endian)
+    notes: list[str] = []
+    if located.rivals:
+        arrays, notes = _one_of(arrays, located, path)
+    arrays = {**find_normalisation(located.levels, arrays, read_storage, path, big_endian), **arrays}
+    labels, note = find_labels(located.levels, "the file")
+    notes += [note] if note else []
+    read = read_modules(located.modules, arrays, _PICKLED_MODULE, path) if located.modules else Read()
+    told = read.told.then(Told(labels=labels, activation=_activation(located)))
+    return Stored(arrays, told, read.warnings, notes=tuple(notes))
 
 
-def _legacy_storages(path: Path, pickled: Pickled) -> Callable[[str], bytearray]:
+def _activation(located: Located) -> Decision[Activation] | None:
+    """What transformers' config in the file says of its labels."""
+    for _, entries in located.levels:
+        config = attributes_of(entries.get("config")) or entries_of(entries.get("config")) or {}
+        if config.get("problem_type") == "multi_label_classification":
+            return Decision("sigmoid", "the file's config.problem_type")
+    return None
+
+
+def _one_of(arrays: Weights, located: Located, path: Path) -> tuple[Weights, list[str]]:
+    """The first of several networks of the same names, where the others equal it."""
+    groups = {
+        key: {name.removeprefix(f"{key}."): values for name, values in arrays.items() if name.startswith(f"{key}.")}
+        for key in located.rivals
+    }
+    first, *others = groups
+    for other in others:
+        one, two = groups[first], groups[other]
+        if one.keys() != two.keys() or not all(np.array_equal(one[name], two[name]) for name in one):
+            raise CheckpointError(
+                f"{path} holds several mappings of tensors, under {first[:60]!r} and under {other[:60]!r}, and which "
+                f"one to serve is not said. Save that one alone: torch.save(state_dict, 'weights.pth')."
+            )
+    notes = [f"The tensors under {other[:60]!r} equal those under {first[:60]!r}, which are read." for other in others]
+    return groups[first], notes
+
+
+def _legacy_storages(path: Path, pickled: Pickled) -> ReadStorage:
     """Behind the pickles: of each storage its number of elements (int64), then its bytes."""
     spans: dict[str, tuple[int, int]] = {}
     size = path.stat().st_size
@@ -129,41 +121,13 @@ def _legacy_storages(path: Path, pickled: Pickled) -> Callable[[str], bytearray]
             raise CheckpointError(
                 f"{path} looks like a PyTorch file but cannot be read (it ends early). Copy or download it again."
             )
+        values = bytearray(length)
         with path.open("rb") as file:
             file.seek(start)
-            return bytearray(file.read(length))
+            file.readinto(values)
+        return values
 
     return read
-
-
-def _first_line(error: Exception) -> str:
-    """What torch says first, without its advice to load unsafely."""
-    text = str(error).replace("Weights only load failed.", "").strip()
-    for line in text.splitlines():
-        if "Unsupported" in line or "GLOBAL" in line:
-            return line.split(". ")[0].strip()[:160]
-    return (text.splitlines() or [type(error).__name__])[0][:160].rstrip(". ")
-
-
-def _unwrap(document: Any, path: Path) -> Mapping[str, torch.Tensor]:
-    import torch
-
-    # As deep as there are wrappers and no deeper: a mapping in a file may hold itself.
-    for _ in WRAPPERS:
-        if isinstance(document, Mapping):
-            wrapped = (document[key] for key in WRAPPERS if isinstance(document.get(key), Mapping))
-            document = next(wrapped, document)
-    if isinstance(document, Mapping):
-        tensors = {str(name): value for name, value in document.items() if isinstance(value, torch.Tensor)}
-        if tensors:
-            return tensors
-        found = "a mapping with the keys " + ", ".join(str(key) for key in list(document)[:5])
-    else:
-        found = f"a {type(document).__name__}"
-    raise CheckpointError(
-        f"{path} holds no state dict. Expected a mapping of names to tensors, bare or under one of "
-        f"{', '.join(WRAPPERS)}; found {found}."
-    )
 
 
 def check_dense(name: str, tensor: torch.Tensor, path: Path) -> None:

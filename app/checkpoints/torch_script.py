@@ -1,28 +1,27 @@
-"""TorchScript: the tensors by their names, and strides and epsilon from the text of its code, which never runs."""
+"""TorchScript: the tensors by their names, and all else from the text of its code, which is followed and never run."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .base import Stored
-from .pickled_weights import MAX_PICKLE_BYTES, load_tensors, unpickle
-from .torch_file import to_stored
+from .base import Stored, Told, Weights
+from .families import find_places
+from .graph_facts import Followed, follow
+from .labels_inside import find_labels
+from .operations import Operations, Unread
+from .pickled_document import Located, entries_of, is_tensor, locate_weights
+from .pickled_weights import MAX_PICKLE_BYTES, check_claims, load_arrays, place_of, unpickle
+from .script_code import Code, Interpreter, Module
+from .torch_file import is_big_endian
 from .zip_file import Archive, open_zip, require_stored
 
 _SOURCE = "the file's TorchScript"
-_MAX_CODE_BYTES = 1 << 20
-_MAX_CODE_IN_ALL = 16 << 20
-_CLASS = re.compile(r"^class (\w+)\(Module\):\n", re.MULTILINE)
-_INTS = r"\[(\d+), (\d+)\]"
-# torch.jit.script keeps a layer's constants in its class; torch.jit.trace has them in the call.
-_CONSTANT = re.compile(r"^  (\w+) : Final\[[^=\n]*\] = (.+)$", re.MULTILINE)
-_CONVOLUTION = re.compile(rf"torch\.(?:conv2d|_convolution)\(\w+, \w+, \w+, {_INTS}, {_INTS}, {_INTS}")
-_NORMALISATION = re.compile(r"torch\.batch_norm\([^()]*, ([0-9.e+-]+), (?:True|False)\)")
-_POOL = re.compile(rf"torch\.max_pool2d\(\w+, {_INTS}, {_INTS}, {_INTS}(?:, {_INTS}(?:, (True|False))?)?\)")
+_MAX_CODE_BYTES = 256 << 10
+_MAX_CONSTANT_VALUES = 1024
+_LIBRARY = ("__torch__.torch.nn.", "__torch__.torchvision.", "__torch__.timm.", "__torch__.transformers.")
 
 
 def is_torch_script(names: list[str]) -> bool:
@@ -30,66 +29,88 @@ def is_torch_script(names: list[str]) -> bool:
 
 
 def read_torch_script(path: Path) -> Stored:
-    """Raises `CheckpointError` for a frozen module, whose weights have lost their names."""
+    """Raises `CheckpointError` for a frozen module, whose weights have lost their names, and for other networks."""
     archive = open_zip(path)
     root = archive.root()
     require_stored(archive, but=(f"{root}code/", f"{root}extra/"))
-    pickled = unpickle("zip", archive.read(f"{root}data.pkl", MAX_PICKLE_BYTES), path)
-    if not pickled.tensors:
+    document = unpickle("zip", archive.read(f"{root}data.pkl", MAX_PICKLE_BYTES), path).document
+    located = locate_weights(document, path)
+    if not located.tensors:
         raise CheckpointError(
             f"{path} is TorchScript without named weights: torch.jit.freeze makes constants of them. Save it before "
             f"it is frozen, or save model.state_dict()."
         )
-    tensors = load_tensors(pickled.tensors, lambda key: archive.read_stored(f"{root}data/{key}"), path)
-    code = _Code(archive, root)
-    modules = {name: {**facts, **code.facts(str(facts["class"]))} for name, facts in pickled.modules.items()}
-    return replace(to_stored(tensors, path), modules=modules, modules_source=_SOURCE)
+    big_endian = is_big_endian(archive, root)
+    arrays: Weights = load_arrays(
+        located.tensors, lambda key: archive.read_stored(f"{root}data/{key}"), path, big_endian
+    )
+    labels, note = find_labels(located.levels, "the file")
+    told, notes, warnings = Told(labels=labels), [note] if note else [], _warnings(located, path)
+    places = find_places(arrays)
+    if places:
+        operations = Operations(arrays.get)
+        try:
+            constants = _constants(archive, root, path, big_endian)
+            interpreter = Interpreter(_code(archive, root), constants, operations)
+            module = Module("", str(document["o"]), entries_of(document.get("s")) or {})
+            followed = follow(interpreter.output_of(module), places[0], arrays, _SOURCE)
+        except Unread as unread:
+            raise refusal(path, unread) from None
+        arrays, more = used_alone(arrays, followed, operations.used)
+        # Its code has been followed from end to end, whosever its classes are.
+        told, notes, warnings = followed.told.then(told), [*notes, *more], ()
+    return Stored(arrays, told, warnings, notes=tuple(notes))
 
 
-class _Code:
-    """The text of the classes, read once each and as text."""
-
-    def __init__(self, archive: Archive, root: str) -> None:
-        self._archive = archive
-        self._root = root
-        self._texts: dict[str, dict[str, str]] = {}
-        self._bytes_left = _MAX_CODE_IN_ALL
-
-    def facts(self, qualified: str) -> dict[str, Any]:
-        """What the class `__torch__.module.Name` says of a layer."""
-        module, _, name = qualified.rpartition(".")
-        text = self._classes(module).get(name, "")
-        facts: dict[str, Any] = {}
-        for key, value in _CONSTANT.findall(text):
-            facts |= _constant(key, value)
-        if call := _CONVOLUTION.search(text):
-            one, two, three = (list(map(int, call.group(first, first + 1))) for first in (1, 3, 5))
-            facts |= {"stride": one, "padding": two, "dilation": three}
-        if call := _NORMALISATION.search(text):
-            facts["eps"] = float(call[1])
-        if call := _POOL.search(text):
-            facts |= {"padding": [int(call[5]), int(call[6])], "ceil_mode": call[9] == "True"}
-        return facts
-
-    def _classes(self, module: str) -> dict[str, str]:
-        name = f"{self._root}code/{module.replace('.', '/')}.py"
-        if name not in self._texts:
-            self._texts[name] = {}
-            member = self._archive.members.get(name)
-            if member is not None and member.file_size <= self._bytes_left:
-                self._bytes_left -= member.file_size
-                text = self._archive.read(name, _MAX_CODE_BYTES).decode("utf-8", "replace")
-                pieces = _CLASS.split(text)
-                self._texts[name] = dict(zip(pieces[1::2], pieces[2::2], strict=True))
-        return self._texts[name]
+def refusal(path: Path, unread: Unread) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: its code has {unread}, which a ResNet-50 that is served does not have there. Export the model to "
+        f"ONNX (torch.onnx.export) and serve that."
+    )
 
 
-def _constant(key: str, value: str) -> dict[str, Any]:
-    """One line of a class: an integer, a pair of them, a float or a truth."""
-    if match := re.fullmatch(r"\((\d{1,4}), (\d{1,4})\)", value):
-        return {key: [int(match[1]), int(match[2])]}
-    if value in ("True", "False"):
-        return {key: value == "True"}
-    if re.fullmatch(r"\d{1,4}", value):
-        return {key: int(value)}
-    return {key: float(value)} if re.fullmatch(r"\d+(\.\d*)?(e[+-]?\d{1,3})?", value) else {}
+def used_alone(arrays: Weights, followed: Followed, read: set[str]) -> tuple[Weights, list[str]]:
+    """The tensors that the network computes with, and a note about the others; counters go without a word."""
+    used = followed.used | read
+    left = [name for name in arrays if name not in used and not name.endswith("num_batches_tracked")]
+    shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+    notes = [f"{shown}: left out, its code never uses {'it' if len(left) == 1 else 'them'}."] if left else []
+    return {name: values for name, values in arrays.items() if name in followed.used}, notes
+
+
+def _code(archive: Archive, root: str) -> Code:
+    def read(module: str) -> bytes | None:
+        name = f"{root}code/{module.replace('.', '/')}.py"
+        return archive.read(name, _MAX_CODE_BYTES) if name in archive.members else None
+
+    return Code(read)
+
+
+def _constants(archive: Archive, root: str, path: Path, big_endian: bool) -> list[Any]:
+    """The code's constants in their order: small tensors by their values."""
+    name = f"{root}constants.pkl"
+    if name not in archive.members:
+        return []
+    document = unpickle("zip", archive.read(name, MAX_PICKLE_BYTES), path).document
+    items = document.get("l", []) if isinstance(document, dict) else []
+    places = {str(number): place_of(item["t"]) for number, item in enumerate(items) if is_tensor(item)}
+    check_claims(places, path)
+    small = {
+        key: place
+        for key, place in places.items()
+        if place.storage and archive.size(f"{root}constants/{place.storage}") <= 8 * _MAX_CONSTANT_VALUES
+    }
+    arrays = load_arrays(small, lambda key: archive.read_stored(f"{root}constants/{key}"), path, big_endian)
+    return [arrays.get(str(number), item) for number, item in enumerate(items)]
+
+
+def _warnings(located: Located, path: Path) -> tuple[str, ...]:
+    """A sentence where a class is somebody's own, and its code was not followed."""
+    kinds = [re.sub(r"___torch_mangle_\d+\.", "", str(facts["class"])) for facts in located.modules.values()]
+    own = [kind for kind in kinds if not kind.startswith(_LIBRARY)]
+    if not own:
+        return ()
+    return (
+        f"{path.name} is TorchScript of {own[0].removeprefix('__torch__.')}, whose own code never runs here: it is "
+        f"served as the network that its layers make up.",
+    )

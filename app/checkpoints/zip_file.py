@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import CheckpointError
 
@@ -36,6 +37,8 @@ class Archive:
 
     path: Path
     members: dict[str, zipfile.ZipInfo]
+    ends: dict[str, int]
+    """Where in the file each member must have ended: at the next one, or at the zip's directory."""
 
     def root(self) -> str:
         """The folder that torch puts all members into, with its slash; "" where there is none."""
@@ -56,6 +59,8 @@ class Archive:
             )
         if member.compress_type == zipfile.ZIP_STORED:
             return bytes(self.read_stored(name))
+        if member.compress_type == zipfile.ZIP_DEFLATED:
+            return self._inflated(member)
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(member) as file:
                 return file.read(limit_bytes)
@@ -70,17 +75,40 @@ class Archive:
                 f"{self.path}: {name} is compressed, which torch never does. Save it again with torch.save."
             )
         with self.path.open("rb") as file:
-            file.seek(member.header_offset)
-            header = file.read(_LOCAL_HEADER_BYTES)
-            if len(header) == _LOCAL_HEADER_BYTES and header.startswith(b"PK\x03\x04"):
-                name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
-                start = member.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
-                if start + member.file_size <= self.path.stat().st_size:
-                    file.seek(start)
-                    values = bytearray(member.file_size)
-                    if file.readinto(values) == member.file_size:
-                        return values
-        raise _damaged(self.path, f"{name} is cut off")
+            self._seek(file, member)
+            values = bytearray(member.file_size)
+            if file.readinto(values) == member.file_size:
+                return values
+        raise _damaged(self.path, f"{name[:80]} is cut off")
+
+    def _seek(self, file: BinaryIO, member: zipfile.ZipInfo) -> None:
+        """To a member's first byte. Raises `CheckpointError` where it would not end before the next one."""
+        file.seek(member.header_offset)
+        header = file.read(_LOCAL_HEADER_BYTES)
+        if len(header) == _LOCAL_HEADER_BYTES and header.startswith(b"PK\x03\x04"):
+            name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
+            start = member.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+            if start + member.compress_size <= min(self.ends[member.filename], self.path.stat().st_size):
+                file.seek(start)
+                return
+        raise _damaged(self.path, f"{member.filename[:80]} is cut off")
+
+    def _inflated(self, member: zipfile.ZipInfo) -> bytes:
+        """A packed member, piece by piece, and no more of it than it claims."""
+        content, left = bytearray(), member.compress_size
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            with self.path.open("rb") as file:
+                self._seek(file, member)
+                while left and not inflater.eof and len(content) <= member.file_size:
+                    piece = file.read(min(left, _CHUNK_BYTES >> 4))
+                    left -= len(piece)
+                    content += inflater.decompress(piece, member.file_size + 1 - len(content))
+        except (zlib.error, OSError) as error:
+            raise _damaged(self.path, error) from None
+        if len(content) != member.file_size:
+            raise _damaged(self.path, f"{member.filename[:80]} has not the size that it claims")
+        return bytes(content)
 
     def extract(self, name: str, to: Path, limit_bytes: int) -> None:
         """Unpack a member into a new file, piece by piece."""
@@ -113,6 +141,7 @@ def open_zip(path: Path) -> Archive:
     try:
         with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
+            directory = archive.start_dir
     except _DAMAGE as error:
         raise _damaged(path, error) from None
     if any(member.header_offset < 0 for member in members):
@@ -125,7 +154,21 @@ def open_zip(path: Path) -> Archive:
     for name in by_name:
         if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
             raise CheckpointError(f"{path} holds a member that leads out of it, {name[:80]!r}. Save it again.")
-    return Archive(path, by_name)
+    return Archive(path, by_name, _ends(path, members, directory))
+
+
+def _ends(path: Path, members: Sequence[zipfile.ZipInfo], directory: int) -> dict[str, int]:
+    """Where each member ends at the latest. Raises `CheckpointError` where two would share bytes of the file."""
+    in_order = sorted(members, key=lambda member: member.header_offset)
+    ends: dict[str, int] = {}
+    for member, end in zip(in_order, [*(each.header_offset for each in in_order[1:]), directory], strict=True):
+        if member.header_offset + _LOCAL_HEADER_BYTES + member.compress_size > end:
+            raise CheckpointError(
+                f"{path} is no checkpoint to read: {member.filename[:80]!r} and what follows it share bytes of the "
+                f"file. Copy or download it again."
+            )
+        ends[member.filename] = end
+    return ends
 
 
 def require_stored(archive: Archive, but: Sequence[str] = ()) -> None:

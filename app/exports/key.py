@@ -19,7 +19,7 @@ from ..settings import PREPROCESSING_FACTS, Settings
 SETTINGS = (
     *("weights", "architecture", "stride_in", "stem", "pool", "epsilon", "preprocessing", "activation", "labels"),
     *PREPROCESSING_FACTS,
-    "max_checkpoint_bytes",
+    *("onnx_output", "max_checkpoint_bytes"),
 )
 # What reads, builds, exports, optimises or checks.
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "h5py", "onnx", "onnxruntime")

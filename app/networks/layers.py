@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,12 @@ def set_altered(network: torch.nn.Module, layers: tuple[Layer, ...]) -> None:
     import torch
 
     for layer in layers:
+        block, _, part = layer.name.rpartition(".")
+        if block and re.fullmatch("act[123]", part):
+            from .bottleneck import set_activation
+
+            set_activation(network, block, part, create_layer(layer))
+            continue
         try:
             module = network.get_submodule(layer.name)
         except AttributeError:
@@ -100,6 +107,8 @@ def _pool(kind: str) -> Callable[[Layer], torch.nn.Module]:
         options = {"stride": layer.stride or kernel, "padding": layer.padding or (0, 0), "ceil_mode": layer.ceil_mode}
         if kind == "max" and layer.dilation is not None:
             options["dilation"] = layer.dilation
+        if kind == "average":
+            options["count_include_pad"] = layer.count_include_pad
         module: torch.nn.Module = kinds[kind](kernel, **options)
         return module
 

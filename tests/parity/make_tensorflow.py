@@ -126,6 +126,16 @@ class Slim(Original):
                 return tf.squeeze(tf.nn.conv2d(x, weights, [1, 1, 1, 1], "SAME"), [1, 2]) + biases
 
 
+def _save_under_another_scope(session: Any, folder: Path, target: Path) -> None:
+    """The same variables under a scope in a scope: its names sort as before, so that its numbers are the same file."""
+    names = {each.op.name: each for each in tf.global_variables()}
+    renamed = {name.replace("resnet50/", "tower_0/he2015/"): each for name, each in names.items()}
+    tf.train.Saver(renamed).save(session, f"{folder}/nested.ckpt", write_meta_graph=False)
+    data = [Path(folder, f"{name}.ckpt.data-00000-of-00001").read_bytes() for name in ("model", "nested")]
+    assert data[0] == data[1]
+    (target / "nested.ckpt.index").write_bytes(Path(folder, "nested.ckpt.index").read_bytes())
+
+
 def make(name: str, network: Callable[[Any], Any]) -> None:
     """Build, run, save: `name`.index as TensorFlow writes it, its data packed, and the logits."""
     target = FIXTURES / name
@@ -138,6 +148,8 @@ def make(name: str, network: Callable[[Any], Any]) -> None:
             session.run(tf.global_variables_initializer())
             tf.train.Saver().save(session, f"{folder}/model.ckpt", write_meta_graph=False)
             np.save(target / "logits.npy", session.run(logits, {images: inputs()}))
+            if name == "original":
+                _save_under_another_scope(session, Path(folder), target)
         (target / "model.ckpt.index").write_bytes(Path(folder, "model.ckpt.index").read_bytes())
         data = Path(folder, "model.ckpt.data-00000-of-00001").read_bytes()
         (target / "model.ckpt.data-00000-of-00001.xz").write_bytes(lzma.compress(data, preset=9))

@@ -43,15 +43,19 @@ def normalisation(seed: int, channels: int, is_last: bool) -> dict[str, NDArray[
     }
 
 
-def inputs() -> NDArray[np.float32]:
-    """`(3, 224, 224, 3)` float32: the middles of three photos, normalised as ImageNet's are."""
+def pixels() -> NDArray[np.uint8]:
+    """`(3, 224, 224, 3)` uint8: the middles of three photos."""
     from skimage import data
 
     photos: list[Any] = [data.chelsea(), data.coffee(), data.astronaut()]
-    middles = [photo[photo.shape[0] // 2 - 112 :, photo.shape[1] // 2 - 112 :][:224, :224] for photo in photos]
+    return np.stack([photo[photo.shape[0] // 2 - 112 :, photo.shape[1] // 2 - 112 :][:224, :224] for photo in photos])
+
+
+def inputs() -> NDArray[np.float32]:
+    """Those photos, normalised as ImageNet's are, in float32."""
     mean = np.array([0.485, 0.456, 0.406])
     deviation = np.array([0.229, 0.224, 0.225])
-    return ((np.stack(middles) / 255 - mean) / deviation).astype(np.float32)
+    return ((pixels() / 255 - mean) / deviation).astype(np.float32)
 
 
 def photographs() -> dict[str, Any]:

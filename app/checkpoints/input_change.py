@@ -1,0 +1,62 @@
+"""What a network's own code does to its input, together with what prepares the images: which of them it expects."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..errors import CheckpointError
+from ..types import InputChange, Preprocessing
+from .base import Decision
+from .presets import IMAGENET_MEAN, IMAGENET_STD
+
+_TOLERANCE = 0.02
+# Means and deviations that are the same for each channel and are known to be a normalisation.
+_SAME_FOR_ALL = ((0.5, 0.5), (0.0, 1.0))
+# Of photos from 0 to 1: what a mean and a deviation can be.
+_MEANS, _DEVIATIONS = (0.2, 0.75), (0.1, 0.45)
+
+
+def behind_change(
+    change: Decision[InputChange], given: Decision[Preprocessing], is_stated: bool, is_explicit: bool
+) -> Decision[Preprocessing]:
+    """What the network's body takes, of images prepared as `given` says and changed by the file's own code.
+
+    A change that is a known normalisation tells that the file takes plain images: of `given`, size and filter count,
+    unless the user states a mean, a deviation or a scale (`is_explicit`). Of any other change, `given` is what it
+    takes. Raises `CheckpointError` where nothing says that (`is_stated`): what the file takes is not to be seen from
+    the change.
+    """
+    base = given.value
+    for scale, unit in (("0 to 1", 1.0), ("0 to 255", 1 / 255)):
+        value = change.value.behind(replace(base, mean=(0.0,) * 3, std=(unit,) * 3))
+        if _is_normalisation(value, unit) and not is_explicit:
+            source = f"{change.source}, which takes images from {scale} ({change.value.describe()})"
+            return Decision(value, f"{source}; its size: {given.source}", given.is_assumed)
+    if is_stated or is_explicit:
+        source = f"{given.source}, then {change.source} ({change.value.describe()})"
+        return Decision(change.value.behind(given.value), source, given.is_assumed)
+    raise CheckpointError(
+        f"{change.source[:1].upper()}{change.source[1:]} changes its input before the network "
+        f"({change.value.describe()}), and nothing says what images it takes: from 0 to 1, from 0 to 255, or "
+        f"normalised already. Set RESNET_PREPROCESSING to what you prepare them with; the change is made behind it."
+    )
+
+
+def _is_normalisation(value: Preprocessing, unit: float) -> bool:
+    """Whether mean and deviation are such as people normalise photos with."""
+    mean, std = np.array(value.mean), np.array(value.std)
+    known = [(np.array(IMAGENET_MEAN), np.array(IMAGENET_STD))]
+    if unit == 1.0:
+        known += [(np.full(3, one), np.full(3, other)) for one, other in _SAME_FOR_ALL[:1]]
+    else:
+        known += [(np.full(3, one), np.full(3, other)) for one, other in _SAME_FOR_ALL]
+    if any(
+        np.allclose(mean, one, atol=_TOLERANCE) and np.allclose(std, other, atol=_TOLERANCE) for one, other in known
+    ):
+        return True
+    is_photo = (mean > _MEANS[0]).all() and (mean < _MEANS[1]).all() and np.ptp(mean) > _TOLERANCE
+    # Without a scaling (Caffe's way), a deviation is one level.
+    is_deviation = ((std > _DEVIATIONS[0]) & (std < _DEVIATIONS[1])).all() or np.allclose(std * 255, 1, atol=1e-3)
+    return bool(is_photo and is_deviation)

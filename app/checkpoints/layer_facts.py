@@ -1,0 +1,175 @@
+"""A ResNet-50's body as a file states it, against torchvision's: the switches that say it, and what they do not say.
+
+A body is its layers by torchvision's names, all facts given. Activations have places of their own, `relu` behind the
+stem's normalisation and `layer1.0.act1…3` in a block, since a file may state each of them: torchvision has one module
+for the three.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..types import Layer, ResNetSwitches
+from .base import Decision, Told
+
+Body = Mapping[str, Layer]
+BLOCKS = (3, 4, 6, 3)
+
+
+def blocks() -> Iterator[str]:
+    for stage, count in enumerate(BLOCKS, start=1):
+        yield from (f"layer{stage}.{number}" for number in range(count))
+
+
+def convolution(
+    name: str,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+) -> Layer:
+    return Layer(name, "convolution", None, _pair(stride), _pair(padding), _pair(dilation))
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the names of the weights tell of a body's layers."""
+
+    is_deep: bool = False
+    """Whether its stem is timm's of three convolutions (resnet50c, d, s, t)."""
+    is_pooled: bool = False
+    """Whether a projection has a pool in front of its convolution (resnet50d, t)."""
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Shape:
+        """`names` are those of the weights, as torchvision has them."""
+        names = set(names)
+        return cls("conv1.0.weight" in names, "layer1.0.downsample.2.weight" in names)
+
+
+def expected_body(shape: Shape, switches: ResNetSwitches | None = None) -> dict[str, Layer]:
+    """torchvision's layers (torchvision/models/resnet.py), or those of a deep stem (timm/models/resnet.py)."""
+    switches = switches or ResNetSwitches()
+    body: dict[str, Layer] = {}
+
+    def add(*layers: Layer) -> None:
+        body.update({layer.name: layer for layer in layers})
+
+    epsilon = switches.epsilon
+
+    def normalised(convolution: Layer, norm: str) -> None:
+        add(convolution, Layer(norm, "batch_norm", value=epsilon))
+
+    if shape.is_deep:
+        normalised(convolution("conv1.0", stride=2, padding=1), "conv1.1")
+        normalised(convolution("conv1.3", padding=1), "conv1.4")
+        add(Layer("conv1.2", "relu"), Layer("conv1.5", "relu"))
+        normalised(convolution("conv1.6", padding=1), "bn1")
+    else:
+        normalised(convolution("conv1", stride=2, padding=3), "bn1")
+    add(Layer("relu", "relu"), _expected_pool(switches), Layer("avgpool", "adaptive_average_pool", (1, 1)))
+    for block in blocks():
+        stride = 2 if block.endswith(".0") and block != "layer1.0" else 1
+        first, second = (stride, 1) if switches.stride_in == "1x1" else (1, stride)
+        normalised(convolution(f"{block}.conv1", stride=first), f"{block}.bn1")
+        normalised(convolution(f"{block}.conv2", stride=second, padding=1), f"{block}.bn2")
+        normalised(convolution(f"{block}.conv3"), f"{block}.bn3")
+        add(*(Layer(f"{block}.act{number}", "relu") for number in (1, 2, 3)))
+        if not block.endswith(".0"):
+            continue
+        if shape.is_pooled:
+            add(_expected_projection_pool(f"{block}.downsample.0", stride))
+            normalised(convolution(f"{block}.downsample.1"), f"{block}.downsample.2")
+        else:
+            normalised(convolution(f"{block}.downsample.0", stride=stride), f"{block}.downsample.1")
+    return body
+
+
+def _expected_pool(switches: ResNetSwitches) -> Layer:
+    padding = (1, 1) if switches.pool == "symmetric" else (0, 0)
+    return Layer("maxpool", "max_pool", (3, 3), (2, 2), padding, (1, 1), switches.pool == "ceil")
+
+
+def _expected_projection_pool(name: str, stride: int) -> Layer:
+    if stride == 1:
+        return Layer(name, "identity")
+    return Layer(name, "average_pool", (2, 2), (2, 2), (0, 0), None, True, count_include_pad=False)
+
+
+def told_by_body(body: Body, shape: Shape, source: str, has_same_stem: bool = False) -> Told:
+    """The switches that fit `body` best, and every layer of it that they do not give, as altered."""
+    switches = ResNetSwitches()
+    if not shape.is_deep:
+        switches = ResNetSwitches(
+            stride_in=_stride_in(body) or "3x3",
+            stem="same" if has_same_stem else "symmetric",
+            pool=_pool(body) or "symmetric",
+            epsilon=_epsilon(body) or 1e-5,
+        )
+    expected = expected_body(shape, switches)
+    altered = [
+        layer
+        for name, layer in body.items()
+        if name in expected and layer != expected[name] and not (name == "conv1" and has_same_stem)
+    ]
+    told = Told(altered=Decision(tuple(_merged(altered)), source))
+    if shape.is_deep:
+        return told
+    return replace(
+        told,
+        stride_in=Decision(switches.stride_in, source) if _states(body, "layer2.0.conv1", "layer2.0.conv2") else None,
+        stem=Decision(switches.stem, source) if _states(body, "conv1") else None,
+        pool=Decision(switches.pool, source) if _states(body, "maxpool") else None,
+        epsilon=Decision(switches.epsilon, source) if _states(body, "bn1") else None,
+    )
+
+
+def _states(body: Body, *names: str) -> bool:
+    return all(name in body for name in names)
+
+
+def _stride_in(body: Body) -> Literal["3x3", "1x1"] | None:
+    """What most stages have."""
+    stages = ("layer2.0", "layer3.0", "layer4.0")
+    found = Counter(
+        tuple(layer.stride if (layer := body.get(f"{stage}.{name}")) else None for name in ("conv1", "conv2"))
+        for stage in stages
+    )
+    is_first = found[((2, 2), (1, 1))] > found[((1, 1), (2, 2))]
+    return "1x1" if is_first else "3x3"
+
+
+def _pool(body: Body) -> Literal["symmetric", "ceil", "valid"] | None:
+    pool = body.get("maxpool")
+    for name in ("symmetric", "ceil", "valid"):
+        if pool == _expected_pool(ResNetSwitches(pool=name)):
+            return name
+    return None
+
+
+def _epsilon(body: Body) -> float | None:
+    """What most normalisations have."""
+    found = Counter(layer.value for layer in body.values() if layer.kind == "batch_norm")
+    return found.most_common(1)[0][0] if found else None
+
+
+def _merged(altered: list[Layer]) -> Iterator[Layer]:
+    """A block's three activations as its one `relu`, where they are the same."""
+    by_name = {layer.name: layer for layer in altered}
+    for layer in altered:
+        block, _, part = layer.name.rpartition(".")
+        if not part.startswith("act"):
+            yield layer
+            continue
+        three = [by_name.get(f"{block}.act{number}") for number in (1, 2, 3)]
+        is_one = all(each is not None and replace(each, name="") == replace(layer, name="") for each in three)
+        if not is_one:
+            yield layer
+        elif part == "act1":
+            yield replace(layer, name=f"{block}.relu")

@@ -1,0 +1,123 @@
+"""The files that an ONNX model consists of: itself, and those beside it that have its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..errors import CheckpointError
+from . import onnx_wire
+from .onnx_wire import Refused
+
+MAX_FILES = 1_000
+_NEXT_TAGS = frozenset({0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42})
+# What torch.onnx.export and transformers' exporter call the file beside `NAME.onnx`.
+_USUAL_NAME = re.compile(r"\.onnx[._]data$")
+
+
+def is_onnx(head: bytes, tail: bytes) -> bool:
+    """A ModelProto begins with `ir_version`, 3 (2017) and up. (A SavedModel begins alike, with version 1.)
+
+    Behind it come the tags of its other fields, which writers put in the order of their numbers.
+    """
+    return len(head) > 2 and head[0] == 0x08 and 3 <= head[1] < 0x40 and head[2] in _NEXT_TAGS
+
+
+def model_files(path: Path) -> list[Path]:
+    """The model and the files beside it. Raises `CheckpointError` where it is damaged or names any other file."""
+    return [path, *data_files(path).values()]
+
+
+def data_files(path: Path) -> dict[str, Path]:
+    """By the names in the model, the files beside it that have its weights, in the order of their names.
+
+    Raises `CheckpointError` for a file that is none, is missing, or does not lie beside the model.
+    """
+    try:
+        with mapped(path) as data:
+            locations = onnx_wire.walk(data).locations
+        if len(locations) > MAX_FILES:
+            raise Refused(f"its weights are in over {MAX_FILES:,} files; save them in one (onnx.save_model)")
+        return {location: _beside(path, location) for location in locations}
+    except Refused as refusal:
+        raise cannot_be_served(path, str(refusal)) from None
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {error.filename or path}: {error.strerror}.") from None
+
+
+def beside_others(entries: Sequence[Path]) -> set[Path]:
+    """Of a folder's entries, those that are no checkpoint because they have an ONNX model's weights."""
+    found = {path for path in entries if _USUAL_NAME.search(path.name)}
+    for path in entries:
+        if path.suffix.lower() == ".onnx" and path.is_file():
+            # Whether it can be served is for its reader to say.
+            with contextlib.suppress(CheckpointError):
+                found.update(path.parent / location for location in data_files(path))
+    return found
+
+
+def assemble(path: Path, beside: Sequence[Path], small: bytes, pieces: Sequence[tuple[int, int, int]]) -> bytes:
+    """A model of pieces: source, offset and length. Sources are `small` (-1), the model (0), and the files beside it.
+
+    Raises `OSError` and ValueError where the files are not what they were.
+    """
+    with contextlib.ExitStack() as stack:
+        views = [stack.enter_context(memoryview(small))]
+        for file in (path, *beside):
+            views.append(stack.enter_context(memoryview(stack.enter_context(mapped(file)))))
+        parts = [stack.enter_context(views[source + 1][offset : offset + length]) for source, offset, length in pieces]
+        if any(len(part) != piece[2] for part, piece in zip(parts, pieces, strict=True)):
+            raise ValueError("a file beside it was changed as it was read")
+        return b"".join(parts)
+
+
+@contextlib.contextmanager
+def mapped(path: Path) -> Iterator[mmap.mmap]:
+    """A regular file's bytes, none of which are read before they are looked at. Raises `OSError` and ValueError."""
+    # A FIFO would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is no regular file")
+        data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(descriptor)
+    with data:
+        yield data
+
+
+def _beside(path: Path, location: str) -> Path:
+    """Raises `Refused`."""
+    if not location or location in (".", "..") or re.search(r"[/\\:\0]", location) or len(location) > 255:
+        raise Refused(
+            f"it keeps its weights in {location[:80]!r}, which is no file beside it; save it again, as one file or "
+            f"with the weights beside it (onnx.save_model with save_as_external_data)"
+        )
+    file = path.parent / location
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        raise Refused(
+            f"its weights are in {location[:80]}, which does not lie beside it; copy that file there too"
+        ) from None
+    # In a cache both may be links to files that lie side by side elsewhere.
+    if file.resolve().parent not in (path.parent.resolve(), path.resolve().parent):
+        raise Refused(f"its weights are in {location[:80]}, a link that leads elsewhere; copy the file itself there")
+    if not stat.S_ISREG(mode):
+        raise Refused(f"its weights are in {location[:80]}, which is no regular file; copy the real file there")
+    return file
+
+
+def cannot_be_served(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be served: {reason}.")
+
+
+def damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path} is a damaged ONNX file ({reason}). Copy or export it again.")

@@ -1,0 +1,20 @@
+"""TensorFlow's axes over torch's memory, so that the change to torch's axes later copies nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_TO_TORCH = (3, 2, 0, 1)  # HWIO → OIHW
+_TO_TENSORFLOW = (2, 3, 1, 0)
+
+
+def in_torch_memory(values: NDArray[Any], dtype: str = "<f4") -> NDArray[Any]:
+    """The same values under the same axes, laid out in memory so that a transposed kernel or matrix is contiguous."""
+    if values.ndim == 4:
+        return np.ascontiguousarray(values.transpose(_TO_TORCH), dtype).transpose(_TO_TENSORFLOW)
+    if values.ndim == 2:
+        return np.ascontiguousarray(values.T, dtype).T
+    return np.ascontiguousarray(values, dtype) if values.ndim else values.astype(dtype)
