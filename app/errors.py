@@ -5,7 +5,7 @@
     └─ Unavailable          503, 504: the same request may succeed later
     DeviceLost              said by a backend or the batcher: the engine ends, and with it the process
     StartError              told to the person who starts the service; the process ends non-zero
-    ├─ SettingError, CheckpointError, LabelsError, QuantizationError, ExportFailed
+    ├─ SettingError, CheckpointError, LabelsError, QuantizationError, EvaluationError, ExportFailed
     └─ DownloadError
        └─ DownloadUnreachable   the network's fault: a fallback is in order (a wrong checksum is not)
 
@@ -242,6 +242,10 @@ class LabelsError(StartError):
 
 class QuantizationError(StartError):
     """A checkpoint that cannot be quantized with these photos, or a quantized model that answers too differently."""
+
+
+class EvaluationError(StartError):
+    """Photos, labels or a service that a checkpoint cannot be evaluated with."""
 
 
 class ExportFailed(StartError):

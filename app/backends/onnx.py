@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -58,9 +59,7 @@ class OnnxBackend:
     ) -> None:
         self._graph = graph
         self._activation: Activation = activation
-        self._crop = preprocessing.crop
-        self._is_bgr = preprocessing.is_bgr
-        self._scale, self._shift = preprocessing.scale_and_shift()
+        self._take(preprocessing)
         self._sessions = Sessions(graph, options.threads)
         self.concurrency = self._sessions.calls
         self._largest_warmed = 0
@@ -68,6 +67,17 @@ class OnnxBackend:
         threads = f"{options.threads} threads, " if options.threads else ""
         padded = f", batches of {graph.batch_size}" if graph.batch_size else ""
         self.device = f"cpu ({threads}{graph.computes_in or graph.dtype}{padded})"
+
+    def _take(self, preprocessing: Preprocessing) -> None:
+        self._crop = preprocessing.crop
+        self._is_bgr = preprocessing.is_bgr
+        self._scale, self._shift = preprocessing.scale_and_shift()
+
+    def prepared_by(self, preprocessing: Preprocessing) -> OnnxBackend:
+        """The same sessions behind another preprocessing."""
+        other = copy.copy(self)
+        other._take(preprocessing)
+        return other
 
     def infer(self, batch: Pixels, want: Want) -> Outputs:
         return self._infer(batch)

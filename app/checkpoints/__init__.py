@@ -8,6 +8,7 @@ from .download import Progress, fetch
 from .folders import home_of
 from .locate import CheckpointFile, OfflineDemo, PublishedName, Source, locate
 from .offline_demo import offline_demo_file, read_offline_demo
+from .presets import PRESETS
 from .published import (
     PublishedWeights,
     default_preprocessing,
@@ -17,8 +18,10 @@ from .published import (
 )
 from .quantized import CheckImages, Cpu, QuantizedRecord, Speeds
 from .readers import read_checkpoint
+from .scaling import is_scaling_unlikely
 
 __all__ = [
+    "PRESETS",
     "CheckImages",
     "Checkpoint",
     "CheckpointFile",
@@ -44,6 +47,7 @@ __all__ = [
     "find_by_name",
     "find_by_sha256",
     "home_of",
+    "is_scaling_unlikely",
     "locate",
     "notes_of",
     "offline_demo_file",

@@ -47,6 +47,12 @@ def spread_error(weights: Weights, preprocessing: Preprocessing) -> float | None
     return None
 
 
+def is_scaling_unlikely(weights: Weights, preprocessing: Preprocessing) -> bool:
+    """Whether the first batch normalisation was trained on inputs of another scaling."""
+    error = spread_error(weights, preprocessing)
+    return error is not None and abs(error) > SUSPICIOUS
+
+
 def fitting_presets(weights: Weights) -> list[str]:
     """The presets whose scaling agrees with the first batch normalisation."""
 

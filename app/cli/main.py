@@ -13,6 +13,7 @@ from .bench import bench
 from .classify import classify
 from .console import say_error
 from .download import download
+from .evaluate import evaluate
 from .inspect import convert, inspect
 from .options import with_settings
 from .probe import probe
@@ -48,6 +49,7 @@ app.command()(with_settings(classify, "Model", "Backend", "Batching", "Limits", 
 app.command()(with_settings(download, "Model", "Log"))
 app.command()(with_settings(inspect, "Model", "Limits", "Log"))
 app.command()(with_settings(convert, "Model", "Log"))
+app.command()(with_settings(evaluate, "Model", "Backend", "Limits", "Log"))
 app.command()(with_settings(quantize, "Model", "Backend", "Limits", "Log"))
 app.command()(probe)
 app.command()(bench)

@@ -1,21 +1,27 @@
-"""Loading's progress, for a person at a terminal."""
+"""Progress, of loading and of work in steps, for a person at a terminal."""
 
 from __future__ import annotations
 
+import logging
 from types import TracebackType
 
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
 from ..opening import LogReporter
 from .console import stderr
+
+logger = logging.getLogger(__name__)
 
 
 class TerminalReporter(LogReporter):
@@ -64,3 +70,44 @@ class TerminalReporter(LogReporter):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class StepBar:
+    """A bar for each step of long work on a terminal; elsewhere a log line as each step begins."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._what = ""
+
+    def __enter__(self) -> StepBar:
+        if stderr.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[detail]}"),
+                console=stderr,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, what: str, done: int, total: int, detail: str = "") -> None:
+        """`done` of `total` of the step `what`; `detail` is the part of it that is being done."""
+        begins = what != self._what
+        self._what = what
+        if self._bar is None:
+            if begins:
+                logger.info("%s …", what)
+            return
+        if begins or self._task is None:
+            self._task = self._bar.add_task(what, total=total, detail="")
+        self._bar.update(self._task, completed=done, total=total, detail=escape(detail))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..errors import SettingError
@@ -18,8 +17,6 @@ from ..settings import Settings
 from .console import stderr, stdout
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from ..quantization import Report
 
 logger = logging.getLogger(__name__)
@@ -60,7 +57,7 @@ def quantize(
     from ..opening import open_checkpoint
     from ..quantization import FEW_PHOTOS, Options, check_can_draw, draw, read_photos, write
     from ..quantization import quantize as make
-    from .progress import TerminalReporter
+    from .progress import StepBar, TerminalReporter
 
     set_up_logging(settings.log_level)
     keep = _number(keep_float)
@@ -75,7 +72,7 @@ def quantize(
             reporter.warn(warning)
         target = output or Path(f"{settings.model_name or checkpoint.architecture}.int8.onnx")
         _refuse_existing(target, force)
-    with _Bar() as bar:
+    with StepBar() as bar:
         found = read_photos(
             photos,
             checkpoint.preprocessing,
@@ -172,41 +169,3 @@ def _print(report: Report) -> None:
         )
     stdout.print(others)
     stdout.print(f"{report.near_ties} of these {len(report.disagreements)} are near-ties of float32's own.")
-
-
-class _Bar:
-    """A bar on a terminal; elsewhere a log line as each step begins."""
-
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._what = ""
-
-    def __enter__(self) -> _Bar:
-        if stderr.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                console=stderr,
-            )
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        begins = what != self._what
-        self._what = what
-        if self._bar is None:
-            if begins:
-                logger.info("%s …", what)
-            return
-        if begins or self._task is None:
-            self._task = self._bar.add_task(what, total=total)
-        self._bar.update(self._task, completed=done, total=total)

@@ -5,7 +5,16 @@ and needs neither them nor asyncio, which would be a quarter of what its start c
 """
 
 from .base import Decoder
-from .decode import DecodeLimits, decode, image_format
+from .decode import DecodeLimits, decode, decode_for_each, image_format
+from .folder import photo_files
 from .resample import usable_kernel
 
-__all__ = ["DecodeLimits", "Decoder", "decode", "image_format", "usable_kernel"]
+__all__ = [
+    "DecodeLimits",
+    "Decoder",
+    "decode",
+    "decode_for_each",
+    "image_format",
+    "photo_files",
+    "usable_kernel",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -50,6 +50,14 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits, mode
     """
     with opened(data, limits) as image:
         return (_fast if mode == "fast" and fast.may_shrink(preprocessing) else _exact)(image, data, preprocessing)
+
+
+def decode_for_each(data: bytes, preprocessings: Sequence[Preprocessing], limits: DecodeLimits) -> list[Pixels]:
+    """What `decode` with `exact` returns for each of `preprocessings`, decoded once. Raises as it does."""
+    with opened(data, limits) as image:
+        _load(image, data)
+        upright = to_rgb(turn_upright(image, orientation_of(image)))
+        return [cropped_pixels(upright, preprocessing) for preprocessing in preprocessings]
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import QuantizationError, ServiceError
-from ..images import DecodeLimits, decode, image_format
+from ..images import DecodeLimits, decode, photo_files
 from ..types import Pixels, Preprocessing
 
 MIN_PHOTOS = 16
 """Half of them are held out, and of eight one is 12.5%: less says nothing."""
 FEW_PHOTOS = 64
-_ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".mpo"})
-_HEAD_BYTES = 64
 _SEED = 0
 
 
@@ -55,12 +52,7 @@ def read_photos(
     """
     if not folder.is_dir():
         raise QuantizationError(f"{folder} is no folder. Name the folder with the photos to calibrate with.")
-    found, other_files = [], 0
-    for path in _files(folder):
-        if _is_photo(path):
-            found.append(path)
-        else:
-            other_files += 1
+    found, other_files = photo_files(folder)
     order = np.random.default_rng(_SEED).permutation(len(found))
     pixels: list[Pixels] = []
     names: list[str] = []
@@ -117,24 +109,3 @@ def _too_few(folder: Path, count: int, skipped: list[tuple[str, str]]) -> str:
         name, reason = skipped[0]
         text += f" {len(skipped)} were skipped, {name} first: {reason}"
     return text
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """All files below `folder` in the order of their names, but for hidden ones; links to folders are not followed."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(parent) / name
-            if not name.startswith(".") and path.is_file():
-                yield path
-
-
-def _is_photo(path: Path) -> bool:
-    """By its first bytes; a file that is called a photo and is none is one that cannot be read."""
-    if path.suffix.lower() in _ENDINGS:
-        return True
-    try:
-        with path.open("rb") as file:
-            return image_format(file.read(_HEAD_BYTES)) is not None
-    except OSError:
-        return False

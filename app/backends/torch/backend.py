@@ -144,7 +144,7 @@ class TorchBackend:
         import torch
 
         if plan.is_cuda:
-            _make_float32_exact()
+            make_float32_exact()
         forward = place_network(network, preprocessing, plan)
         most = _MAX_BATCH_SIZE[plan.device.type]
         if not plan.staged:
@@ -191,7 +191,7 @@ def _device(plan: DevicePlan) -> Device:
     return CudaDevice(plan.device)
 
 
-def _make_float32_exact() -> None:
+def make_float32_exact() -> None:
     """In this process float32 is float32, for the network and for what half formats are held to.
 
     By default PyTorch lets convolutions in float32 round their inputs to TF32's 10 bits of mantissa. Whoever wants

@@ -1,0 +1,275 @@
+"""Photos through a checkpoint: how right it is, and which facts would make it more right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..checkpoints import Checkpoint, Decisions
+from ..errors import EvaluationError, SettingError
+from ..images import DecodeLimits
+from ..types import Scores
+from .answers import Answers, Progress
+from .facts import READING, TRIED, Facts, as_environment, as_flags, exist, facts_of, open_decisions, settings_between
+from .matching import Matched, count_unmatched, match_classes
+from .photos import Found, Photo, in_order, some
+from .report import Accuracy, Certainty, measure_accuracy
+from .search import Round, Search
+from .trials import Truth, are_fractions, probabilities_of
+from .unlabelled import Surer, certainty_of, try_unlabelled
+
+FEW_PHOTOS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    limits: DecodeLimits
+    threads: int = 1
+    device: str = "auto"
+    most_photos: int = 1000
+    """Photos that the checkpoint as it is served is evaluated on."""
+    most_tried: int = 500
+    """Photos that an alternative is tried on."""
+    everything: bool = False
+    """Whether alternatives of decisions that are known are tried too."""
+    only: tuple[str, ...] = ()
+    """The decisions that alternatives are tried of, known or not; () for those that `everything` says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Which photos were used, and why others were not."""
+
+    found: int
+    used: int
+    skipped: tuple[tuple[str, str], ...]
+    unmatched: tuple[tuple[str, int], ...] = ()
+    """Names that are no class of the model, and how many photos have them."""
+    without_label: int = 0
+    other_files: int = 0
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "found": self.found,
+            "used": self.used,
+            "skipped": [{"photo": name, "reason": reason} for name, reason in self.skipped],
+            "unmatched": dict(self.unmatched),
+            "without_label": self.without_label,
+            "other_files": self.other_files,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What photos say of a classifier."""
+
+    source: str
+    model: str
+    classes: int
+    photos: Used
+    notes: tuple[str, ...]
+    accuracy: Accuracy | None
+    """None where the photos have no labels."""
+    certainty: Certainty
+    tried: tuple[str, ...] = ()
+    """The decisions that alternatives were tried of."""
+    rounds: tuple[Round, ...] = ()
+    surer: tuple[Surer, ...] = ()
+    """In place of rounds, without labels."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """What to set, where that is better beyond chance; without labels, what makes the network surest."""
+    better: Accuracy | None = None
+    """With these settings, on all photos."""
+    is_of_a_service: bool = False
+    """Whether it is of a running one, of which nothing can be tried."""
+    converted: Checkpoint | None = None
+    """The checkpoint with these settings in it; None where nothing is better."""
+
+    @property
+    def can_be_set(self) -> bool:
+        """Whether settings can say it; a converted file can in any case."""
+        return exist(dict(self.settings))
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        settings = dict(self.settings)
+        return {
+            "source": self.source,
+            "model": self.model,
+            "classes": self.classes,
+            "photos": self.photos.document(),
+            "notes": list(self.notes),
+            "accuracy": None if self.accuracy is None else self.accuracy.document(),
+            "certainty": self.certainty.document(),
+            "tried": list(self.tried),
+            "rounds": [each.document() for each in self.rounds],
+            "without_labels": [each.document() for each in self.surer],
+            "recommendation": {
+                "is_weak": self.accuracy is None,
+                "settings": settings,
+                "environment": as_environment(settings),
+                "flags": as_flags(settings),
+                "labels": list(self.converted.labels) if self.converted and "labels" in settings else None,
+                "accuracy": None if self.better is None else self.better.document(),
+            }
+            if settings
+            else None,
+        }
+
+
+def evaluate(
+    checkpoint: Checkpoint, decisions: Decisions | None, found: Found, options: Options, progress: Progress
+) -> Evaluation:
+    """Evaluate `checkpoint` on `found`, and try alternatives of its decisions. Blocks for minutes.
+
+    Raises `EvaluationError` where none of the photos can be used, `SettingError` for a decision that cannot vary.
+    """
+    names = _names(checkpoint, decisions, options)
+    labels = shown_labels(checkpoint)
+    matched = match_classes(found, labels) if found.is_labelled else None
+    photos = in_order(usable(found, matched), options.most_photos)
+    answers = Answers(checkpoint, options.limits, options.threads, options.device)
+    base = facts_of(checkpoint)
+    scores = answers.read(photos, base.run, progress)
+    used = used_photos(found, answers.photos, answers.skipped, matched)
+    if not answers.photos:
+        raise EvaluationError(f"None of the {len(photos)} photos can be used. {_first(answers.skipped)}".strip())
+    notes = [*notes_on(found, matched, len(answers.photos)), *_read_off(scores, base)]
+    if matched is None:
+        certainty, _ = certainty_of(scores, base)
+        surer = try_unlabelled(answers, base, checkpoint, names, options.most_tried, progress)
+        surest = next((each for each in surer if each.is_surer), None)
+        settings = settings_between(base, surest.alternative.facts) if surest else {}
+        return Evaluation(
+            source=checkpoint.source,
+            model=checkpoint.architecture,
+            classes=checkpoint.class_count,
+            photos=used,
+            notes=tuple(notes),
+            accuracy=None,
+            certainty=certainty,
+            tried=tuple(name for name in names if name not in READING),
+            surer=tuple(surer),
+            settings=tuple(settings.items()),
+            converted=surest.alternative.facts.of(checkpoint, checkpoint.labels) if surest else None,
+        )
+    truth = truth_of(answers.photos, matched)
+    accuracy = measure_accuracy(probabilities_of(scores, base), truth, matched.labels)
+    search = Search(answers, checkpoint, matched.labels, truth, names, options.most_tried, progress)
+    rounds = search.run(base)
+    best = rounds[-1].base
+    settings = settings_between(base, best)
+    if matched.labels != labels and accuracy.top1.interval[0] > 1 / len(labels):
+        # The folders' names are the model's labels, as far as these photos can say.
+        settings["labels"] = "labels.txt"
+    better = accuracy
+    if best.run != base.run:
+        total = answers.missing([best.run], len(truth))
+        answers.compute({best.run: ""}, len(truth), lambda done, _: progress("With what is better", done, total))
+    if best != base:
+        better = measure_accuracy(probabilities_of(answers.scores(best.run, len(truth)), best), truth, matched.labels)
+    own = matched.labels if len(checkpoint.labels) > 1 else checkpoint.labels
+    return Evaluation(
+        source=checkpoint.source,
+        model=checkpoint.architecture,
+        classes=checkpoint.class_count,
+        photos=used,
+        notes=tuple(notes),
+        accuracy=accuracy,
+        certainty=certainty_of(scores, base)[0],
+        tried=names,
+        rounds=tuple(rounds),
+        settings=tuple(settings.items()),
+        better=better if settings else None,
+        converted=best.of(checkpoint, own) if settings else None,
+    )
+
+
+def shown_labels(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """A label for each probability: of one output, the class's absence has one too."""
+    if checkpoint.class_count == 1 and len(checkpoint.labels) == 1:
+        return f"not {checkpoint.labels[0]}", checkpoint.labels[0]
+    return checkpoint.labels
+
+
+def usable(found: Found, matched: Matched | None) -> list[Photo]:
+    """The photos all of whose labels are classes of the model; all of them where nothing is labelled."""
+    if matched is None:
+        return list(found.photos)
+    return [photo for photo in found.photos if all(name in matched.classes for name in photo.written)]
+
+
+def truth_of(photos: Sequence[Photo], matched: Matched) -> Truth:
+    """(N, classes): what each photo shows."""
+    truth = np.zeros((len(photos), len(matched.labels)), np.bool_)
+    for row, photo in enumerate(photos):
+        for name in photo.written:
+            truth[row, list(matched.classes[name])] = True
+    return truth
+
+
+def used_photos(
+    found: Found, photos: Sequence[Photo], skipped: Sequence[tuple[str, str]], matched: Matched | None
+) -> Used:
+    unmatched: Counter[str] = Counter() if matched is None else count_unmatched(found, matched)
+    return Used(
+        found=len(found.photos),
+        used=len(photos),
+        skipped=tuple(sorted(skipped)),
+        unmatched=tuple(sorted(unmatched.items())),
+        without_label=found.without_label,
+        other_files=found.other_files,
+    )
+
+
+def _names(checkpoint: Checkpoint, decisions: Decisions | None, options: Options) -> tuple[str, ...]:
+    possible = open_decisions(decisions, checkpoint, everything=True)
+    if len(checkpoint.labels) == 1:
+        possible = tuple(name for name in possible if name != "labels")
+    for name in options.only:
+        if name not in TRIED:
+            raise SettingError(f"--try cannot be {name!r}: it is one of {', '.join(TRIED)}.")
+        if name not in possible:
+            raise SettingError(f"--try cannot be {name}: nothing of {checkpoint.architecture} can vary there.")
+    chosen = options.only or open_decisions(decisions, checkpoint, options.everything)
+    return tuple(name for name in possible if name in chosen)
+
+
+def notes_on(found: Found, matched: Matched | None, used: int) -> list[str]:
+    """What a person should know of photos of which `used` were used."""
+    notes = [found.hint] if found.hint else []
+    if used < FEW_PHOTOS:
+        notes.append(f"{used} photos are few: only large differences can be told from chance. Use a hundred or more.")
+    if matched is not None and matched.note:
+        notes.append(matched.note)
+    if matched is not None and matched.unmatched:
+        count = sum(count_unmatched(found, matched).values())
+        notes.append(
+            f"{len(matched.unmatched)} of the classes that the photos are sorted into are no classes of the model "
+            f"({some(matched.unmatched)}): their {count} photos are left out."
+        )
+    return notes
+
+
+def _read_off(scores: Scores, base: Facts) -> list[str]:
+    """What the scores themselves say, without labels."""
+    is_bounded = are_fractions(scores)
+    if base.activation == "none" and not is_bounded:
+        return ["The scores of some photos lie outside 0…1, though the activation is none: they are no probabilities."]
+    if base.activation != "none" and is_bounded and len(scores) >= 8:
+        adds_up = scores.shape[1] > 1 and bool(np.all(np.abs(scores.sum(axis=1) - 1) < 1e-3))
+        if adds_up:
+            return [
+                "The scores of every photo lie in 0…1 and add up to 1: they are probabilities already, and "
+                "RESNET_ACTIVATION should be none."
+            ]
+        return ["The scores of every photo lie in 0…1: if they are probabilities already, set RESNET_ACTIVATION=none."]
+    return []
+
+
+def _first(skipped: Sequence[tuple[str, str]]) -> str:
+    return f"The first is {skipped[0][0]}: {skipped[0][1]}" if skipped else ""

@@ -1,0 +1,127 @@
+"""Classes as folders and tables write them → indices of the model's classes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from ..errors import EvaluationError
+from .photos import Found, some
+
+# WordNet's ids, as ImageNet's folders are called; sorted, they are the classes in their order.
+_WNID = re.compile(r"n\d{8}")
+_NUMBERED = re.compile(r"^(?:n\d{8}|\d+)[\s._-]+(?=\S)")
+_IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Which class each written name is."""
+
+    classes: dict[str, tuple[int, ...]]
+    """Indices, in the model's own order; several where the name lists several labels."""
+    unmatched: tuple[str, ...]
+    labels: tuple[str, ...]
+    """The model's, or the folders' own names where the model's are unknown."""
+    note: str = ""
+    """What a person should know of how they were matched."""
+
+
+def match_classes(found: Found, labels: tuple[str, ...]) -> Matched:
+    """Match what is written with the model's `labels`: by the label, by its index, by spelling, by a first synonym.
+
+    Where nothing matches, and there are as many folders as classes, the folders' names in their order are taken for the
+    labels, as torchvision's ImageFolder and Keras's image_dataset_from_directory number them. Raises `EvaluationError`
+    where nothing matches otherwise.
+    """
+    written = found.written
+    wnids = sorted(name for name in written if _WNID.fullmatch(name))
+    if len(wnids) == _IMAGENET_CLASSES and len(labels) - _IMAGENET_CLASSES in (0, 1):
+        first = len(labels) - _IMAGENET_CLASSES
+        return Matched({name: (first + at,) for at, name in enumerate(wnids)}, (), labels, "by their WordNet ids")
+    look_up = _Labels(labels)
+    classes: dict[str, tuple[int, ...]] = {}
+    for name in written:
+        indices = look_up.find_all(name)
+        if indices:
+            classes[name] = indices
+    unmatched = tuple(name for name in written if name not in classes)
+    if classes:
+        return Matched(classes, unmatched, labels)
+    if len(written) == len(labels):
+        return Matched(
+            {name: (at,) for at, name in enumerate(written)},
+            (),
+            written,
+            f"None of the classes that the photos are sorted into ({some(written)}) is a label of the model "
+            f"({some(labels)}), but they are as many: their order by name is assumed to be the model's.",
+        )
+    raise EvaluationError(
+        f"None of the {len(written)} classes that the photos are sorted into ({some(written)}) is one of the model's "
+        f"{len(labels)} ({some(labels)}). Call the folders by label or by index, or name a labels file with --labels."
+    )
+
+
+def count_unmatched(found: Found, matched: Matched) -> Counter[str]:
+    """Photos of each name that is no class of the model."""
+    return Counter(name for photo in found.photos for name in photo.written if name not in matched.classes)
+
+
+class _Labels:
+    """The model's labels, by every way of writing them that means one of them."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._count = len(labels)
+        self._ways: list[tuple[Callable[[str], str], dict[str, int]]] = [
+            (str, _unique(labels, str)),
+            (_plain, _unique(labels, _plain)),
+            (_first_synonym, _unique(labels, _first_synonym)),
+            (_without_number, _unique(labels, _plain)),
+            (_without_number, _unique(labels, _first_synonym)),
+        ]
+
+    def find_all(self, name: str) -> tuple[int, ...]:
+        """The class that `name` is, or the classes of a list of them; () where one of them is none."""
+        one = self.find(name)
+        if one is not None:
+            return (one,)
+        parts = [part.strip() for part in re.split(r"[|;]", name)]
+        several = [self.find(part) for part in parts if part]
+        known = tuple(dict.fromkeys(index for index in several if index is not None))
+        return known if len(several) > 1 and None not in several else ()
+
+    def find(self, name: str) -> int | None:
+        exact = self._ways[0][1].get(name)
+        if exact is not None:
+            return exact
+        if name.isascii() and name.isdecimal():
+            return int(name) if int(name) < self._count else None
+        for spell, known in self._ways[1:]:
+            index = known.get(spell(name))
+            if index is not None:
+                return index
+        return None
+
+
+def _unique(labels: Iterable[str], spell: Callable[[str], str]) -> dict[str, int]:
+    """Spellings that one label alone has; two labels that share one cannot be told apart by it."""
+    spelt = [spell(label) for label in labels]
+    counts = Counter(spelt)
+    return {each: at for at, each in enumerate(spelt) if each and counts[each] == 1}
+
+
+def _plain(name: str) -> str:
+    """Without case, and with one space for whatever stands between words."""
+    return re.sub(r"[\s_\-./]+", " ", name.casefold()).strip()
+
+
+def _first_synonym(name: str) -> str:
+    """ "tench, Tinca tinca" → "tench"."""
+    return _plain(name.partition(",")[0])
+
+
+def _without_number(name: str) -> str:
+    """ "n01514668_cock" and "7-cock" → "cock"."""
+    return _plain(_NUMBERED.sub("", name))
