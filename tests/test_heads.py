@@ -155,6 +155,18 @@ def test_another_activation_is_what_the_warning_is_for(tmp_path: Path) -> None:
     assert "assuming ReLU" in warning
 
 
+def test_a_layer_behind_a_whole_network_in_a_sequential_follows_its_classifier(tmp_path: Path) -> None:
+    """In Sequential(network, Linear) nothing lies between the network's own classifier and the layer behind it."""
+    layer = nn.Linear(CLASSES, 3)
+    state = {f"0.{name}": tensor for name, tensor in body().state_dict().items()}
+    state |= {f"1.{name}": tensor for name, tensor in layer.state_dict().items()}
+    with torch.inference_mode():
+        expected = np.asarray(layer(body()(IMAGES)).numpy())
+    examined = opened(state, tmp_path)
+    assert distance(examined, expected) < made.PARITY
+    assert not assumptions(examined)
+
+
 def renamed(state: State, rename: Callable[[str], str]) -> State:
     return {rename(name): tensor for name, tensor in state.items()}
 

@@ -48,6 +48,8 @@ class Head:
 class _Module:
     name: str
     tensors: Arrays
+    place: str
+    """Where it stands among the children of a Sequential: its name, or that of the network whose classifier it is."""
 
     @property
     def kind(self) -> LayerKind | None:
@@ -80,13 +82,14 @@ def find_head(
     told: Decision[tuple[Layer, ...]] | None,
     path: Path,
     is_keras: bool = False,
+    scope: str = "",
 ) -> Head:
     """The head among the tensors that are not of the body, under torch's leaves and in torch's axes.
 
     `told` has the layers in their order where the file states them. Raises `CheckpointError` where several dense
     layers take the features and nothing says which one classifies.
     """
-    modules = _modules(outside)
+    modules = _modules(outside, scope)
     if told is not None:
         return _stated(modules, told, path)
     usable = [module for module in modules if module.kind is not None and not _SELF_SUPERVISED.search(module.name)]
@@ -140,14 +143,15 @@ def _stated(modules: Sequence[_Module], told: Decision[tuple[Layer, ...]], path:
     return Head(_numbered(told.value, used), unused, told.value, told.source, told.is_assumed)
 
 
-def _modules(outside: Mapping[str, NDArray[Any]]) -> list[_Module]:
+def _modules(outside: Mapping[str, NDArray[Any]], scope: str) -> list[_Module]:
     modules: dict[str, Arrays] = {}
     for name, values in outside.items():
         module, _, leaf = name.rpartition(".")
         # A 1×1 convolution of pooled features is a dense layer.
         is_pointwise = leaf == "weight" and values.ndim == 4 and values.shape[2:] == (1, 1)
         modules.setdefault(module, {})[leaf] = values.reshape(values.shape[:2]) if is_pointwise else values
-    return [_Module(name, tensors) for name, tensors in modules.items()]
+    # torchvision's ResNet ends in its own classifier: in a Sequential, what stands behind the network follows that.
+    return [_Module(name, tensors, scope if name == "fc" and scope else name) for name, tensors in modules.items()]
 
 
 def _names_of(modules: Sequence[_Module] | Iterator[_Module]) -> Arrays:
@@ -186,8 +190,8 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _gap(before: _Module, after: _Module) -> int | None:
     """How many modules without weights a Sequential has between two of its own; None where they are not of one."""
-    parent, _, number = before.name.rpartition(".")
-    other, _, following = after.name.rpartition(".")
+    parent, _, number = before.place.rpartition(".")
+    other, _, following = after.place.rpartition(".")
     if parent != other or not (number.isdigit() and following.isdigit()) or int(following) <= int(number):
         return None
     return int(following) - int(number) - 1

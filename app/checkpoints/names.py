@@ -66,7 +66,13 @@ def settle_names(stored: Stored, path: Path) -> Settled:
         torchs = leaf_of_torch(name) if place.family.channels_last else name
         bare = torchs.removeprefix(place.scope)
         outside[torchs if bare in outside else bare] = values
-    head = find_head(outside, _bare(stored.told.head, place), path, is_keras=place.family.channels_last)
+    head = find_head(
+        outside,
+        _bare(stored.told.head, place),
+        path,
+        is_keras=place.family.channels_last,
+        scope=place.scope.rstrip("./"),
+    )
     if head.weights and _SELF_SUPERVISED.search(place.scope):
         raise CheckpointError(
             f"{path} has its network under {_scope(place)}, as self-supervised training leaves it: its last layers "
