@@ -66,7 +66,7 @@ def is_tensor_bundle(head: bytes, tail: bytes) -> bool:
 def data_files(index: Path) -> list[Path]:
     """The files that hold the numbers of `index`, in the order of their shards, as far as they are there."""
     name = re.compile(re.escape(index.name.removesuffix(".index")) + r"\.data-\d{5}-of-\d{5}")
-    return sorted(path for path in index.parent.iterdir() if name.fullmatch(path.name) and path.is_file())
+    return sorted(path for path in index.parent.iterdir() if name.fullmatch(path.name))
 
 
 def _shards(index: Path, count: int) -> list[Path]:
