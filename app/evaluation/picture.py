@@ -127,8 +127,8 @@ def _draw_round(axes: Any, tried: Round, is_first: bool) -> None:
     axes.axvline(0, color="0.7", linewidth=1)
     names = [f"{_short(f'{trial.alternative.fact} {trial.alternative.shown}', 40)}" for trial in trials]
     axes.set_yticks(range(len(trials)), names, fontsize=6)
-    base = "as it is served" if is_first else "with what was better"
-    axes.set(title=f"Alternatives to the model {base} (green: better)", xlabel="top-1, difference and 95% interval")
+    base = "as it is served" if is_first else "with what is better"
+    axes.set(title=f"Alternatives, {base} (green: better)", xlabel="top-1, difference and 95% interval")
 
 
 def _draw_entropies(axes: Any, evaluation: Evaluation) -> None:
