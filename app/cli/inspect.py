@@ -93,6 +93,9 @@ def _describe(examined: Examined) -> dict[str, Any]:
     if examined.checkpoint.switches is None:
         # They are a ResNet-50's, and would say of another network what is not so.
         named = {name: decision for name, decision in named.items() if name not in _SWITCHES}
+    # Where the pool is another layer altogether, its padding is no fact of it.
+    if any(layer.name == "maxpool" for layer in examined.decisions.altered.value):
+        named.pop("pool", None)
     # Most checkpoints have neither.
     named = {name: decision for name, decision in named.items() if name not in _LAYERS or decision.value}
     for name, decision in (named | {"labels": examined.labels}).items():
