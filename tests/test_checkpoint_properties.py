@@ -159,7 +159,7 @@ def may_differ(examined: Examined, names: list[str], container: str, head: nn.Mo
     seed=st.integers(0, 1000),
 )
 @settings(
-    max_examples=14,
+    max_examples=10,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=True,
