@@ -101,7 +101,7 @@ class Weights:
         return bytes_field(_INITIALIZER, written)
 
     def bytes_of(self, tensor: Any) -> tuple[mmap.mmap | memoryview, int, int]:
-        """Of an initializer that is told by place: source, offset, length."""
+        """Of an initializer that is given by its place: source, offset, length."""
         told = {entry.key: entry.value for entry in tensor.external_data}
         return self._source(told["location"]).data, int(told["offset"]), int(told["length"])
 
@@ -126,7 +126,7 @@ class Weights:
         return self._arrays[tensor.name]
 
     def stored_bytes(self, model: Any) -> int:
-        """Of the tensors of `model` that are told by place."""
+        """Of the tensors of `model` that are given by its place."""
         return sum(self.bytes_of(tensor)[2] for tensor in model.graph.initializer if is_told_by_place(tensor))
 
     def _source(self, place: str) -> Source:

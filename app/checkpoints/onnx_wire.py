@@ -1,6 +1,6 @@
 """Where everything in an ONNX file lies: its bytes are walked and counted before protobuf makes messages of them.
 
-Large tensors are left where they are and told by place, so that what is parsed afterwards, the file's skeleton, is
+Large tensors are left where they are and given by its place, so that what is parsed afterwards, the file's skeleton, is
 small. The process that examines ONNX files imports this module too, so that it needs nothing but Python.
 """
 
@@ -83,7 +83,7 @@ class Contents:
     outside: bytes = b""
     """The model without its graph and its metadata."""
     inside: bytes = b""
-    """The graph without the tensors that are told by place, without shapes noted along the way and other notes."""
+    """The graph without the tensors that are given by its place, without shapes noted along the way and other notes."""
     tensors: list[Tensor] = field(default_factory=list)
     """Large tensors, and all whose numbers lie in another file."""
     graph: tuple[int, int] = (0, 0)
@@ -220,7 +220,7 @@ class _Walk:
                 raise Refused(f"a node of it holds a list of over {_MAX_PACKED_BYTES:,} bytes, which none here has")
 
     def _moved_constant(self, part: Field) -> bool:
-        """Whether the node is a Constant whose large tensor is told by place, as an initializer's is."""
+        """Whether the node is a Constant whose large tensor is given by its place, as an initializer's is."""
         outputs, operator, tensors, others = [], "", [], 0
         for each in self._fields(part.begin, part.end):
             if each.number == 2:
@@ -242,7 +242,7 @@ class _Walk:
         return True
 
     def _tensor(self, part: Field) -> Tensor | None:
-        """A tensor that is told by place; None for a small one, which is parsed with the rest."""
+        """A tensor that is given by its place; None for a small one, which is parsed with the rest."""
         header, tensor, numbers, external = [], Tensor(b""), None, []
         if part.wire != _BYTES:
             raise ValueError("a tensor is no message")
