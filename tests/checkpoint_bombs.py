@@ -10,6 +10,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,30 @@ def deep_json(folder: Path) -> Path:
     return folder
 
 
+def _near_the_limit(folder: Path, dtype: str, form: str) -> Path:
+    """A ResNet-50's entries and others without a place, 800 MB and more together."""
+    import torch
+    import torchvision.models
+    from safetensors.torch import save_file
+
+    number = getattr(torch, dtype)
+    state = {name: tensor.to(number) for name, tensor in torchvision.models.resnet50().state_dict().items()}
+    pieces = 800 * _MEGABYTE // (16 * _MEGABYTE * number.itemsize)
+    state |= {f"extra{piece}.weight": torch.zeros(16, _MEGABYTE, dtype=number) for piece in range(pieces)}
+    path = folder / f"weights.{form}"
+    if form == "pth":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    return path
+
+
+# Too large for the suite: `make hostile` reads them.
+LARGE: dict[str, Callable[[Path], Path]] = {
+    f"{dtype} of 900 MB as {form}": partial(_near_the_limit, dtype=dtype, form=form)
+    for dtype in ("float32", "float16", "bfloat16")
+    for form in ("pth", "safetensors")
+}
 BOMBS: dict[str, Callable[[Path], Path]] = {
     "torch zip, storages overlap": overlapping_storages,
     "TorchScript, storages overlap": lambda folder: overlapping_storages(folder, script=True),

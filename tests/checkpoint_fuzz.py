@@ -421,7 +421,7 @@ def main() -> int:
     if given.serve:
         serve()
         return 0
-    from tests.checkpoint_bombs import BOMBS
+    from tests.checkpoint_bombs import BOMBS, LARGE
 
     reader, failed = Reader(), 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -438,7 +438,7 @@ def main() -> int:
         for name, counted in outcomes.items():
             seconds, peak = worst[name]
             print(f"{name:24} {dict(counted)}, slowest {seconds:.2f} s, most {peak / 1e6:.0f} MB")
-        for name, create in BOMBS.items():
+        for name, create in (BOMBS | LARGE).items():
             home = Path(temporary) / name.replace(" ", "-").replace("/", "-")
             home.mkdir()
             path = create(home)
