@@ -35,21 +35,15 @@ def run_limited(
 
     Empty where it crashed or went over `memory_bytes` of address space, `cpu_seconds`, or `seconds` on the clock.
     """
-    folder = Path(__file__).parent
     try:
         done = subprocess.run(
-            # -P: no module is looked for beside the program.
-            [
-                *(sys.executable, "-P", str(folder / "limited_process.py")),
-                *(str(memory_bytes), str(cpu_seconds), str(folder / program), *arguments),
-            ],
+            _command(program, arguments, memory_bytes, cpu_seconds),
             input=data,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=seconds,
             check=False,
-            # One thread: each would reserve memory of its own.
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **(environment or {})},
+            env=_environment(environment),
         )
     except subprocess.TimeoutExpired:
         return b""
@@ -70,14 +64,12 @@ def stream_limited(
 
     None where the program crashed or went over its limits, as for `run_limited`. What `take` raises passes through.
     """
-    folder = Path(__file__).parent
-    command = [
-        *(sys.executable, "-P", str(folder / "limited_process.py")),
-        *(str(memory_bytes), str(cpu_seconds), str(folder / program), *arguments),
-    ]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **(environment or {})}
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        _command(program, arguments, memory_bytes, cpu_seconds),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=_environment(environment),
     ) as process:
         assert process.stdout is not None
         timer = threading.Timer(seconds, process.kill)
@@ -88,6 +80,20 @@ def stream_limited(
         finally:
             timer.cancel()
             process.kill()
+
+
+def _command(program: str, arguments: Sequence[str], memory_bytes: int, cpu_seconds: int) -> list[str]:
+    folder = Path(__file__).parent
+    # -P: no module is looked for beside the program.
+    return [
+        *(sys.executable, "-P", str(folder / "limited_process.py")),
+        *(str(memory_bytes), str(cpu_seconds), str(folder / program), *arguments),
+    ]
+
+
+def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
+    # One thread: each would reserve memory of its own.
+    return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **(more or {})}
 
 
 def limit(memory_bytes: int, cpu_seconds: int) -> None:

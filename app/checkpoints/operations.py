@@ -39,7 +39,7 @@ class Node:
     data: Any = None
     rank: int | None = None
     later: Node | None = None
-    """What an operation in place made of it: whoever reads the variable afterwards reads this."""
+    """The result of an in-place operation on the variable, which later reads of the variable see."""
 
 
 @dataclass(frozen=True, slots=True)
