@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Literal
 
-from .batching import retry_after_seconds
-from .engine import EngineState
-from .errors import EngineUnavailable, InvalidParameter, ModelOutputInvalid, NotReady, Overloaded, ServiceError
+from .batching import Announcement, Schedule, SharedReservations
+from .engine import Scored
+from .errors import DeadlineExceeded, EngineUnavailable, InvalidParameter, ModelOutputInvalid, NotReady, ServiceError
 from .images import Decoder
 from .loading import LoadedModel
 from .metrics import Metrics
@@ -37,29 +37,20 @@ class ServiceState:
     reason: str | None
 
 
-class Places:
-    """Images that have a place: from their last byte to their answer."""
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that was accepted by its headers: the model that it keeps to its answer."""
 
-    def __init__(self) -> None:
-        self._own = 0
-
-    @property
-    def taken(self) -> int:
-        return self._own
-
-    def take(self) -> None:
-        self._own += 1
-
-    def give_back(self) -> None:
-        self._own -= 1
+    model: LoadedModel
+    announcement: Announcement
 
 
 class Classifier:
     """Decodes, batches, ranks. Holds the model that serves now; a swap is one assignment to `model`.
 
-    An image is taken only if it can be answered in time: the backlogs of decoding and of the device together are what
-    it would wait. That is looked at twice, when its headers have come, so that a body which leads nowhere is never
-    read, and when its body has, from when on it has a place of its own.
+    An image is admitted only if it can be answered in time, as the reservations ahead of it say (`Schedule`). That is
+    checked twice: when its headers have come, so that the body of a refused request is never read, and at the end of
+    its body, where it gets a reservation of its own.
     """
 
     def __init__(
@@ -69,22 +60,28 @@ class Classifier:
         max_queue: int = 256,
         longest_seconds: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
-        places: Places | None = None,
+        shared: SharedReservations | None = None,
     ) -> None:
-        """`places` counts those of other processes too, where the service has several."""
+        """`shared` counts the reservations of other processes too, where the service has several."""
         self.metrics = metrics
         self._stages = {stage: metrics.stage_seconds.labels(stage) for stage in ("decode", "queue", "inference")}
         self.model: LoadedModel | None = None
         self.draining = False
         self.failure: str | None = None
         self.decoder = decoder
-        self.places = places or Places()
-        self._max_queue = max_queue
+        self.schedule = Schedule(
+            max_queue,
+            clock=clock,
+            count_shed=lambda reason: metrics.shed.labels(reason).inc(),
+            shared=shared,
+        )
         self._longest_seconds = longest_seconds
         self._clock = clock
         metrics.queue_depth.labels("decode").set_function(lambda: decoder.waiting)
         metrics.decode_slots_lost.set_function(lambda: decoder.lost)
         metrics.ready.set_function(lambda: float(self.state().ready))
+        metrics.reservations.set_function(lambda: self.schedule.held)
+        metrics.predicted_wait.set_function(self.predicted_wait_seconds)
 
     def state(self) -> ServiceState:
         if self.failure is not None:
@@ -105,8 +102,8 @@ class Classifier:
             return ServiceState("failed" if is_hopeless else "stuck", False, _STUCK)
         return ServiceState("ready", True, None)
 
-    def admit(self, seconds: float | None = None) -> LoadedModel:
-        """The model that a request keeps from here to its answer; it has `seconds` for it once its body is there.
+    def check(self, seconds: float | None = None) -> LoadedModel:
+        """The model that serves; a request with `seconds` from the end of its body would be admitted now.
 
         Raises `NotReady`, `EngineUnavailable`, or `Overloaded` with when to come again.
         """
@@ -116,19 +113,18 @@ class Classifier:
             state = self.state()
             kind = EngineUnavailable if state.phase in ("failed", "stuck", "restarting") else NotReady
             raise kind(state.reason, retry_after_seconds=2.0)
-        self._check_load(engine, min(seconds or self._longest_seconds, self._longest_seconds))
+        seconds = min(seconds or self._longest_seconds, self._longest_seconds)
+        self.schedule.check(engine.device, seconds, self.decoder.predicted_seconds())
         return model
 
-    def _check_load(self, engine: EngineState, seconds: float) -> None:
-        """Whether an image with `seconds` left would be answered in time. Raises `Overloaded`."""
-        wait = self.decoder.predicted_wait_seconds + engine.predicted_wait_seconds
-        if self.places.taken >= self._max_queue + engine.capacity:
-            self.metrics.shed.labels("full").inc()
-            raise Overloaded(retry_after_seconds=retry_after_seconds(wait))
-        late_by = wait + engine.predicted_run_seconds - seconds
-        if wait > 0 and late_by > 0:
-            self.metrics.shed.labels("late").inc()
-            raise Overloaded(retry_after_seconds=retry_after_seconds(late_by))
+    def admit(self, seconds: float | None = None, *, is_checked: bool = False) -> Admitted:
+        """Accept a request by its headers. `is_checked` says that `check` was asked just now. Raises as `check`."""
+        model = self.model if is_checked and self.model is not None else self.check(seconds)
+        return Admitted(model, self.schedule.announce())
+
+    def predicted_wait_seconds(self) -> float:
+        """How long an image that came now would wait for the device; 0 while there is no model."""
+        return self.schedule.predicted_wait_seconds(self.model.engine.state().device) if self.model else 0.0
 
     def resolve_top_k(self, model: LoadedModel, asked: int | None) -> int:
         """How many predictions to give. Raises `InvalidParameter` outside 1…classes."""
@@ -138,32 +134,44 @@ class Classifier:
             raise InvalidParameter(f"top_k must be from 1 to {model.class_count}, the number of classes.")
         return asked
 
-    async def classify(self, model: LoadedModel, data: bytes, top_k: int, deadline: float) -> Classification:
+    async def classify(
+        self, model: LoadedModel, data: bytes, top_k: int, deadline: float, batch: Hashable | None = None
+    ) -> Classification:
         """Classify one encoded image.
 
-        `deadline` is an absolute monotonic time. Raises a `ServiceError`: the image's (`ImageCorrupt` and its like),
-        the service's (`Overloaded`, `DeadlineExceeded`) or the model's (`ModelOutputInvalid`).
+        `deadline` is an absolute monotonic time; `batch` is the request, where that carries several images: they share
+        its turns at being decoded. Raises a `ServiceError`: the image's (`ImageCorrupt` and its like), the service's
+        (`Overloaded`, `DeadlineExceeded`) or the model's (`ModelOutputInvalid`).
         """
         began = self._clock()
-        self._check_load(model.engine.state(), deadline - began)
-        self.places.take()
+        cost = self.decoder.cost_of(data)
+        decoded_in = self.decoder.predicted_seconds(cost, batch)
+        reservation = self.schedule.reserve(model.engine.state().device, deadline, decoded_in)
         try:
-            return await self._classify(model, data, top_k, deadline, began)
+            scored, decode_seconds = await self._score(model, data, deadline, batch, began)
+            self.schedule.observe(reservation, answered=True)
+        except DeadlineExceeded:
+            self.schedule.observe(reservation, answered=False)
+            raise
         finally:
-            self.places.give_back()
+            self.schedule.release(reservation)
+        return self._ranked(model, scored, decode_seconds, top_k)
 
-    async def _classify(
-        self, model: LoadedModel, data: bytes, top_k: int, deadline: float, began: float
-    ) -> Classification:
+    async def _score(
+        self, model: LoadedModel, data: bytes, deadline: float, batch: Hashable | None, began: float
+    ) -> tuple[Scored, float]:
+        """Its scores, and the seconds from `began` until it was decoded."""
         try:
-            pixels = await self.decoder.decode(data, model.preprocessing, deadline)
+            pixels = await self.decoder.decode(data, model.preprocessing, deadline, batch)
         except ServiceError as error:
             if error.code in ("overloaded", "deadline_exceeded"):
                 self.metrics.dropped.labels(error.code.removesuffix("_exceeded")).inc()
             raise
-        decoded = self._clock()
-        scored = await model.engine.run(pixels, deadline)
-        timings = StageTimings(decoded - began, scored.queue_seconds, scored.inference_seconds)
+        decode_seconds = self._clock() - began
+        return await model.engine.run(pixels, deadline), decode_seconds
+
+    def _ranked(self, model: LoadedModel, scored: Scored, decode_seconds: float, top_k: int) -> Classification:
+        timings = StageTimings(decode_seconds, scored.queue_seconds, scored.inference_seconds)
         for stage, seconds in (
             ("decode", timings.decode_seconds),
             ("queue", timings.queue_seconds),

@@ -144,9 +144,15 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.reservations = Gauge(
+            "resnet_reservations",
+            "Images admitted and not answered yet, wherever they are: being decoded, waiting, or on the device.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self.predicted_wait = Gauge(
             "resnet_predicted_wait_seconds",
-            "How long an image that came now would wait.",
+            "How long an image that came now would wait for the device.",
             registry=self.registry,
             multiprocess_mode="livemax",
         )

@@ -73,6 +73,7 @@ def build_server(settings: Settings, hooks: Hooks, parts: Parts | None = None) -
         header_count=settings.max_headers,
         response_seconds=settings.response_timeout_seconds,
         on_refusal=app.state.access_log.refused,
+        early_refusals=app.state.early_refusals,
     )
     config = uvicorn.Config(
         app,

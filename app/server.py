@@ -20,11 +20,13 @@ from .api import (
     Admission,
     BodyLimits,
     EarlyAnswers,
+    EarlyRefusals,
     Guard,
     RequestContext,
     Service,
     ShortWay,
     State,
+    Turns,
     UploadLimits,
     Uploads,
     describe_openapi,
@@ -36,7 +38,8 @@ from .api import (
     problem_handlers,
 )
 from .backends import open_jpeg_device
-from .classifier import Classifier, Places
+from .batching import SharedReservations
+from .classifier import Classifier
 from .errors import StartError
 from .images import DecodeLimits, Decoder, decode, usable_kernel
 from .images.on_device import DeviceDecoder
@@ -51,6 +54,9 @@ from .threads import in_a_thread
 from .types import Pixels, Preprocessing
 
 logger = logging.getLogger(__name__)
+
+# What brings images.
+_ADMITTED = frozenset({"/predict", "/predict/batch"})
 
 
 class Hooks:
@@ -72,7 +78,9 @@ class Parts:
     """What the app has from the process that it runs in, where that is one of several."""
 
     metrics: Metrics
-    places: Places
+    reservations: SharedReservations
+    processes: int
+    """How many like this one share the machine."""
     keep_loaded: Callable[[Classifier, Hooks], Coroutine[Any, Any, None]]
     """Gives the classifier its model, and every later one; runs until the app ends, or until the hooks are told why
     it cannot go on."""
@@ -97,7 +105,7 @@ def decode_as_served(settings: Settings) -> Callable[[bytes, Preprocessing], Pix
     return lambda data, preprocessing: decode(data, preprocessing, limits, settings.decode)
 
 
-def build_classifier(settings: Settings, metrics: Metrics, places: Places | None = None) -> Classifier:
+def build_classifier(settings: Settings, metrics: Metrics, shared: SharedReservations | None = None) -> Classifier:
     """A classifier without a model yet, as the settings size and limit it."""
     plan = plan_decoding(settings)
     limits = decode_limits(settings)
@@ -140,7 +148,7 @@ def build_classifier(settings: Settings, metrics: Metrics, places: Places | None
             mode=settings.decode,
             observe=observe,
         )
-    return Classifier(decoder, metrics, settings.max_queue, settings.longest_request_seconds, places=places)
+    return Classifier(decoder, metrics, settings.max_queue, settings.longest_request_seconds, shared=shared)
 
 
 def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | None = None) -> FastAPI:
@@ -154,7 +162,8 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     routers = (predict_router, health_router, docs_router, errors_router)
     access_log = AccessLog(metrics, fixed_paths(routers))
     # Before the event loop runs: how much may be decoded at once is read from files.
-    classifier = build_classifier(settings, metrics, parts.places if parts else None)
+    classifier = build_classifier(settings, metrics, parts.reservations if parts else None)
+    turns = Turns(processes=parts.processes if parts else 1)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
@@ -168,7 +177,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
         try:
             if parts:
                 await parts.until_presentable()
-            yield {"service": Service(classifier, settings, metrics)}
+            yield {"service": Service(classifier, settings, metrics, turns)}
         finally:
             cancellation.cancel()
             for task in (loading, watching):
@@ -192,7 +201,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
             *_cors(settings),
             Middleware(EarlyAnswers),
             Middleware(Guard),
-            Middleware(Admission, paths=frozenset({"/predict", "/predict/batch"}), admit=classifier.admit),
+            Middleware(Admission, paths=_ADMITTED, classifier=classifier, turns=turns),
             Middleware(
                 BodyLimits,
                 default_bytes=settings.max_body_bytes,
@@ -214,6 +223,9 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     )
     app.state.classifier = classifier
     app.state.access_log = access_log
+    app.state.early_refusals = EarlyRefusals(
+        classifier.check, access_log, turns, paths=_ADMITTED, has_cors=bool(settings.cors_origins)
+    )
     app.openapi = partial(describe_openapi, app)  # type: ignore[method-assign]
     for router in routers:
         app.include_router(router)

@@ -3,6 +3,7 @@
 from .access_log import AccessLog
 from .docs import describe_openapi
 from .docs import router as docs_router
+from .early_refusals import EarlyRefusals
 from .error_reference import router as errors_router
 from .health import router as health_router
 from .middleware import Admission, BodyLimits, EarlyAnswers, Guard, RequestContext
@@ -12,6 +13,7 @@ from .predict import router as predict_router
 from .problems import problem_handlers
 from .protocol import ConnectionLimits, HttpProtocol
 from .service import Service, State
+from .turns import Turns
 from .uploads import UploadLimits, Uploads
 
 __all__ = [
@@ -20,12 +22,14 @@ __all__ = [
     "BodyLimits",
     "ConnectionLimits",
     "EarlyAnswers",
+    "EarlyRefusals",
     "Guard",
     "HttpProtocol",
     "RequestContext",
     "Service",
     "ShortWay",
     "State",
+    "Turns",
     "UploadLimits",
     "Uploads",
     "describe_openapi",

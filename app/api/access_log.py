@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -18,6 +19,9 @@ logger = logging.getLogger(__name__)
 # What probes and scrapers ask every few seconds is no news as long as the answer is good.
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 _MAX_TEXT = 256
+# A refusal's line costs as much as the refusal: of many some are enough.
+_LINES_A_SECOND = 10
+_SUM_UP_SECONDS = 2.0
 CLIENT_GONE = 499
 _UNMATCHED = "unmatched"
 
@@ -29,6 +33,7 @@ class AccessLog:
         """`fixed_paths` are those of the routes by which a request is named that none of them has seen."""
         self._metrics = metrics
         self._fixed_paths = fixed_paths
+        self._sample = LineSample()
 
     def answered(
         self, scope: Mapping[str, Any], status: int, began: float, received_bytes: int, sent_bytes: int
@@ -39,6 +44,9 @@ class AccessLog:
         self._metrics.requests.labels(route, str(status), code).inc()
         level = logging.DEBUG if route in _QUIET and status < 400 else logging.INFO
         if not logger.isEnabledFor(level):
+            return
+        omitted = self._sample.take() if status == 503 else 0
+        if omitted is None:
             return
         seconds = time.monotonic() - began
         # As it came, still percent-encoded: no character of it is anything but what it looks like.
@@ -65,8 +73,39 @@ class AccessLog:
                 "total_ms": round(seconds * 1e3, 2),
                 **scope.get("stages", {}),
                 "user_agent": Headers(raw=scope["headers"]).get("user-agent", "")[:_MAX_TEXT] or None,
+                **({"omitted": omitted} if omitted else {}),
             },
         )
+
+    def refused_early(self, error: ServiceError, scope: Mapping[str, Any], user_agent: str, seconds: float) -> None:
+        """A request was refused by its headers, and answered `seconds` after them."""
+        path = scope["path"]
+        self._metrics.requests.labels(path, str(error.status), error.code).inc()
+        if not logger.isEnabledFor(logging.INFO) or (omitted := self._sample.take()) is None:
+            return
+        logger.info(
+            "POST %s %d %s %.1f ms",
+            path,
+            error.status,
+            error.code,
+            seconds * 1e3,
+            extra={
+                "request_id": scope["request_id"],
+                "client": _client(scope),
+                "method": "POST",
+                "path": path,
+                "route": path,
+                "status": error.status,
+                "code": error.code,
+                "total_ms": round(seconds * 1e3, 2),
+                "user_agent": user_agent[:_MAX_TEXT] or None,
+                **({"omitted": omitted} if omitted else {}),
+            },
+        )
+
+    def left_early(self, path: str) -> None:
+        """The client of a request that was to be refused left before its answer."""
+        self._metrics.requests.labels(path, str(CLIENT_GONE), "client_gone").inc()
 
     def refused(self, error: ServiceError, scope: Mapping[str, Any]) -> None:
         """A connection ended with `error` before it was a request, or in the middle of one."""
@@ -92,6 +131,40 @@ class AccessLog:
             return getattr(scope["route"], "path", _UNMATCHED)
         path = own_path(scope) if "path" in scope else ""
         return path if path in self._fixed_paths else _UNMATCHED
+
+
+class LineSample:
+    """Which of many lines of one kind are written: the first ten of each second.
+
+    What was left out is said in the next line that is written, or in one of its own where none follows.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._second = 0
+        self._written = 0
+        self._omitted = 0
+        self._last: asyncio.TimerHandle | None = None
+
+    def take(self) -> int | None:
+        """How many lines were left out before this one; None where this one is left out too."""
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._written = second, 0
+        if self._written >= _LINES_A_SECOND:
+            self._omitted += 1
+            if self._last is None:
+                self._last = asyncio.get_running_loop().call_later(_SUM_UP_SECONDS, self._sum_up)
+            return None
+        self._written += 1
+        omitted, self._omitted = self._omitted, 0
+        return omitted
+
+    def _sum_up(self) -> None:
+        self._last = None
+        if self._omitted:
+            logger.info("%d more requests were answered 503.", self._omitted, extra={"omitted": self._omitted})
+            self._omitted = 0
 
 
 def _client(scope: Mapping[str, Any]) -> str | None:

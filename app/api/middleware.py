@@ -15,27 +15,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..classifier import Classifier
 from ..errors import BodyTooLarge, Internal, ServiceError, UnsupportedEncoding
 from .access_log import CLIENT_GONE, AccessLog
+from .early_refusals import SMALL_BYTES, asked_seconds
 from .paths import own_path
 from .problems import problem_response
-from .request_id import new_request_id
+from .request_id import request_id_of
+from .turns import Turns
 
 logger = logging.getLogger(__name__)
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # How much of an unread body is swallowed after an early answer, and for how long. Closing a socket with unread data
 # resets it, and a client that is still sending then never sees the answer.
 _DISCARD_BYTES = 64 * 1024 * 1024
 _DISCARD_SECONDS = 2.0
-_SMALL_BYTES = 256 * 1024
 
 
 class RequestContext:
@@ -49,8 +49,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        sent = Headers(scope=scope).get("x-request-id", "")
-        request_id = sent if _REQUEST_ID.fullmatch(sent) else new_request_id()
+        request_id = request_id_of(Headers(scope=scope).get("x-request-id", ""))
         scope["request_id"] = request_id
         began = time.monotonic()
         status = CLIENT_GONE
@@ -95,7 +94,7 @@ class EarlyAnswers:
             return
         headers = Headers(scope=scope)
         # A small body is on its way already: it is read to its end, and the connection lives on.
-        is_small = "transfer-encoding" not in headers and int(headers.get("content-length", "0")) <= _SMALL_BYTES
+        is_small = "transfer-encoding" not in headers and int(headers.get("content-length", "0")) <= SMALL_BYTES
         body_ended = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
         early = False
 
@@ -166,24 +165,33 @@ class Guard:
 
 
 class Admission:
-    """Refuses images before their bodies are read while the service cannot take them."""
+    """Refuses images before their bodies are read while the service cannot take them.
 
-    def __init__(self, app: ASGIApp, paths: frozenset[str], admit: Callable[[float | None], object]) -> None:
-        """`admit` is given the seconds that the client asks for, if it does. It returns what the request keeps to its
-        answer, or raises the `ServiceError` that says why not.
-        """
+    The service's own connections ask first, before a request becomes one (`EarlyRefusals`), and say so in the scope.
+    """
+
+    def __init__(self, app: ASGIApp, paths: frozenset[str], classifier: Classifier, turns: Turns) -> None:
         self.app = app
         self.paths = paths
-        self.admit = admit
+        self.classifier = classifier
+        self.turns = turns
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and own_path(scope) in self.paths:
-            try:
-                scope["admitted"] = self.admit(_asked_seconds(Headers(scope=scope)))
-            except ServiceError as error:
-                await refuse(error, scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+        if scope["type"] != "http" or scope["method"] != "POST" or own_path(scope) not in self.paths:
+            await self.app(scope, receive, send)
+            return
+        asked = asked_seconds(Headers(scope=scope).get("x-request-timeout-ms", "").encode("latin-1"))
+        try:
+            admitted = self.classifier.admit(asked, is_checked="is_checked" in scope)
+        except ServiceError as error:
+            await asyncio.sleep(self.turns.wait_seconds())
+            await refuse(error, scope, receive, send)
+            return
+        scope["admitted"] = admitted
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.classifier.schedule.withdraw(admitted.announcement)
 
 
 class BodyLimits:
@@ -218,12 +226,6 @@ class BodyLimits:
             return message
 
         await self.app(scope, counted_receive, send)
-
-
-def _asked_seconds(headers: Headers) -> float | None:
-    """X-Request-Timeout-Ms, where it is one; what is wrong with it is said by the route."""
-    asked = headers.get("x-request-timeout-ms", "")
-    return int(asked) / 1e3 if asked.isascii() and asked.isdigit() and 0 < len(asked) < 10 and int(asked) else None
 
 
 async def refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:

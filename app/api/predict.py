@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..classifier import Classifier
-from ..errors import InvalidParameter, ServiceError, Unavailable
+from ..classifier import Admitted, Classifier
+from ..errors import InvalidParameter, Overloaded, ServiceError, Unavailable
 from ..loading import LoadedModel
 from ..types import Classification
 from .access_log import CLIENT_GONE
@@ -52,13 +52,18 @@ TimeoutMs = Annotated[
 )
 async def predict(request: Request, top_k: TopK = None, timeout_ms: TimeoutMs = None) -> Response:
     """One JPEG, PNG, WebP, GIF or BMP: as the raw body, as the file of a form, or as base64 in JSON."""
-    service, model = service_of(request), _admitted(request)
+    service, model = service_of(request), _admitted(request).model
     carried = await read_one(request)
+    _has_come(request)
     deadline = _deadline(service, timeout_ms)
     wanted = _top_k(service.classifier, model, top_k, carried)
     image = carried.images[0]
     assert isinstance(image, bytes)
-    classification = await _unless_gone(request, service.classifier.classify(model, image, wanted, deadline))
+    try:
+        classification = await _unless_gone(request, service.classifier.classify(model, image, wanted, deadline))
+    except Overloaded:
+        await asyncio.sleep(service.turns.wait_seconds())
+        raise
     if classification is None:
         return _nobody_there(request)
     return Response(
@@ -77,8 +82,10 @@ async def predict(request: Request, top_k: TopK = None, timeout_ms: TimeoutMs = 
 )
 async def predict_batch(request: Request, top_k: TopK = None, timeout_ms: TimeoutMs = None) -> Response:
     """Several files of a form, or `images` in JSON. Each is admitted, queued and timed on its own."""
-    service, model = service_of(request), _admitted(request)
+    service, model = service_of(request), _admitted(request).model
     carried = await read_many(request, service.settings.max_images)
+    _has_come(request)
+    batch = object() if len(carried.images) > 1 else None
     deadline = _deadline(service, timeout_ms)
     wanted = _top_k(service.classifier, model, top_k, carried)
 
@@ -86,7 +93,7 @@ async def predict_batch(request: Request, top_k: TopK = None, timeout_ms: Timeou
         if isinstance(image, ServiceError):
             return image
         try:
-            return await service.classifier.classify(model, image, wanted, deadline)
+            return await service.classifier.classify(model, image, wanted, deadline, batch)
         except ServiceError as error:
             return error
 
@@ -143,10 +150,15 @@ class ShortWay:
         )
 
 
-def _admitted(request: Request) -> LoadedModel:
-    """The model that the request took at admission, before its body was read."""
-    model: LoadedModel = request.scope["admitted"]
-    return model
+def _admitted(request: Request) -> Admitted:
+    """What the request got at admission, before its body was read."""
+    admitted: Admitted = request.scope["admitted"]
+    return admitted
+
+
+def _has_come(request: Request) -> None:
+    """The body has ended: from here on each image has a reservation of its own, or is refused."""
+    service_of(request).classifier.schedule.withdraw(_admitted(request).announcement)
 
 
 def _deadline(service: Service, timeout_ms: int | None) -> float:

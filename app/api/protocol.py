@@ -19,8 +19,10 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ..errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError
+from .early_refusals import EarlyRefusals
 from .joined_writes import JoinedWrites
 from .problems import MEDIA_TYPE, problem
+from .refused_request import RefusedRequest
 from .request_id import new_request_id
 
 _NOT_HTTP = "This is not a valid HTTP/1.1 request."
@@ -45,6 +47,8 @@ class ConnectionLimits:
     """How long an answer may lie unread."""
     on_refusal: Callable[[ServiceError, dict[str, Any]], None] = lambda error, scope: None
     """Told of each request that ended here, with what is known of it as in an ASGI scope."""
+    early_refusals: EarlyRefusals | None = None
+    """Requests that are refused by their headers."""
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -71,6 +75,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._discarded = 0
         self._stalled_at: float | None = None
         self._repeats_head = False
+        # The request that is refused by its headers, until its body has ended and its answer is sent.
+        self._early: RefusedRequest | None = None
 
     # --- what is read
 
@@ -87,6 +93,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_awaiting_head()
         if self._running is not None:
             self._disconnect(self._running)
+        if self._early is not None:
+            self._early.connection_lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -158,6 +166,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_awaiting_head()
         if self.parser.get_http_version() not in ("1.1", "1.0"):
             self._raise(MalformedRequest(_NOT_HTTP))
+        if self._refuses_early():
+            return
         super().on_headers_complete()
         if not self.pipeline:
             self._running = self.cycle
@@ -166,15 +176,36 @@ class HttpProtocol(HttpToolsProtocol):
         self.scope["close_connection"] = partial(setattr, self.cycle, "keep_alive", False)  # type: ignore[typeddict-unknown-key]
         self.scope["tell_when_gone"] = partial(self._tell_when_gone, self.cycle)  # type: ignore[typeddict-unknown-key]
 
+    def _refuses_early(self) -> bool:
+        """Refuse this request by its headers, if it is to be. Behind one that is being answered, admission does it."""
+        refusals = self._limits.early_refusals
+        if self._early is not None:
+            # The client did not wait for its answer: it has it now.
+            self._early.send()
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if refusals is None or not is_idle or self.parser.should_upgrade() or self._early is not None:
+            return False
+        refusal = refusals.look(self.parser.get_method(), self.url, self.headers)
+        if refusal is None:
+            self.scope["is_checked"] = True  # type: ignore[typeddict-unknown-key]
+            return False
+        keeps = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1"
+        self._early = RefusedRequest(self, refusals, refusal, keeps_connection=keeps)
+        return True
+
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
-        super().on_body(body)
+        if self._early is None:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade() and any(name in _FRAMING_HEADERS for name, _ in self.headers):
             return  # its body is still to come, see `_feed`
         self._in_message = False
-        super().on_message_complete()
+        if self._early is not None:
+            self._early.body_ended()
+        else:
+            super().on_message_complete()
 
     def _await_head(self) -> None:
         if self._head_timer is None:
@@ -209,7 +240,30 @@ class HttpProtocol(HttpToolsProtocol):
 
     # --- what is answered here
 
+    def end_early(self, *, closes: bool) -> None:
+        """The request that was refused is over; `closes` says that the rest of its body is not read."""
+        self._early = None
+        self.server_state.total_requests += 1
+        if not closes:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        else:
+            self._is_refused = True
+            self._shut_and_discard()
+
+    def shutdown(self) -> None:
+        if self._early is not None:
+            self._early.send(closes=True)
+        else:
+            super().shutdown()
+
     def send_400_response(self, msg: str) -> None:
+        if self._early is not None:
+            # The rest of its body makes no sense, and it is refused anyway.
+            self._early.send(closes=True)
+            return
         self._refuse(self._refusal or MalformedRequest(_NOT_HTTP))
 
     def _refuse(self, error: ServiceError) -> None:
@@ -253,11 +307,15 @@ class HttpProtocol(HttpToolsProtocol):
         }
         lines = b"".join(f"{name}: {value}\r\n".encode() for name, value in head.items())
         self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
+        self._shut_and_discard()
+        self._limits.on_refusal(error, scope)
+
+    def _shut_and_discard(self) -> None:
+        """Nothing more is written. What still comes is read and thrown away, for a while."""
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(_DISCARD_SECONDS, self.transport.close)
-        self._limits.on_refusal(error, scope)
 
     def on_response_complete(self) -> None:
         is_last = not self.pipeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 # Seeded by the operating system once. To ask it for each request is a system call, for which Python lets go of its lock
 # and waits behind the decoding threads to have it back. An id is unlike all others; nobody need be unable to guess it.
@@ -12,3 +13,11 @@ _random = random.Random(random.SystemRandom().getrandbits(256))
 def new_request_id() -> str:
     """32 hex digits."""
     return f"{_random.getrandbits(128):032x}"
+
+
+_HARMLESS = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def request_id_of(sent: str) -> str:
+    """What a client calls its request, if that is harmless, else a new name."""
+    return sent if _HARMLESS.fullmatch(sent) else new_request_id()

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from ..classifier import Classifier
 from ..metrics import Metrics
 from ..settings import Settings
+from .turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class Service:
     classifier: Classifier
     settings: Settings
     metrics: Metrics
+    turns: Turns
 
 
 class State(TypedDict):

@@ -4,6 +4,19 @@ from .batcher import Batcher
 from .latency import LatencyModel
 from .queue import Batched
 from .runs import Events
+from .schedule import Announcement, DeviceForecast, Reservation, Schedule, SharedReservations, Shed
 from .shedding import retry_after_seconds
 
-__all__ = ["Batched", "Batcher", "Events", "LatencyModel", "retry_after_seconds"]
+__all__ = [
+    "Announcement",
+    "Batched",
+    "Batcher",
+    "DeviceForecast",
+    "Events",
+    "LatencyModel",
+    "Reservation",
+    "Schedule",
+    "SharedReservations",
+    "Shed",
+    "retry_after_seconds",
+]

@@ -14,6 +14,7 @@ from .forecast import Forecast
 from .latency import LatencyModel
 from .queue import Batched, DeadlineQueue, Waiting
 from .runs import BatchRunner, Events
+from .schedule import DeviceForecast
 from .shedding import retry_after_seconds
 
 Item = TypeVar("Item")
@@ -34,8 +35,8 @@ class Batcher(Generic[Item, Result]):
 
     1. While a slot is free and something waits, a batch starts (`max_delay_seconds` 0), or starts as soon as it is
        full or its oldest item has waited that long.
-    2. While all slots are busy the queue grows, up to `max_waiting` items and `max_waiting_bytes`; what comes then, or
-       would finish after its deadline, is refused with `Overloaded`.
+    2. While all slots are busy the queue grows, up to `max_waiting` items and `max_waiting_bytes`; what comes then is
+       refused with `Overloaded`. Whether an item can be answered in time is decided before it is decoded (`Schedule`).
     3. A batch takes the earliest deadlines first, up to `cap.now`, all with one `key`, and never so many that it would
        take longer than its first item has.
     4. Who left, whose deadline passed or cannot be met any more is dropped while a batch forms, and between the parts
@@ -70,7 +71,7 @@ class Batcher(Generic[Item, Result]):
         self._clock = clock
         self._events = events or Events()
         self._queue: DeadlineQueue[Item, Result] = DeadlineQueue()
-        self.forecast: Forecast[Item, Result] = Forecast(self._queue, self.cap, concurrency)
+        self.forecast = Forecast(self.cap, concurrency)
         self._batches: dict[asyncio.Task[None], Sequence[Waiting[Item, Result]]] = {}
         self._delay_timer: asyncio.TimerHandle | None = None
         self._last_end = -math.inf
@@ -100,22 +101,22 @@ class Batcher(Generic[Item, Result]):
         """Batches that run now."""
         return len(self._batches)
 
-    def predicted_wait_seconds(self) -> float:
-        """How long an item with the usual deadline would wait for its batch to start, if it came now."""
-        return self.forecast.wait_seconds(self._clock())
+    def device(self) -> DeviceForecast:
+        """What admission needs to know of the device."""
+        return self.forecast.now(self._clock())
 
     async def submit(self, item: Item, *, deadline: float, key: Hashable = None) -> Batched[Result]:
         """Wait for this item's own result.
 
-        `deadline` is an absolute time of the batcher's clock. Raises `Overloaded` where the queue is full or the
-        deadline would not be met, `DeadlineExceeded` where it passes, `Draining` after `close`, `EngineUnavailable`
+        `deadline` is an absolute time of the batcher's clock. Raises `Overloaded` where the queue is full,
+        `DeadlineExceeded` where it passes, `Draining` after `close`, `EngineUnavailable`
         where the device is lost, and whatever `run_batch` raised for this item. Cancelling the call takes the item out
         of the queue.
         """
         self._check_open()
         now = self._clock()
         size_bytes = self._size_of(item)
-        self._check_room(deadline, now, size_bytes)
+        self._check_room(size_bytes)
         loop = asyncio.get_running_loop()
         waiting = self._queue.put(
             item, deadline=deadline, key=key, now=now, size_bytes=size_bytes, answer=loop.create_future()
@@ -155,20 +156,13 @@ class Batcher(Generic[Item, Result]):
         if self._closed:
             raise Draining()
 
-    def _check_room(self, deadline: float, now: float, size_bytes: int) -> None:
+    def _check_room(self, size_bytes: int) -> None:
         too_many_bytes = self._max_waiting_bytes is not None and (
             self._queue.size_bytes + size_bytes > self._max_waiting_bytes
         )
-        wait = self.forecast.wait_seconds(now, deadline)
         if len(self._queue) >= self.max_waiting or too_many_bytes:
             self._events.dropped("overloaded")
-            raise Overloaded(retry_after_seconds=retry_after_seconds(wait))
-        # A free device may as well try: the prediction can be wrong, and nobody else waits for it.
-        own_lateness = now + wait + self.forecast.run_seconds() - deadline
-        late_by = max(own_lateness, self.forecast.delays_others_by(deadline, now))
-        if wait > 0 and late_by > 0:
-            self._events.dropped("overloaded")
-            raise Overloaded(retry_after_seconds=retry_after_seconds(late_by))
+            raise Overloaded(retry_after_seconds=retry_after_seconds(self.latency.predict(self.cap.now)))
 
     def _expire(self, waiting: Waiting[Item, Result]) -> None:
         if not waiting.answer.done():
@@ -200,6 +194,7 @@ class Batcher(Generic[Item, Result]):
                 task = asyncio.get_running_loop().create_task(self._runner.run(batch))
                 self.forecast.expected_ends[task] = self._clock() + self.latency.predict(len(batch))
                 self._batches[task] = batch
+                self.forecast.running_images += len(batch)
                 task.add_done_callback(self._batch_done)
 
     def _worth_waiting(self) -> bool:
@@ -234,7 +229,7 @@ class Batcher(Generic[Item, Result]):
     def _batch_done(self, task: asyncio.Task[None]) -> None:
         self._last_end = self._clock()
         del self.forecast.expected_ends[task]
-        del self._batches[task]
+        self.forecast.running_images -= len(self._batches.pop(task))
         error = None if task.cancelled() else task.exception()
         if isinstance(error, DeviceLost):
             self._break_down(error)

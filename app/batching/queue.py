@@ -41,8 +41,8 @@ class Waiting(Generic[Item, Result]):
 class DeadlineQueue(Generic[Item, Result]):
     """A list in the order of deadlines, and of arrival where these are equal.
 
-    Each image asks how many are before it and behind it: in a heap that is a look at all of them. To keep the list in
-    order moves some hundred pointers.
+    Items leave from anywhere: in a heap that is a look at all of them. To keep the list in order moves some hundred
+    pointers.
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,3 @@ class DeadlineQueue(Generic[Item, Result]):
     def ahead_of(self, deadline: float) -> int:
         """How many are at least as urgent."""
         return bisect_right(self._waiting, deadline, key=_deadline)
-
-    def deadlines_after(self, deadline: float) -> list[float]:
-        """Of those that are less urgent, in order."""
-        return [waiting.deadline for waiting in self._waiting[self.ahead_of(deadline) :]]

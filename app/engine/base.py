@@ -5,23 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..batching import DeviceForecast
 from ..errors import DeviceLost
 from ..types import Activation, Pixels, Scores
 
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """Whether work is taken, why not, and how long an image that came now would wait."""
+    """Whether work is taken, why not, and what the device does now."""
 
     ready: bool
     reason: str | None
     """None where it is ready; "warming", "restarting", "closed" or "lost", which only a restart cures."""
-    predicted_wait_seconds: float
-    """Until its batch would start …"""
-    predicted_run_seconds: float
-    """… and how long that would take."""
-    capacity: int
-    """Images that can be on the device at once."""
+    device: DeviceForecast
 
 
 @dataclass(frozen=True, slots=True)

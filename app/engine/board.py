@@ -1,4 +1,4 @@
-"""One page that all processes of a service see: what the engine predicts, how many images each front-end holds, and
+"""One page that all processes of a service see: what the device does, how many reservations each front-end holds, and
 when each of them last showed that it runs.
 
 Each cell is eight bytes and has one writer, so that every read is whole; what several cells say may be a moment apart,
@@ -12,10 +12,11 @@ import os
 
 import numpy as np
 
+from ..batching import DeviceForecast
 from .base import EngineState
 
 MOST_FRONT_ENDS = 64
-_STARTS_AT, _RUN_SECONDS, _CAPACITY, _BEAT = range(4)
+_FREE_AT, _RUNNING, _SLOTS, _BATCH_SIZE, _BATCH_SECONDS, _SINGLE_SECONDS, _BEAT = range(7)
 _ENGINE_CELLS = 8
 
 
@@ -38,25 +39,32 @@ class Board:
 
     def publish(self, state: EngineState, now: float) -> None:
         """By the engine alone, often: it also says that the engine runs."""
-        waits = state.predicted_wait_seconds > 0
-        self._engine[_STARTS_AT] = now + state.predicted_wait_seconds if waits else 0.0
-        self._engine[_RUN_SECONDS] = state.predicted_run_seconds
-        self._engine[_CAPACITY] = state.capacity
+        device = state.device
+        self._engine[_FREE_AT] = now + device.free_in_seconds
+        self._engine[_RUNNING] = device.running
+        self._engine[_SLOTS] = device.slots
+        self._engine[_BATCH_SIZE] = device.batch_size
+        self._engine[_BATCH_SECONDS] = device.batch_seconds
+        self._engine[_SINGLE_SECONDS] = device.single_seconds
         self._engine[_BEAT] = now
 
     def state(self, reason: str | None, now: float) -> EngineState:
         """As published last; `reason` is the reader's own to know."""
-        return EngineState(
-            reason is None,
-            reason,
-            max(0.0, float(self._engine[_STARTS_AT]) - now),
-            float(self._engine[_RUN_SECONDS]),
-            int(self._engine[_CAPACITY]),
+        free_at, running, slots, batch_size, batch_seconds, single_seconds, _, _ = self._engine.tolist()
+        device = DeviceForecast(
+            free_in_seconds=max(0.0, free_at - now),
+            running=int(running),
+            # Before the engine has published anything, every cell is 0.
+            slots=max(1, int(slots)),
+            batch_size=max(1, int(batch_size)),
+            batch_seconds=batch_seconds,
+            single_seconds=single_seconds,
         )
+        return EngineState(reason is None, reason, device)
 
-    def hold(self, front_end: int, images: int) -> None:
-        """By that front-end alone, or by who buries it."""
-        self._held[front_end] = images
+    def hold(self, front_end: int, reservations: int) -> None:
+        """By that front-end alone, or by the process that buries it."""
+        self._held[front_end] = reservations
 
     def beat(self, front_end: int, now: float) -> None:
         """By that front-end alone, often: it runs."""
@@ -71,5 +79,5 @@ class Board:
         return float(self._beats[front_end])
 
     def held(self) -> int:
-        """Images from their last byte to their answer, over all front-ends."""
+        """Reservations of all front-ends."""
         return int(self._held.sum())

@@ -69,7 +69,6 @@ class InProcessEngine:
             events=_Counted(self._metrics, self._is_lost),
         )
         self._metrics.queue_depth.labels("device").set_function(lambda: self._batcher.waiting)
-        self._metrics.predicted_wait.set_function(self._batcher.predicted_wait_seconds)
         self._metrics.batch_cap.set_function(lambda: self._batcher.cap.now)
         self._metrics.latency_model.labels("alpha").set_function(lambda: self._batcher.latency.alpha)
         self._metrics.latency_model.labels("beta").set_function(lambda: self._batcher.latency.beta)
@@ -93,7 +92,7 @@ class InProcessEngine:
             await asyncio.gather(*[self._threads.run(warm) for _ in range(others + 1)])
         self._batcher.cap.plan(plan.max_batch_size)
         self._batcher.expect(LatencyModel(plan.seconds))
-        # Room for a full queue beside full batches: whoever was admitted is not sent away after decoding.
+        # Room for a full queue beside full batches: an admitted image is not refused after it was decoded.
         self._batcher.max_waiting = self._max_queue + self.backend.concurrency * plan.max_batch_size
         self._plan = plan
 
@@ -130,13 +129,7 @@ class InProcessEngine:
             if self._plan is None
             else None
         )
-        return EngineState(
-            reason is None,
-            reason,
-            batcher.predicted_wait_seconds(),
-            batcher.forecast.run_seconds(),
-            self.backend.concurrency * batcher.cap.now,
-        )
+        return EngineState(reason is None, reason, batcher.device())
 
     async def until_lost(self) -> DeviceLost:
         if self._batcher.lost is not None:

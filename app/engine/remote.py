@@ -62,8 +62,7 @@ class RemoteEngine:
         if not self._is_ready or self._transport is None or segment is None:
             raise EngineUnavailable(retry_after_seconds=retry_after_seconds(_BACK_SECONDS))
         if not self._free:
-            wait = self.state().predicted_wait_seconds
-            raise Overloaded(retry_after_seconds=retry_after_seconds(wait))
+            raise Overloaded(retry_after_seconds=retry_after_seconds(self.state().device.batch_seconds))
         now = time.monotonic()
         if deadline <= now:
             raise DeadlineExceeded()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Protocol
 
 from ..types import Pixels, Preprocessing
+from .cost import Cost
 
 Observe = Callable[[str, float], None]
 """Is told of each image that was decoded: its format (`image_format`), and how many seconds that took."""
@@ -32,9 +33,12 @@ class Decoder(Protocol):
         """Slots that an image can still get, now or once it is free; with none of them, nothing is decoded."""
         ...
 
-    @property
-    def predicted_wait_seconds(self) -> float:
-        """How long an image that came now would wait for its decoding to begin."""
+    def cost_of(self, data: bytes) -> Cost:
+        """What an image's header says of the work to decode it."""
+        ...
+
+    def predicted_seconds(self, cost: Cost | None = None, batch: Hashable | None = None) -> float:
+        """Until an image that came now would be decoded; None stands for an image like those before it."""
         ...
 
     @property
@@ -46,12 +50,14 @@ class Decoder(Protocol):
         """Make ready what decoding needs, so that the first image does not wait for it. May be left out."""
         ...
 
-    async def decode(self, data: bytes, preprocessing: Preprocessing, deadline: float) -> Pixels:
+    async def decode(
+        self, data: bytes, preprocessing: Preprocessing, deadline: float, batch: Hashable | None = None
+    ) -> Pixels:
         """`(height, width, 3)` uint8 of `preprocessing.crop`; cancelling the call takes the image out of the queue.
 
-        `deadline` is an absolute monotonic time. Raises the image's own errors (`UnsupportedImageFormat`,
-        `ImageTooLarge`, `ImageTooComplex`, also at the time limit, and `ImageCorrupt`), `Overloaded`,
-        `DeadlineExceeded`, or `EngineUnavailable` where no slot is usable.
+        `deadline` is an absolute monotonic time; `batch` is the request, where that carries several images.
+        Raises the image's own errors (`UnsupportedImageFormat`, `ImageTooLarge`, `ImageTooComplex`, also at the time
+        limit, and `ImageCorrupt`), `Overloaded`, `DeadlineExceeded`, or `EngineUnavailable` where no slot is usable.
         """
         ...
 

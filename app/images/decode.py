@@ -39,6 +39,11 @@ class DecodeLimits:
     max_jpeg_megapixel_scans: float = 1_000.0
     """Millions of pixels times scans: a scan goes over every pixel again."""
 
+    @property
+    def most_megapixels(self) -> float:
+        """Of any format."""
+        return max(self.max_pixels_jpeg, self.max_pixels) / 1e6
+
 
 def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits, mode: DecodeMode = "exact") -> Pixels:
     """Decode, turn upright, convert to RGB, resize and crop.

@@ -15,7 +15,7 @@ from ..threads import Threads
 from ..types import Pixels
 from .base import Observe
 from .device_images import DeviceImage, JpegDevice
-from .queued import CLOSED, Usual
+from .queued import CLOSED
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,16 @@ Count = Callable[[str], None]
 
 # After a list that the memory did not hold, lists are as large as its half, and grow again by this with each that fits.
 _GROWTH = 1.05
+
+
+class Usual:
+    """How long a piece of work takes: about the last twenty say what is usual."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def took(self, seconds: float) -> None:
+        self.seconds += (seconds - self.seconds) / (20 if self.seconds else 1)
 
 
 class DeviceLists:

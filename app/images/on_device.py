@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from ..errors import StartError
 from ..types import DecodeMode, Pixels, Preprocessing
 from .base import Observe
+from .cost import Cost
 from .decode import DecodeLimits, decode
 from .device_check import open_checked
 from .device_images import DeviceImage, JpegDevice, device_image
@@ -91,10 +92,12 @@ class DeviceDecoder:
     def usable(self) -> int:
         return self._threads.usable
 
-    @property
-    def predicted_wait_seconds(self) -> float:
+    def cost_of(self, data: bytes) -> Cost:
+        return self._threads.cost_of(data)
+
+    def predicted_seconds(self, cost: Cost | None = None, batch: Hashable | None = None) -> float:
         """The longer of the two: which of them an image needs is not known before it is there."""
-        return max(self._threads.predicted_wait_seconds, self._lists.predicted_wait_seconds)
+        return max(self._threads.predicted_seconds(cost, batch), self._lists.predicted_wait_seconds)
 
     @property
     def stuck_seconds(self) -> float:
@@ -113,16 +116,18 @@ class DeviceDecoder:
             ) from None
         logger.info("Ordinary JPEGs are decoded on %s.", device.name)
 
-    async def decode(self, data: bytes, preprocessing: Preprocessing, deadline: float) -> Pixels:
+    async def decode(
+        self, data: bytes, preprocessing: Preprocessing, deadline: float, batch: Hashable | None = None
+    ) -> Pixels:
         """As `Decoder` says. A list that has begun runs to its end, also when a caller has left."""
         if self._lists.is_on:
-            found = await self._threads.run(lambda: self._looked_at(data, preprocessing), data, deadline)
+            found = await self._threads.run(lambda: self._looked_at(data, preprocessing), data, deadline, batch)
             if not isinstance(found, DeviceImage):
                 return found
             pixels = await self._lists.run(found, deadline)
             if pixels is not None:
                 return pixels
-        return await self._threads.decode(data, preprocessing, deadline)
+        return await self._threads.decode(data, preprocessing, deadline, batch)
 
     async def close(self) -> None:
         """Refuse what waits, and end what can be ended."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 # How long a decode that nobody waits for may go on: about what a new process costs. To kill one for each client that
 # leaves would make clients who only leave dearer than those who stay.
 _GRACE_SECONDS = 0.25
+# An image that takes longer is not handed to a process that is still busy.
+_AHEAD_SECONDS = 0.02
 # The largest file, where nobody says it.
 _PLACE_BYTES = 64_000_000
 
@@ -52,7 +54,7 @@ class ProcessDecoder(QueuedDecoder["_Work"]):
         """`memory_bytes` is what one image may take, its file and its pixels together; `place_bytes` is the largest
         file.
         """
-        super().__init__(slots, max_waiting, timeout_seconds, observe, clock)
+        super().__init__(slots, max_waiting, timeout_seconds, observe, clock, limits.most_megapixels)
         self._processes = WorkerProcesses(limits, mode, memory_bytes, place_bytes, timeout_seconds)
         # Those that take images, with those that they have: the first one is being decoded.
         self._has: dict[WorkerProcess, deque[_Work]] = {}
@@ -80,10 +82,14 @@ class ProcessDecoder(QueuedDecoder["_Work"]):
         self._coming += self.slots
         await asyncio.gather(*[self._start_one() for _ in range(self.slots)])
 
-    async def decode(self, data: bytes, preprocessing: Preprocessing, deadline: float) -> Pixels:
+    async def decode(
+        self, data: bytes, preprocessing: Preprocessing, deadline: float, batch: Hashable | None = None
+    ) -> Pixels:
         """As `Decoder` says. `EngineUnavailable` also where no process can be started, or it was killed by others."""
         outcome: asyncio.Future[Pixels] = asyncio.get_running_loop().create_future()
-        pixels: Pixels = await self._run(_Work(data, outcome, preprocessing=preprocessing), deadline)
+        pixels: Pixels = await self._run(
+            _Work(data, outcome, *self._work_of(data, batch), preprocessing=preprocessing), deadline
+        )
         return pixels
 
     async def close(self) -> None:
@@ -101,19 +107,29 @@ class ProcessDecoder(QueuedDecoder["_Work"]):
     def _begin(self) -> None:
         for already in range(PLACES):
             for worker, works in list(self._has.items()):
-                if already == 0 and not works and not self._queue:
+                if already == 0 and not works and not len(self._queue):
                     self._take_over()
-                while self._queue and len(works) == already and worker in self._has:
+                while len(works) == already and worker in self._has and self._may_hand_over(works):
                     self._hand_over(worker, works)
         missing = self.slots - len(self._has) - self._coming
-        for _ in range(missing if self._queue else 0):
+        for _ in range(missing if len(self._queue) else 0):
             self._coming += 1
             self._in_background(self._start_another())
 
+    def _may_hand_over(self, works: deque[_Work]) -> bool:
+        """Whether the next of the queue can go to a process that has `works`.
+
+        Behind or before a large image none is handed over in advance: one that is cheaper may come until its turn.
+        """
+        seconds = self._queue.peek_seconds()
+        if seconds is None:
+            return False
+        return not works or max(seconds, works[0].seconds) <= _AHEAD_SECONDS
+
     def _hand_over(self, worker: WorkerProcess, works: deque[_Work]) -> None:
         """The next of the queue, unless that comes to nothing."""
-        work, _ = self._queue.popitem(last=False)
-        if work.outcome.done():
+        work = self._queue.take()
+        if work is None or work.outcome.done():
             return  # its caller is leaving
         try:
             work.place = worker.ask(work.data, work.preprocessing)
@@ -148,8 +164,7 @@ class ProcessDecoder(QueuedDecoder["_Work"]):
         for work in reversed(list(works)):
             if not work.outcome.done():
                 work.worker = None
-                self._queue[work] = None
-                self._queue.move_to_end(work, last=False)
+                self._queue.put_back(work)
 
     def _begun(self) -> Iterable[_Work]:
         return [works[0] for works in self._has.values() if works]
@@ -162,8 +177,6 @@ class ProcessDecoder(QueuedDecoder["_Work"]):
             for answer in worker.answers():
                 work = works.popleft()
                 now = self._clock()
-                if answer.pixels is not None or answer.error is not None:
-                    self._usual.took(now - work.began)
                 self._settle(work, answer.pixels, answer.error, now - work.began)
                 if works:
                     works[0].began = now
@@ -289,4 +302,6 @@ class _Work(Work[Pixels]):
         """What a process still has when its caller waits for another one."""
         nobody = self.outcome.get_loop().create_future()
         nobody.cancel()
-        return _Work(b"", nobody, preprocessing=self.preprocessing, worker=self.worker, place=self.place)
+        return _Work(
+            b"", nobody, self.cost, self.seconds, preprocessing=self.preprocessing, worker=self.worker, place=self.place
+        )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -14,7 +12,9 @@ import numpy as np
 
 from ..errors import DeadlineExceeded, EngineUnavailable, Overloaded, ServiceError
 from .base import Observe
+from .cost import Cost, Costs, cost_of
 from .decode import image_format
+from .fair import FairQueue
 
 T = TypeVar("T")
 W = TypeVar("W", bound="Work[Any]")
@@ -25,32 +25,34 @@ CLOSED = "This server decodes no more images."
 
 @dataclass(slots=True, eq=False)
 class Work(Generic[T]):
-    """One image on its way. `began` is the monotonic time at which its decoding did."""
+    """One image on its way. `seconds` is how long its decoding is expected to take, `began` the monotonic time when
+    that began, and `batch` its request, where that carries several images.
+    """
 
     data: bytes
     outcome: asyncio.Future[T]
+    cost: Cost
+    seconds: float
+    batch: Hashable | None = None
     began: float = 0.0
 
 
-class Usual:
-    """How long a piece of work takes: about the last twenty say what is usual."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def took(self, seconds: float) -> None:
-        self.seconds += (seconds - self.seconds) / (20 if self.seconds else 1)
-
-
 class QueuedDecoder(ABC, Generic[W]):
-    """First come, first served. Belongs to one event loop.
+    """Shared fairly between requests (`FairQueue`). Belongs to one event loop.
 
     A decoder says how its work begins, what is being decoded, and what becomes of an image over its time limit.
     """
 
     def __init__(
-        self, slots: int, max_waiting: int, timeout_seconds: float, observe: Observe, clock: Callable[[], float]
+        self,
+        slots: int,
+        max_waiting: int,
+        timeout_seconds: float,
+        observe: Observe,
+        clock: Callable[[], float],
+        max_megapixels: float,
     ) -> None:
+        """An image above `max_megapixels` is refused by its header."""
         self.slots = slots
         self.lost = 0
         self.usable = slots
@@ -60,19 +62,34 @@ class QueuedDecoder(ABC, Generic[W]):
         self._observe = observe
         self._clock = clock
         self._refusal = ""
-        self._usual = Usual()
+        self._max_megapixels = max_megapixels
+        self._costs = Costs()
         self._timer: asyncio.TimerHandle | None = None
         # What waits is held here and nowhere else, so that a caller that leaves takes its image along.
-        self._queue: OrderedDict[W, None] = OrderedDict()
+        self._queue: FairQueue[W] = FairQueue()
 
     @property
     def waiting(self) -> int:
         return len(self._queue)
 
-    @property
-    def predicted_wait_seconds(self) -> float:
-        ahead = self._ahead()
-        return 0.0 if ahead < 0 else (ahead + 1) * self._usual.seconds / max(1, self.usable)
+    def cost_of(self, data: bytes) -> Cost:
+        return cost_of(data, self._max_megapixels)
+
+    def predicted_seconds(self, cost: Cost | None = None, batch: Hashable | None = None) -> float:
+        own = self._costs.seconds(cost)
+        slots = max(1, self.usable)
+        before = self._queue.seconds_before(batch, own) / slots
+        begun = list(self._begun())
+        if len(begun) >= slots:
+            now = self._clock()
+            # What is over its estimate is expected to end now.
+            before += min(max(0.0, work.seconds - (now - work.began)) for work in begun)
+        return before + own
+
+    def _work_of(self, data: bytes, batch: Hashable | None) -> tuple[Cost, float, Hashable | None]:
+        """What a `Work` says of its image, beside its bytes."""
+        cost = self.cost_of(data)
+        return cost, self._costs.seconds(cost), batch
 
     @abstractmethod
     def _begin(self) -> None:
@@ -99,7 +116,7 @@ class QueuedDecoder(ABC, Generic[W]):
         if self._ahead() >= self._max_waiting:
             raise Overloaded(retry_after_seconds=1.0)
         loop = asyncio.get_running_loop()
-        self._queue[work] = None
+        self._queue.put(work)
         too_late = loop.call_later(left, _is_late, work)
         try:
             self._begin()
@@ -108,7 +125,7 @@ class QueuedDecoder(ABC, Generic[W]):
             return await work.outcome
         finally:
             too_late.cancel()
-            self._queue.pop(work, None)
+            self._queue.discard(work)
             self._has_left(work)
             # It holds its error, whose frames hold this one: the image would wait for the garbage collector.
             del work
@@ -122,6 +139,7 @@ class QueuedDecoder(ABC, Generic[W]):
         known = image_format(work.data) if isinstance(result, np.ndarray) else None
         if known is not None:
             self._observe(known, seconds)
+            self._costs.took(work.cost, seconds)
         if work.outcome.done():
             return
         if result is not None:
@@ -136,16 +154,16 @@ class QueuedDecoder(ABC, Generic[W]):
             if now - work.began >= self._timeout_seconds:
                 self._has_hung(work)
         self._timer = None
+        # The queue first: what a thread takes between the two looks is then begun.
+        waiting = len(self._queue)
         begun = [work.began for work in self._begun()]
-        if begun or self._queue:
+        if begun or waiting:
             soonest = min(begun, default=now) + self._timeout_seconds
             self._timer = asyncio.get_running_loop().call_later(soonest - now, self._look_for_hangs)
 
     def _refuse_all(self, reason: str) -> None:
-        while self._queue:
-            with suppress(KeyError):  # a thread was quicker
-                work, _ = self._queue.popitem(last=False)
-                fail(work, EngineUnavailable(reason, retry_after_seconds=5.0))
+        while (work := self._queue.take()) is not None:
+            fail(work, EngineUnavailable(reason, retry_after_seconds=5.0))
 
     def _stop_taking(self) -> None:
         """Refuse what waits and what comes."""

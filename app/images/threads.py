@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -49,13 +49,13 @@ class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
         observe: Observe = lambda image_format, seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(slots, max_waiting, timeout_seconds, observe, clock)
+        super().__init__(slots, max_waiting, timeout_seconds, observe, clock, limits.most_megapixels)
         self._limits = limits
         self._mode: DecodeMode = mode
         self._spare = spare
         self._stuck_since: float | None = None
-        # Whoever takes a piece of work out of the queue, or out of this, has it: a thread, to decode it or as decoded,
-        # or the loop, because its caller has left or its time is over. The interpreter's lock makes that one step.
+        # What takes a piece of work out of the queue, or out of this, has it: a thread, to decode it or as decoded, or
+        # the loop, because its caller has left or its time is over.
         self._running: dict[_Work[Any], None] = {}
         # One for each piece of work that was put into the queue, also of those whose callers have left.
         self._calls: SimpleQueue[bool] = SimpleQueue()
@@ -70,13 +70,16 @@ class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
         """Check the compiled resize. A thread starts in microseconds, when it is needed."""
         await in_a_thread(usable_kernel, "decode")
 
-    async def decode(self, data: bytes, preprocessing: Preprocessing, deadline: float) -> Pixels:
+    async def decode(
+        self, data: bytes, preprocessing: Preprocessing, deadline: float, batch: Hashable | None = None
+    ) -> Pixels:
         """As `Decoder` says. A decode that has begun runs to its end, also when its caller has left."""
-        return await self.run(lambda: decode(data, preprocessing, self._limits, self._mode), data, deadline)
+        return await self.run(lambda: decode(data, preprocessing, self._limits, self._mode), data, deadline, batch)
 
-    async def run(self, make: Callable[[], T], data: bytes, deadline: float) -> T:
+    async def run(self, make: Callable[[], T], data: bytes, deadline: float, batch: Hashable | None = None) -> T:
         """What `make` makes of `data`, under all that `decode` is under. Only pixels are observed."""
-        made: T = await self._run(_Work(data, asyncio.get_running_loop().create_future(), make=make), deadline)
+        outcome = asyncio.get_running_loop().create_future()
+        made: T = await self._run(_Work(data, outcome, *self._work_of(data, batch), make=make), deadline)
         return made
 
     async def close(self) -> None:
@@ -109,15 +112,13 @@ class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         is_lost = False
         while not is_lost and self._calls.get():
-            try:
-                work, _ = self._queue.popitem(last=False)
-            except KeyError:
+            work = self._queue.take(self._has_begun)
+            if work is None:
                 continue  # its caller has left
             if work.outcome.done():
+                self._running.pop(work, None)
                 del work  # its caller is leaving
                 continue
-            work.began = self._clock()
-            self._running[work] = None
             made, error = _made_of(work)
             seconds = self._clock() - work.began
             is_lost = self._running.pop(work, _GONE) is _GONE
@@ -126,12 +127,15 @@ class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
             # While the thread waits it holds nobody's image.
             del work, made, error
 
+    def _has_begun(self, work: _Work[Any]) -> None:
+        """In one step with leaving the queue: were it in neither, a hang that began now would be noticed by nobody."""
+        work.began = self._clock()
+        self._running[work] = None
+
     # --- on the event loop
 
     def _has_ended(self, work: _Work[Any], made: object | None, error: BaseException | None, seconds: float) -> None:
-        if not work.is_lost:
-            self._usual.took(seconds)
-        else:
+        if work.is_lost:
             self.lost -= 1
             if work.is_replaced:
                 self._spare += 1

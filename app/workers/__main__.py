@@ -38,7 +38,7 @@ def main(role: str, descriptor: str) -> None:
     else:
         from .front_end import Place, serve_front_end
 
-        place = Place(start.fields["number"], start.fields["is_replacement"])
+        place = Place(start.fields["number"], start.fields["count"], start.fields["is_replacement"])
         leave(serve_front_end(settings, control, metrics, place, *descriptors))
 
 

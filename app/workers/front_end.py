@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
-from ..classifier import Classifier, Places
+from ..classifier import Classifier
 from ..engine.board import Board
 from ..engine.remote import RemoteEngine
 from ..engine.segment import Segment, SlotLayout
@@ -41,6 +41,8 @@ class Place:
 
     number: int
     """Its cell on the board."""
+    count: int
+    """How many front-ends there are."""
     is_replacement: bool
     """The service is ready without it: for up to five seconds it accepts nobody before it has a model, so that no
     client is refused for it."""
@@ -61,9 +63,11 @@ def serve_front_end(
 
     front_end = _FrontEnd(control, shared, place.number, metrics, lambda sent: server.handle_exit(sent, None))
     hooks = Hooks(LogReporter(), lambda model: None, on_failure)
-    places = _SharedPlaces(shared, place.number)
+    reservations = _SharedReservations(shared, place.number)
     presentable = front_end.until_ready if place.is_replacement else front_end.at_once
-    server = build_server(settings, hooks, Parts(metrics, places, front_end.keep_loaded, presentable))
+    server = build_server(
+        settings, hooks, Parts(metrics, reservations, place.count, front_end.keep_loaded, presentable)
+    )
     _take_signals_from_the_supervisor(server)
     spare_requests_from_collection()
     server.run(sockets=[socket.socket(fileno=listener)])
@@ -77,26 +81,21 @@ def _take_signals_from_the_supervisor(server: Server) -> None:
     server.capture_signals = no_handlers  # type: ignore[method-assign,assignment]
 
 
-class _SharedPlaces(Places):
-    """Counted over all front-ends."""
+class _SharedReservations:
+    """Counted over all front-ends, on the board."""
 
     def __init__(self, board: Board, number: int) -> None:
-        super().__init__()
         self._board = board
         self._number = number
+        self._held = 0
         board.hold(number, 0)
 
-    @property
-    def taken(self) -> int:
-        return self._board.held()
+    def others(self) -> int:
+        return self._board.held() - self._held
 
-    def take(self) -> None:
-        super().take()
-        self._board.hold(self._number, self._own)
-
-    def give_back(self) -> None:
-        super().give_back()
-        self._board.hold(self._number, self._own)
+    def publish(self, held: int) -> None:
+        self._held = held
+        self._board.hold(self._number, held)
 
 
 class _FrontEnd:

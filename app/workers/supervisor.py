@@ -199,6 +199,7 @@ class Supervisor:
             name=child.name,
             settings=self._divided[number].model_dump_json(),
             number=number,
+            count=len(self._divided),
             is_replacement=self._engine is not None and self._engine.is_ready,
         )
         self._pairing.pair(self._engine, child)

@@ -1,0 +1,94 @@
+"""One request that is refused by its headers, on its connection: its turn, its answer, and the rest of its body."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+from uvicorn.server import ServerState
+
+from .early_refusals import EarlyRefusal, EarlyRefusals
+
+# How long the rest of a small body may take behind its answer, before the connection is closed.
+_REST_SECONDS = 2.0
+
+
+class Connection(Protocol):
+    """What a connection does for a request that is refused on it."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    client: tuple[str, int] | None
+    root_path: str
+    server_state: ServerState
+
+    def end_early(self, *, closes: bool) -> None:
+        """The request is over."""
+        ...
+
+
+class RefusedRequest:
+    """From its headers on. The answer is sent when its turn comes, and the body's rest is read where it is small."""
+
+    def __init__(
+        self, connection: Connection, refusals: EarlyRefusals, refusal: EarlyRefusal, *, keeps_connection: bool
+    ) -> None:
+        self._connection = connection
+        self._refusals = refusals
+        self._refusal = refusal
+        self._keeps_connection = keeps_connection and refusal.keeps_connection
+        self._began = time.monotonic()
+        self._is_sent = False
+        self._has_ended = False
+        self._timer: asyncio.TimerHandle | None = None
+        wait = refusals.turns.wait_seconds()
+        if wait > 0:
+            self._timer = connection.loop.call_later(wait, self.send)
+        else:
+            self.send()
+
+    def send(self, *, closes: bool = False) -> None:
+        """Answer now. `closes`: the connection serves no other request."""
+        if self._is_sent:
+            if closes:
+                self._connection.transport.close()
+            return
+        self._is_sent = True
+        self._stop_timer()
+        connection = self._connection
+        if connection.transport.is_closing():
+            return
+        began = time.thread_time()
+        headers = connection.server_state.default_headers
+        closes = closes or not self._keeps_connection or (b"connection", b"close") in headers
+        self._keeps_connection = not closes
+        connection.transport.write(self._refusals.render(self._refusal, headers, connection.root_path, closes=closes))
+        self._refusals.sent(self._refusal, connection.client, time.monotonic() - self._began)
+        self._refusals.turns.took(time.thread_time() - began)
+        if closes or self._has_ended:
+            self._end()
+        else:
+            self._timer = connection.loop.call_later(_REST_SECONDS, connection.transport.close)
+
+    def body_ended(self) -> None:
+        """The body has come to its end."""
+        self._has_ended = True
+        if self._is_sent:
+            self._end()
+
+    def connection_lost(self) -> None:
+        """The client has left."""
+        self._stop_timer()
+        if not self._is_sent:
+            self._is_sent = True
+            self._refusals.gone(self._refusal)
+
+    def _end(self) -> None:
+        self._stop_timer()
+        self._connection.end_early(closes=not self._keeps_connection)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

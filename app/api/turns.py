@@ -1,0 +1,48 @@
+"""When a refusal may be sent: refusing must not cost the work that it protects."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+# Of one core. A refusal that comes too early for it waits, and with it the client that would ask again at once.
+_SHARE_OF_A_CORE = 0.1
+_LONGEST_SECONDS = 1.0
+# Refusals that come together after a quiet time are sent at once.
+_BURST_SECONDS = 0.05
+# Beside what is measured, a refusal costs the system and the event loop: to read, to wake up, to accept.
+_TIMES_MEASURED = 2.5
+_SECONDS_AT_FIRST = 40e-6
+_KEPT = 0.98
+
+
+class Turns:
+    """Spaces refusals so that all of them take no more than a share of a core (a leaky bucket as a meter: GCRA).
+
+    None waits for more than a second: what does not fit into that is sent all the same.
+    """
+
+    def __init__(
+        self, share: float = _SHARE_OF_A_CORE, processes: int = 1, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`processes` divide the share."""
+        self._share = share / processes
+        self._clock = clock
+        self._each_seconds = _SECONDS_AT_FIRST
+        self._next_at = -1e9
+
+    @property
+    def interval_seconds(self) -> float:
+        """Between two refusals, where they come as fast as they can."""
+        return _TIMES_MEASURED * self._each_seconds / self._share
+
+    def took(self, seconds: float) -> None:
+        """A refusal was made in `seconds` of this thread's CPU time."""
+        self._each_seconds = _KEPT * self._each_seconds + (1 - _KEPT) * seconds
+
+    def wait_seconds(self) -> float:
+        """Take a turn: how long from now until it comes."""
+        now = self._clock()
+        turn_at = max(self._next_at, now - _BURST_SECONDS)
+        self._next_at = min(turn_at + self.interval_seconds, now + _LONGEST_SECONDS)
+        return min(max(0.0, turn_at - now), _LONGEST_SECONDS)

@@ -1,0 +1,219 @@
+"""Reservations in the device's schedule: one for each image, from its admission to its answer.
+
+Admission by the lengths of queues lets in several times what the device can do, because an image between two queues is
+in neither. A reservation is held wherever the image is on its road, so that what is decoded is answered.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left, bisect_right, insort
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ..errors import Overloaded
+from .headroom import Headroom
+from .shedding import retry_after_seconds
+
+Shed = Literal["full", "late"]
+
+# A body whose headers were accepted counts as an image ahead for so long: most bodies end within it. A longer upload
+# counts from its end, so that slow clients hold no room in the schedule.
+_ANNOUNCED_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceForecast:
+    """What the device does now and how fast it is; times in seconds."""
+
+    free_in_seconds: float
+    """Until the next of its slots is free; 0 where one is."""
+    running: int
+    """Images in the batches that run."""
+    slots: int
+    """Batches that run at once."""
+    batch_size: int
+    """Images in a full batch."""
+    batch_seconds: float
+    """What a full batch takes at most …"""
+    single_seconds: float
+    """… and what a single image does."""
+
+    @property
+    def capacity(self) -> int:
+        """Images that can be on the device at once."""
+        return self.slots * self.batch_size
+
+    def starts_in(self, ahead: int) -> float:
+        """Seconds until the batch of an image starts that has `ahead` reservations before it."""
+        waiting = max(0, ahead - self.running)
+        return self.free_in_seconds + waiting // self.batch_size * self.batch_seconds / self.slots
+
+    def run_seconds(self, ahead: int) -> float:
+        """How long its batch takes: alone on an idle device, else filled by what comes meanwhile."""
+        return self.batch_seconds if ahead else self.single_seconds
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """One image's part of the schedule; all times are absolute."""
+
+    deadline: float
+    made_at: float
+    expected_at: float
+    """When it was expected to be answered."""
+    is_held: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class Announcement:
+    """A request whose body is still to come: no reservation, but for a moment it counts like one."""
+
+    made_at: float
+
+
+class SharedReservations(Protocol):
+    """Reservations where several processes are one service."""
+
+    def others(self) -> int:
+        """How many the other processes hold."""
+        ...
+
+    def publish(self, held: int) -> None:
+        """Tell the other processes how many this one holds."""
+        ...
+
+
+class Schedule:
+    """Decides who is admitted, and keeps account of who was. Belongs to one event loop.
+
+    An image is admitted where it and everybody admitted before it can still be answered in time: the reservations ahead
+    of it, at most `most_waiting` beside those that fill the device, say when its batch would start. Where nothing is
+    reserved an image is always admitted: a prediction that only refuses would never be corrected.
+    """
+
+    def __init__(
+        self,
+        most_waiting: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        count_shed: Callable[[Shed], None] = lambda reason: None,
+        shared: SharedReservations | None = None,
+    ) -> None:
+        """Where several processes share a device, `shared` has the reservations of the other ones."""
+        self.headroom = Headroom()
+        self._most_waiting = most_waiting
+        self._clock = clock
+        self._count_shed = count_shed
+        self._shared = shared
+        self._deadlines: list[float] = []
+        self._announced: OrderedDict[Announcement, None] = OrderedDict()
+
+    @property
+    def held(self) -> int:
+        """Reservations of this process."""
+        return len(self._deadlines)
+
+    def check(self, device: DeviceForecast, seconds: float, decode_seconds: float = 0.0) -> None:
+        """Whether an image would be admitted if its body ended now and it had `seconds` from then on.
+
+        `decode_seconds` is when it is expected to be decoded. Raises `Overloaded`.
+        """
+        now = self._clock()
+        self._expected_at(device, now, now + seconds, decode_seconds, self._still_announced(now))
+
+    def announce(self) -> Announcement:
+        """Count a request whose headers were accepted; `withdraw` ends that, and so does a tenth of a second."""
+        announcement = Announcement(self._clock())
+        self._announced[announcement] = None
+        return announcement
+
+    def withdraw(self, announcement: Announcement) -> None:
+        """Its body has ended, or never will. May be called again."""
+        self._announced.pop(announcement, None)
+
+    def reserve(self, device: DeviceForecast, deadline: float, decode_seconds: float = 0.0) -> Reservation:
+        """Admit an image whose body has ended. Raises `Overloaded`.
+
+        `deadline` is absolute; `decode_seconds` from now it is expected to be decoded.
+        """
+        now = self._clock()
+        expected_at = self._expected_at(device, now, deadline, decode_seconds, 0)
+        insort(self._deadlines, deadline)
+        self._publish()
+        return Reservation(deadline, now, expected_at)
+
+    def release(self, reservation: Reservation) -> None:
+        """The image has been answered, or is not wanted any more. May be called again."""
+        if reservation.is_held:
+            reservation.is_held = False
+            del self._deadlines[bisect_left(self._deadlines, reservation.deadline)]
+            self._publish()
+
+    def observe(self, reservation: Reservation, *, answered: bool) -> None:
+        """Learn from an image that was answered just now, or missed its deadline: how wrong the prediction was."""
+        budget = reservation.deadline - reservation.made_at
+        if budget > 0:
+            late_by = self._clock() - reservation.expected_at if answered else budget
+            self.headroom.observe(late_by / budget)
+
+    def predicted_wait_seconds(self, device: DeviceForecast) -> float:
+        """How long an image with the usual deadline would wait for its batch to start, if it was decoded now."""
+        return device.starts_in(self.held + self._others())
+
+    def _expected_at(
+        self, device: DeviceForecast, now: float, deadline: float, decode_seconds: float, announced: int
+    ) -> float:
+        """When an image with this deadline would be answered. Raises `Overloaded` where it is not admitted."""
+        others = self._others()
+        held = len(self._deadlines) + others + announced
+        ahead = bisect_right(self._deadlines, deadline) + others + announced
+        starts_in = device.starts_in(ahead)
+        run_seconds = device.run_seconds(ahead)
+        if held >= self._most_waiting + device.capacity:
+            self._count_shed("full")
+            raise Overloaded(retry_after_seconds=retry_after_seconds(starts_in))
+        expected_at = now + max(starts_in, decode_seconds) + run_seconds
+        late_by = expected_at + self.headroom.share * max(0.0, deadline - now) - deadline
+        late_by = max(late_by, self._delays_others_by(device, now, deadline, others + announced))
+        if held and late_by > 0:
+            self._count_shed("late")
+            raise Overloaded(retry_after_seconds=retry_after_seconds(late_by))
+        return expected_at
+
+    def _delays_others_by(self, device: DeviceForecast, now: float, deadline: float, others: int) -> float:
+        """By how much an image would make one late that was admitted before and is less urgent.
+
+        A batch is filled up before the next one begins: only the first image of each moves to a later batch.
+        """
+        first = bisect_right(self._deadlines, deadline)
+        worst = 0.0
+        ahead_of_first = first + others - device.running
+        step = device.batch_size
+        # The first image at or behind `first` that is now the last of its batch.
+        number = first + (-1 - ahead_of_first) % step
+        while number < len(self._deadlines):
+            ahead = number + others
+            run = device.run_seconds(ahead)
+            due = self._deadlines[number]
+            if now + device.starts_in(ahead) + run <= due:
+                worst = max(worst, now + device.starts_in(ahead + 1) + run - due)
+            number += step
+        return worst
+
+    def _others(self) -> int:
+        return self._shared.others() if self._shared is not None else 0
+
+    def _publish(self) -> None:
+        if self._shared is not None:
+            self._shared.publish(len(self._deadlines))
+
+    def _still_announced(self, now: float) -> int:
+        while self._announced:
+            oldest = next(iter(self._announced))
+            if now - oldest.made_at < _ANNOUNCED_SECONDS:
+                break
+            del self._announced[oldest]
+        return len(self._announced)
