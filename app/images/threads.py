@@ -78,8 +78,10 @@ class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
 
     async def run(self, make: Callable[[], T], data: bytes, deadline: float, batch: Hashable | None = None) -> T:
         """What `make` makes of `data`, under all that `decode` is under. Only pixels are observed."""
-        outcome = asyncio.get_running_loop().create_future()
-        made: T = await self._run(_Work(data, outcome, *self._work_of(data, batch), make=make), deadline)
+        # Nothing here holds the future: its error's frames hold this one, and with it the image.
+        made: T = await self._run(
+            _Work(data, asyncio.get_running_loop().create_future(), *self._work_of(data, batch), make=make), deadline
+        )
         return made
 
     async def close(self) -> None:
