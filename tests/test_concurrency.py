@@ -320,33 +320,3 @@ def test_a_blocking_call_on_the_event_loop_is_noticed(
         patch.setattr(Classifier, "resolve_top_k", sleepy)
         assert post_image(client, make_jpeg(800)).status_code == 500
     assert post_image(client, make_jpeg(800)).status_code == 200
-
-
-def test_health_answers_while_clients_upload(null_server: RunningServer) -> None:
-    """Megabytes of JSON, base64 and forms are parsed elsewhere: /healthz answers between them, promptly."""
-    import base64
-
-    noise = base64.b64encode(bytes(6_000_000)).decode()
-    image = make_jpeg(900)
-
-    async def load() -> list[float]:
-        async with httpx.AsyncClient(base_url=null_server.address, timeout=60) as client:
-            uploads = [
-                asyncio.create_task(
-                    client.post("/predict", json={"image": noise})
-                    if number % 2
-                    else client.post("/predict", files={"image": bytes(8_000_000)})
-                )
-                for number in range(8)
-            ]
-            answers = []
-            while not all(upload.done() for upload in uploads):
-                began = time.monotonic()
-                assert (await client.get("/healthz")).status_code == 200
-                answers.append(time.monotonic() - began)
-            assert {upload.result().status_code for upload in uploads} == {415}
-            assert (await client.post("/predict", content=image)).status_code == 200
-            return answers
-
-    answers = asyncio.run(load())
-    assert len(answers) > 3

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from io import BytesIO
 
 from starlette.requests import Request
 
@@ -17,6 +16,7 @@ from ..errors import MalformedRequest, ServiceError, UnsupportedMediaType
 from .carried import BodyReader, Images
 from .form_body import FormBody
 from .form_part import header_parameters
+from .image_buffer import ImageBuffer
 from .json_body import SHAPE_MANY, SHAPE_ONE, JsonBody
 
 # What is parsed at once: about half a millisecond.
@@ -90,19 +90,19 @@ class _RawBody:
 
     def __init__(self) -> None:
         self._first = b""
-        self._all: BytesIO | None = None
+        self._all: ImageBuffer | None = None
 
     def feed(self, data: bytes) -> None:
         if self._all is None and not self._first:
             self._first = data
             return
         if self._all is None:
-            self._all = BytesIO()
+            self._all = ImageBuffer()
             self._all.write(self._first)
         self._all.write(data)
 
     def finish(self) -> Images:
-        image = self._first if self._all is None else self._all.getvalue()
+        image = self._first if self._all is None else self._all.value()
         if (told := _told_type(image, SHAPE_ONE)) is not None:
             raise UnsupportedMediaType(told)
         return Images((image,))

@@ -13,9 +13,9 @@ All else is an ordinary field.
 from __future__ import annotations
 
 import re
-from io import BytesIO
 
 from ..errors import BadRequest, ServiceError
+from .image_buffer import ImageBuffer
 from .transfer import Transfer, part_transfer
 
 # How much of a part decides what it is, and how much of an ordinary field is kept.
@@ -44,7 +44,7 @@ class Part:
         """Whether it is what a browser sends for a file input that was left empty, if there is no content either."""
         self._is_file: bool | None = has_file_name or bool(_IMAGE_TYPE.fullmatch(media_type)) or None
         self._start = b""
-        self._content = BytesIO()
+        self._content = ImageBuffer()
         self._size = 0
         self._error: ServiceError | None = None
 
@@ -63,7 +63,7 @@ class Part:
                 self._keep(self._transfer.feed(data))
             except BadRequest as error:
                 self._error = error.with_traceback(None)
-                self._content = BytesIO()
+                self._content = ImageBuffer()
 
     def finish(self) -> bytes | ServiceError:
         """The content, or what is wrong with its encoding; `is_file` is known from now on."""
@@ -74,7 +74,7 @@ class Part:
                 self._error = error.with_traceback(None)
         if self._is_file is None:
             self._decide()
-        return self._error or self._content.getvalue()
+        return self._error or self._content.value()
 
     def _keep(self, data: bytes) -> None:
         if self._is_file is None:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ..errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError
@@ -103,6 +104,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._feed(data)
         except httptools.HttpParserError:
             self.send_400_response("")
+        self._tell_app()
         if self._in_message and not self._is_refused:
             # Names and values that are not complete, trailers and chunks' extensions reach no callback: whatever came
             # and is no body is counted here.
@@ -167,8 +169,17 @@ class HttpProtocol(HttpToolsProtocol):
         self.scope["tell_when_gone"] = partial(self._tell_when_gone, self.cycle)  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
+        # Called for each chunk, and a piece of data may have 40,000: what is for all of them is in `_tell_app`.
         self._body_bytes += len(body)
-        super().on_body(body)
+        if not self.cycle.response_complete:
+            self.cycle.body += body
+
+    def _tell_app(self) -> None:
+        """That more of its body is here; read no further where it has enough."""
+        if self.cycle is not None and self.cycle.body:
+            if len(self.cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade() and any(name in _FRAMING_HEADERS for name, _ in self.headers):

@@ -9,10 +9,10 @@ from __future__ import annotations
 import binascii
 import re
 from collections.abc import Callable
-from io import BytesIO
 from typing import Protocol
 
 from ..errors import InvalidBase64, MalformedRequest
+from .image_buffer import ImageBuffer
 
 _SPACE = b" \t\r\n"
 # A data: URL's media type and parameters are at most this long; images follow behind it.
@@ -136,7 +136,7 @@ class ImageText:
     """
 
     def __init__(self) -> None:
-        self._image = BytesIO()
+        self._image = ImageBuffer()
         self._head: str | None = ""
         self._steps: list[Transfer] = []
         self._error: InvalidBase64 | None = None
@@ -163,7 +163,7 @@ class ImageText:
         if self._error is not None:
             told, self._error = self._error, None  # which would hold itself, by its frames
             raise told
-        return self._image.getvalue()
+        return self._image.value()
 
     def _take(self, text: str) -> None:
         if self._head is not None:
@@ -200,7 +200,7 @@ class ImageText:
 
     def _fail(self, error: InvalidBase64) -> None:
         self._error = error.with_traceback(None)
-        self._image = BytesIO()
+        self._image = ImageBuffer()
         self._steps, self._head = [], None
 
 
