@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,9 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from ..errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError
+from ..batching import retry_after_seconds
+from ..errors import HeadersTooLarge, MalformedRequest, Overloaded, RequestTimeout, ServiceError, Unavailable
+from .half_closed import HalfClosed
 from .joined_writes import JoinedWrites
 from .problems import MEDIA_TYPE, problem
 from .request_id import new_request_id
@@ -31,6 +34,12 @@ _DISCARD_BYTES = 64 * 1024 * 1024
 _DISCARD_SECONDS = 2.0
 # Around its chunks a chunked body may have as many bytes as a chunk a byte long takes, and a bit.
 _FRAMING = 8
+# Connections over the bound whose request is still read, for it may be a health check.
+SPARE_CONNECTIONS = 64
+_ALWAYS_ANSWERED = (b"/healthz", b"/readyz", b"/metrics")
+_CROWDED = "More connections are open than this server takes. Try again, or use one that is open already."
+_RETRY_SECONDS = 1.0
+_MAPPED_IPV4 = "::ffff:"
 _FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
 
 
@@ -44,6 +53,8 @@ class ConnectionLimits:
     header_count: int
     response_seconds: float
     """How long an answer may lie unread."""
+    connections: int
+    """Open at once; past it only health checks are answered."""
     on_refusal: Callable[[ServiceError, dict[str, Any]], None] = lambda error, scope: None
     """Told of each request that ended here, with what is known of it as in an ASGI scope."""
 
@@ -72,12 +83,25 @@ class HttpProtocol(HttpToolsProtocol):
         self._discarded = 0
         self._stalled_at: float | None = None
         self._repeats_head = False
+        self._is_extra = False
+        self._half_closed: HalfClosed | None = None
 
     # --- what is read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._await_head()
+        if self.client and self.client[0].startswith(_MAPPED_IPV4):
+            # As proxies and logs know it, and not as a socket for both sees it.
+            self.client = (self.client[0].removeprefix(_MAPPED_IPV4), self.client[1])
+        self._is_extra = self._is_crowded()
+        if self._is_crowded(SPARE_CONNECTIONS):
+            self._is_refused = True
+            self._answer_refusal(_crowded(), {"root_path": self.root_path, "client": self.client}, wait=False)
+        else:
+            self._await_head()
+
+    def _is_crowded(self, spare: int = 0) -> bool:
+        return len(self.connections) > self._limits.connections + spare
 
     @property
     def awaits_head(self) -> bool:
@@ -88,6 +112,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_awaiting_head()
         if self._running is not None:
             self._disconnect(self._running)
+        if self._half_closed is not None:
+            self._half_closed.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -160,7 +186,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_awaiting_head()
         if self.parser.get_http_version() not in ("1.1", "1.0"):
             self._raise(MalformedRequest(_NOT_HTTP))
+        if self._is_extra and self._is_crowded() and self.url.partition(b"?")[0] not in _ALWAYS_ANSWERED:
+            self._raise(_crowded())
         super().on_headers_complete()
+        if self._is_extra:
+            self.cycle.keep_alive = False
         if not self.pipeline:
             self._running = self.cycle
         if self.scope["method"] != "HEAD":
@@ -252,7 +282,7 @@ class HttpProtocol(HttpToolsProtocol):
                 faulty.scope["answered_below"] = True  # type: ignore[typeddict-unknown-key]
                 self._answer_refusal(error, faulty.scope)
 
-    def _answer_refusal(self, error: ServiceError, scope: Any) -> None:
+    def _answer_refusal(self, error: ServiceError, scope: Any, wait: bool = True) -> None:
         self._unset_keepalive_if_required()
         scope.setdefault("request_id", new_request_id())
         body = json.dumps(problem(error, scope), separators=(",", ":")).encode()
@@ -262,12 +292,17 @@ class HttpProtocol(HttpToolsProtocol):
             "x-request-id": scope["request_id"],
             "connection": "close",
         }
+        if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
+            head["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
         lines = b"".join(f"{name}: {value}\r\n".encode() for name, value in head.items())
         self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
-        self.flow.resume_reading()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.loop.call_later(_DISCARD_SECONDS, self.transport.close)
+        if not wait or self._half_closed is not None:
+            self.transport.close()
+        else:
+            self.flow.resume_reading()
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self.loop.call_later(_DISCARD_SECONDS, self.transport.close)
         self._limits.on_refusal(error, scope)
 
     def on_response_complete(self) -> None:
@@ -276,12 +311,24 @@ class HttpProtocol(HttpToolsProtocol):
             self._running = self.pipeline[-1][0]
         super().on_response_complete()
         if is_last and self._refuse_at_last is not None and not self.transport.is_closing():
-            self._refuse_at_last()
+            refuse, self._refuse_at_last = self._refuse_at_last, None
+            refuse()
 
-    def eof_received(self) -> None:
-        # After a refusal nothing is left to say; else asyncio closes the connection by itself.
-        if self._is_refused:
-            self.transport.close()
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether the connection stays: for a client that has sent whole requests, and waits for their answers."""
+        running = self._running
+        if running is None or self.cycle.response_complete or (self._in_message and not self._is_refused):
+            return False
+        if self._is_refused and self._refuse_at_last is None:
+            return False  # the refusal is written
+        if not self._is_refused:
+            self.cycle.keep_alive = False
+        self._half_closed = HalfClosed(self.transport, self._may_send_interim)
+        return True
+
+    def _may_send_interim(self) -> bool:
+        running = self._running
+        return running is not None and not running.response_started and running.scope["http_version"] != "1.0"
 
     # --- who has left
 
@@ -318,3 +365,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self.transport.abort()
         else:
             self._stalled_at = None
+
+
+def _crowded() -> Overloaded:
+    return Overloaded(_CROWDED, retry_after_seconds(_RETRY_SECONDS))
