@@ -316,12 +316,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays: for a client that has sent whole requests, and waits for their answers."""
-        running = self._running
-        if running is None or self.cycle.response_complete or (self._in_message and not self._is_refused):
+        if self._running is None or self.cycle.response_complete:
             return False
-        if self._is_refused and self._refuse_at_last is None:
-            return False  # the refusal is written
-        if not self._is_refused:
+        if self._is_refused:
+            if self._refuse_at_last is None:
+                return False  # the refusal is written
+        elif self._in_message and not self.awaits_head:
+            return False  # in the middle of a body
+        else:
+            self._stop_awaiting_head()
             self.cycle.keep_alive = False
         self._half_closed = HalfClosed(self.transport, self._may_send_interim)
         return True
