@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import re
 from collections.abc import Iterator
@@ -365,3 +366,25 @@ def test_batch_has_a_body_limit_of_its_own(client: httpx.Client) -> None:
     images = [bytes(6_000_000), bytes(6_000_000), IMAGE]
     answer = client.post("/predict/batch", files=form(*images))
     assert [result["status"] for result in answer.json()["results"]] == [415, 415, 200]
+
+
+def test_other_clients_are_understood(null_server: RunningServer) -> None:
+    """The standard library's client and requests send a body in pieces, bytes without a file name and fields beside."""
+    requests = pytest.importorskip("requests")
+    host, port = null_server.address.removeprefix("http://").split(":")
+    expected = null_classes(IMAGE)[0]
+
+    def best_of(document: Any) -> int:
+        return int(document["predictions"][0]["class_id"])
+
+    for files in ({"image": IMAGE}, {"image": (None, IMAGE)}, {"image": ("früh.jpg", IMAGE, "image/jpeg")}):
+        answer = requests.post(f"{null_server.address}/predict", files=files, data={"top_k": 1}, timeout=30)
+        assert (answer.status_code, best_of(answer.json())) == (200, expected)
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    for body, headers in (
+        (iter([IMAGE[:100], IMAGE[100:]]), {}),
+        (json.dumps({"image": BASE64}), JSON),
+    ):
+        connection.request("POST", "/predict", body, headers)
+        assert best_of(json.loads(connection.getresponse().read())) == expected
+    connection.close()
