@@ -85,6 +85,16 @@ class RequestTimeout(BadRequest):
     default_detail = "The request did not come in time. Send it without pauses, or over a faster connection."
 
 
+class BodyTooSlow(RequestTimeout):
+    """A body that was still on its way: sent again at the same pace, it would not come in time either."""
+
+    retryable = False
+    default_detail = (
+        "The body came too slowly: it was still on its way when its time was over. Send a smaller image, or send it "
+        "over a faster connection."
+    )
+
+
 class HeadersTooLarge(BadRequest):
     status = 431
     code = "headers_too_large"

@@ -31,7 +31,7 @@ def listen(settings: Settings) -> socket.socket:
     """The listening socket, bound before anything is loaded: a taken port is told at once."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        return _server(settings.host, settings.port, family)
     except OSError as error:
         # create_server adds the address to the message; a failed look-up of the host has a code of its own.
         reason = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error
@@ -39,6 +39,14 @@ def listen(settings: Settings) -> socket.socket:
             f"Cannot listen on {settings.host}:{settings.port}: {reason}. Choose another address with --host and "
             f"--port (RESNET_HOST, RESNET_PORT), or stop what uses this one."
         ) from None
+
+
+def _server(host: str, port: int, family: int, reuse_port: bool = False) -> socket.socket:
+    # All addresses of IPv6 take those of IPv4 along, which Python's default leaves out.
+    is_both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(
+        (host, port), family=family, backlog=BACKLOG, reuse_port=reuse_port, dualstack_ipv6=is_both
+    )
 
 
 def listen_together(settings: Settings, count: int) -> list[socket.socket]:
@@ -51,10 +59,7 @@ def listen_together(settings: Settings, count: int) -> list[socket.socket]:
     with listen(settings) as alone:
         family, port = alone.family, alone.getsockname()[1]
     try:
-        return [
-            socket.create_server((settings.host, port), family=family, backlog=BACKLOG, reuse_port=True)
-            for _ in range(count)
-        ]
+        return [_server(settings.host, port, family, reuse_port=True) for _ in range(count)]
     except OSError as error:
         raise SettingError(f"Cannot listen on {settings.host}:{port} in several processes: {error}.") from None
 

@@ -15,21 +15,22 @@ from types import FrameType
 
 import uvicorn
 
-from .api import ConnectionLimits, HttpProtocol
+from .api import SPARE_CONNECTIONS, ConnectionLimits, HttpProtocol
 from .classifier import Classifier
 from .interpreter import leave, spare_requests_from_collection, take_stop_signals
 from .listening import BACKLOG, address_of, admit_no_more, listen
 from .loading import LoadedModel, ModelFacts
 from .opening import Reporter
+from .resources import open_file_limit
 from .server import Hooks, Parts, create_app
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_KEEP_ALIVE_SECONDS = 30
 # How long a handshake that has begun may take to end, and a connection that was accepted last to send its request.
 _HANDSHAKE_SECONDS, _ARRIVAL_SECONDS = 0.25, 1.0
 _LOOK_SECONDS = 0.01
+_FEWEST_CONNECTIONS, _MOST_CONNECTIONS, _OTHER_FILES = 16, 10_000, 256
 _CLOSE = (b"connection", b"close")
 # uvicorn ticks ten times a second.
 _TICKS_PER_CHECK = 10
@@ -72,6 +73,7 @@ def build_server(settings: Settings, hooks: Hooks, parts: Parts | None = None) -
         header_bytes=settings.max_header_bytes,
         header_count=settings.max_headers,
         response_seconds=settings.response_timeout_seconds,
+        connections=most_connections(settings),
         on_refusal=app.state.access_log.refused,
         early_refusals=app.state.early_refusals,
     )
@@ -87,7 +89,8 @@ def build_server(settings: Settings, hooks: Hooks, parts: Parts | None = None) -
         root_path=settings.root_path,
         proxy_headers=True,
         forwarded_allow_ips=settings.forwarded_allow_ips,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        # A fraction will do: it is only waited for.
+        timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]
         timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_seconds)),
         backlog=BACKLOG,
     )
@@ -100,6 +103,16 @@ def build_server(settings: Settings, hooks: Hooks, parts: Parts | None = None) -
         return was_ready
 
     return Server(config, settings.shutdown_linger_seconds, on_stop)
+
+
+def most_connections(settings: Settings) -> int:
+    """How many connections may be open at once, where the setting does not say: most of the files that may be open."""
+    if settings.max_connections != "auto":
+        return settings.max_connections
+    files = open_file_limit()
+    # For listening sockets, decoders, files that are read, and connections that are being refused.
+    others = min(_OTHER_FILES, files // 4) + SPARE_CONNECTIONS
+    return max(_FEWEST_CONNECTIONS, min(_MOST_CONNECTIONS, files - others))
 
 
 class Server(uvicorn.Server):

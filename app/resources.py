@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -27,6 +29,12 @@ def available_memory_bytes(cgroup: Path = _CGROUP) -> int:
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         limits += _numbers(cgroup / name)
     return min(limits)
+
+
+def open_file_limit() -> int:
+    """How many files and sockets this process may have open: the soft limit, which it may have raised."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def resident_memory_bytes(pid: int | None = None) -> int:

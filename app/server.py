@@ -12,13 +12,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 
 from . import __version__
 from .api import (
     AccessLog,
     Admission,
     BodyLimits,
+    Cors,
     EarlyAnswers,
     EarlyRefusals,
     Guard,
@@ -240,7 +240,7 @@ def _cors(settings: Settings) -> list[Middleware]:
     exposed = ["X-Request-ID", "Server-Timing", "X-Batch-Size", "Retry-After"]
     return [
         Middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],

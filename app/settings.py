@@ -21,6 +21,8 @@ ENV_PREFIX = "RESNET_"
 # The settings that change a fact of the preprocessing each.
 PREPROCESSING_FACTS = ("resize", "crop", "interpolation", "resizer", "mean", "std", "scale", "channels")
 VALUE_ERROR = "Value error, "
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_USUAL_PORTS = {"http": "80", "https": "443"}
 AutoOrCount = Literal["auto"] | Annotated[int, Field(ge=1)]
 
 
@@ -262,10 +264,25 @@ class Settings(BaseSettings):
     body_timeout_seconds: float = Field(
         10.0, gt=0, description="How long a client may take to send a body, and a second more for each body_min_rate."
     )
-    body_min_rate: int = Field(64_000, ge=1, description="Bytes of body that buy a client one more second.")
-    body_timeout_max_seconds: float = Field(60.0, gt=0, description="How long a client may take to send any body.")
+    body_min_rate: int = Field(15_000, ge=1, description="Bytes of body that buy a client one more second.")
+    body_timeout_max_seconds: float = Field(120.0, gt=0, description="How long a client may take to send any body.")
     response_timeout_seconds: float = Field(
         30.0, gt=0, description="How long a client may leave an answer unread before its connection is cut."
+    )
+    keep_alive_seconds: float = Field(
+        75.0,
+        gt=0,
+        description=(
+            "How long a connection may rest between requests. Longer than what keeps it open on the other side, a load "
+            "balancer's idle timeout for one, or requests meet a connection that has just been closed."
+        ),
+    )
+    max_connections: AutoOrCount = Field(
+        "auto",
+        description=(
+            "Most connections open at once; past it only /healthz, /readyz and /metrics are answered. auto: what the "
+            "limit of open files leaves room for, up to 10,000."
+        ),
     )
     max_open_uploads: int = Field(1024, ge=1, description="Most requests whose bodies are on their way at once.")
     max_received_bytes: int = Field(
@@ -340,6 +357,11 @@ class Settings(BaseSettings):
     def _split_at_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_origin(each) for each in origins)
+
     @field_validator("resize", "crop", "mean", "std")
     @classmethod
     def _states_a_fact(cls, value: Any, field: ValidationInfo) -> Any:
@@ -391,6 +413,23 @@ def load_settings(**flags: Any) -> Settings:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         raise SettingError("\n".join(_explain(error))) from None
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it (RFC 6454): scheme, host in small letters, and the port unless it is the usual one.
+
+    Raises `ValueError` where it is none and would match no page.
+    """
+    if text in ("*", "null"):
+        return text
+    match = _ORIGIN.fullmatch(text.lower())
+    if match is None:
+        raise ValueError(
+            f"{text!r} is no origin: an origin is a scheme, a host and perhaps a port, without a path or a slash at "
+            "the end, such as https://www.example.com or http://localhost:3000; * allows all"
+        )
+    scheme, host, port = match.groups()
+    return f"{scheme}://{host}" + (f":{port}" if port and _USUAL_PORTS.get(scheme) != port else "")
 
 
 def named_settings(text: str) -> str:

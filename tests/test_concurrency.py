@@ -16,8 +16,10 @@ from contextlib import ExitStack
 
 import httpx
 import pytest
+from starlette.requests import Request
 
-from app.api import bodies
+from app.api import predict
+from app.api.carried import Images
 from app.backends.null import NullBackend
 from app.classifier import Classifier
 from app.loading import LoadedModel
@@ -169,16 +171,17 @@ def test_a_client_that_leaves_behind_a_large_body_is_noticed_too(null_server: Ru
 def test_a_client_that_has_left_before_its_image_is_read_leaves_no_work(
     null_server: RunningServer, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gone while its JSON is parsed on another thread, it is counted as gone, and the device never sees the image."""
-    parse = bodies._from_json_one
-    parsing, may_go_on = threading.Event(), threading.Event()
+    """Gone when its body has just been read, it is counted as gone, and the device never sees the image."""
+    read_one = predict.read_one
+    read, may_go_on = threading.Event(), threading.Event()
 
-    def held(body: bytes) -> bodies.Images:
-        parsing.set()
-        assert may_go_on.wait(30)
-        return parse(body)
+    async def held(request: Request) -> Images:
+        images = await read_one(request)
+        read.set()
+        assert await asyncio.to_thread(may_go_on.wait, 30)
+        return images
 
-    monkeypatch.setattr(bodies, "_from_json_one", held)
+    monkeypatch.setattr(predict, "read_one", held)
     registry = null_server.app.state.classifier.metrics.registry
 
     def gone() -> float:
@@ -186,7 +189,7 @@ def test_a_client_that_has_left_before_its_image_is_read_leaves_no_work(
         return registry.get_sample_value("resnet_requests_total", labels) or 0.0
 
     before, connections = gone(), null_server.server.server_state.connections
-    image = base64.b64encode(make_jpeg(403).ljust(10_000, b"\0"))  # large enough to be parsed off the event loop
+    image = base64.b64encode(make_jpeg(403))
     body = b'{"image": "%b"}' % image
     host, port = null_server.address.removeprefix("http://").split(":")
     leaver = socket.create_connection((host, int(port)))
@@ -194,7 +197,7 @@ def test_a_client_that_has_left_before_its_image_is_read_leaves_no_work(
         b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
         + body
     )
-    assert parsing.wait(30)
+    assert read.wait(30)
     others = len(connections) - 1
     leaver.close()
     wait_until(lambda: len(connections) == others)
@@ -317,33 +320,3 @@ def test_a_blocking_call_on_the_event_loop_is_noticed(
         patch.setattr(Classifier, "resolve_top_k", sleepy)
         assert post_image(client, make_jpeg(800)).status_code == 500
     assert post_image(client, make_jpeg(800)).status_code == 200
-
-
-def test_health_answers_while_clients_upload(null_server: RunningServer) -> None:
-    """Megabytes of JSON, base64 and forms are parsed elsewhere: /healthz answers between them, promptly."""
-    import base64
-
-    noise = base64.b64encode(bytes(6_000_000)).decode()
-    image = make_jpeg(900)
-
-    async def load() -> list[float]:
-        async with httpx.AsyncClient(base_url=null_server.address, timeout=60) as client:
-            uploads = [
-                asyncio.create_task(
-                    client.post("/predict", json={"image": noise})
-                    if number % 2
-                    else client.post("/predict", files={"image": bytes(8_000_000)})
-                )
-                for number in range(8)
-            ]
-            answers = []
-            while not all(upload.done() for upload in uploads):
-                began = time.monotonic()
-                assert (await client.get("/healthz")).status_code == 200
-                answers.append(time.monotonic() - began)
-            assert {upload.result().status_code for upload in uploads} == {415}
-            assert (await client.post("/predict", content=image)).status_code == 200
-            return answers
-
-    answers = asyncio.run(load())
-    assert len(answers) > 3

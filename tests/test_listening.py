@@ -8,11 +8,27 @@ import threading
 
 import pytest
 
-from app.listening import admit_no_more
+from app.listening import address_of, admit_no_more, listen, listen_together
+from app.settings import Settings
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's filters are Linux's")
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no sockets for both")
+@pytest.mark.parametrize("count", [1, 2])
+def test_all_addresses_of_ipv6_take_ipv4_along(count: int) -> None:
+    """RESNET_HOST=:: is reached by both, from one process and from several."""
+    settings = Settings(host="::", port=0)
+    listeners = [listen(settings)] if count == 1 else listen_together(settings, count)
+    port = listeners[0].getsockname()[1]
+    try:
+        assert address_of(settings, listeners[0]) == f"http://[::1]:{port}"
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, port), timeout=10).close()
+    finally:
+        for listener in listeners:
+            listener.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's filters are Linux's")
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_no_connection_is_made_after_the_last_one_is_admitted(host: str) -> None:
     """Connections that were made stay whole; who comes later is refused once the socket is closed, not reset."""

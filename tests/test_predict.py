@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -16,6 +18,7 @@ from tests.running import RunningServer
 
 IMAGE = make_jpeg(1)
 BASE64 = base64.b64encode(IMAGE).decode()
+JSON = {"Content-Type": "application/json"}
 
 
 def best(response: httpx.Response) -> int:
@@ -49,10 +52,16 @@ class Chunks:
         {"content": iter([IMAGE[:1000], IMAGE[1000:]])},
         {"files": form(IMAGE)},
         {"files": form(IMAGE, field="anything")},
-        {"files": form(IMAGE), "data": {"comment": "a field beside it"}},
+        {"files": form(IMAGE), "data": {"top_k": "5", "_charset_": "UTF-8", "left_empty": ""}},
+        {"files": {"image": (None, IMAGE)}},
+        {"files": {"image": (None, IMAGE, "image/jpeg")}},
+        {"files": [*form(IMAGE), ("second", ("", b"", "application/octet-stream"))]},
         {"json": {"image": BASE64}},
         {"json": {"image": f"data:image/jpeg;base64,{BASE64}"}},
         {"json": {"image": f"data:image/jpeg;name=a.jpg;base64,{BASE64}", "top_k": 5}},
+        {"json": {"image": f"data:image/jpeg;base64,{quote(BASE64, safe='')}", "top_k": 5.0}},
+        {"content": b"\xef\xbb\xbf" + json.dumps({"image": BASE64}).encode(), "headers": JSON},
+        {"content": json.dumps({"image": BASE64}), "headers": {"Content-Type": "application/vnd.mine+json"}},
         {"json": {"image": re.sub("(.{76})", "\\1\n", BASE64)}},
         {"content": json.dumps({"image": BASE64}), "headers": {"Content-Type": "application/json; charset=utf-8"}},
     ],
@@ -113,6 +122,23 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], int, str]] = {
     "no body": ({}, 400, "malformed_request"),
     "two files": ({"files": form(IMAGE, IMAGE)}, 400, "malformed_request"),
     "a form without a file": ({"files": {"image": (None, b"text")}}, 400, "malformed_request"),
+    "a form with a field that is not known": (
+        {"files": form(IMAGE), "data": {"topk": "5"}},
+        400,
+        "malformed_request",
+    ),
+    "top_k in a form that is a word": ({"files": form(IMAGE), "data": {"top_k": "many"}}, 422, "invalid_parameter"),
+    "top_k in a form and another in the query": (
+        {"files": form(IMAGE), "data": {"top_k": "3"}, "params": {"top_k": 2}},
+        422,
+        "invalid_parameter",
+    ),
+    "top_k in JSON that is a fraction": ({"json": {"image": BASE64, "top_k": 5.5}}, 422, "invalid_parameter"),
+    "JSON under another name": (
+        {"content": json.dumps({"image": BASE64}), "headers": {"Content-Type": "text/plain;charset=UTF-8"}},
+        415,
+        "unsupported_media_type",
+    ),
     "an empty file": ({"files": form(b"")}, 400, "malformed_request"),
     "a form cut short": (
         {
@@ -203,6 +229,40 @@ def check_problem(answer: httpx.Response) -> None:
     assert document["title"]
     assert document["detail"].endswith((".", "…", "}", "jpg"))
     assert isinstance(document["retryable"], bool)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+@pytest.mark.parametrize("kind", [None, "text/plain;charset=UTF-8", "application/x-www-form-urlencoded"])
+def test_a_content_type_that_is_missing_is_named(client: httpx.Client, path: str, kind: str | None) -> None:
+    """JSON and forms that come under no name, or under the one that fetch and curl -d give, are told which header."""
+    form_body = httpx.Request("POST", "http://test", files=form(IMAGE)).read()
+    headers = {} if kind is None else {"Content-Type": kind}
+    for body, said in (
+        (json.dumps({"image": BASE64}).encode(), "Content-Type: application/json"),
+        (b"\xef\xbb\xbf \n{\n" + json.dumps({"images": [BASE64]}).encode()[1:], "Content-Type: application/json"),
+        (form_body, "Content-Type: multipart/form-data"),
+    ):
+        answer = client.post(path, content=body, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+        assert said in answer.json()["detail"]
+        check_problem(answer)
+
+
+def test_a_form_field_that_is_not_known_is_named(client: httpx.Client) -> None:
+    """A misspelt field is an error that repeats its name; a form without a file is told what a file is."""
+    answer = client.post("/predict", files=form(IMAGE), data={"topk": "3"})
+    assert '"topk"' in answer.json()["detail"]
+    answer = client.post("/predict", files={"image": (None, b"text")})
+    assert "no part has a file name" in answer.json()["detail"]
+    answer = client.post("/predict", files=[("image", ("", b"", "application/octet-stream"))])
+    assert "left empty" in answer.json()["detail"]
+
+
+def test_top_k_in_a_form(client: httpx.Client) -> None:
+    """top_k may be a form's field, on both paths."""
+    for path in ("/predict", "/predict/batch"):
+        document = client.post(path, files=form(IMAGE), data={"top_k": "2"}).json()
+        assert len((document if path == "/predict" else document["results"][0])["predictions"]) == 2
 
 
 def test_two_files_are_sent_to_the_batch_path(client: httpx.Client) -> None:
@@ -306,3 +366,25 @@ def test_batch_has_a_body_limit_of_its_own(client: httpx.Client) -> None:
     images = [bytes(6_000_000), bytes(6_000_000), IMAGE]
     answer = client.post("/predict/batch", files=form(*images))
     assert [result["status"] for result in answer.json()["results"]] == [415, 415, 200]
+
+
+def test_other_clients_are_understood(null_server: RunningServer) -> None:
+    """The standard library's client and requests send a body in pieces, bytes without a file name and fields beside."""
+    requests = pytest.importorskip("requests")
+    host, port = null_server.address.removeprefix("http://").split(":")
+    expected = null_classes(IMAGE)[0]
+
+    def best_of(document: Any) -> int:
+        return int(document["predictions"][0]["class_id"])
+
+    for files in ({"image": IMAGE}, {"image": (None, IMAGE)}, {"image": ("früh.jpg", IMAGE, "image/jpeg")}):
+        answer = requests.post(f"{null_server.address}/predict", files=files, data={"top_k": 1}, timeout=30)
+        assert (answer.status_code, best_of(answer.json())) == (200, expected)
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    for body, headers in (
+        (iter([IMAGE[:100], IMAGE[100:]]), {}),
+        (json.dumps({"image": BASE64}), JSON),
+    ):
+        connection.request("POST", "/predict", body, headers)
+        assert best_of(json.loads(connection.getresponse().read())) == expected
+    connection.close()

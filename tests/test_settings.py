@@ -43,6 +43,36 @@ def test_settings_reach_other_processes(given: str) -> None:
     assert again.slo_p99_ms == float(given)
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://a.example", "https://a.example"),
+        ("HTTPS://A.example:443", "https://a.example"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[::1]:80", "http://[::1]"),
+        ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+        ("*", "*"),
+        ("null", "null"),
+    ],
+)
+def test_origins_are_as_browsers_send_them(given: str, kept: str) -> None:
+    """Small letters, and no port that is the scheme's own."""
+    assert load_settings(cors_origins=given).cors_origins == (kept,)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("https://a.example/", "https://a.example/app", "a.example", "localhost:3000", "https://", "//a.example"),
+        *("https://*.example", "https://me@a.example", "https://a.example?x", "https://a.example:port", "https://a b"),
+    ],
+)
+def test_an_origin_that_would_match_no_page_is_refused(given: str) -> None:
+    """A path, a slash at the end or no scheme is told at the start, with what an origin is."""
+    with pytest.raises(SettingError, match=r"RESNET_CORS_ORIGINS .*is no origin: an origin is a scheme"):
+        load_settings(cors_origins=f"https://good.example,{given}")
+
+
 def test_settings_do_not_change() -> None:
     """A setting cannot be assigned once the service has its settings."""
     with pytest.raises(ValueError, match="frozen"):

@@ -47,8 +47,9 @@ def end_of(connection: socket.socket, began: float) -> tuple[list[Answer], float
     return answers_in(receive_all(connection)), time.monotonic() - began
 
 
-def check_timeout(answers: list[Answer]) -> None:
+def check_timeout(answers: list[Answer], retryable: bool = True) -> None:
     (answer,) = answers
+    assert answer.json()["retryable"] is retryable
     assert answer.status == 408
     assert answer.json()["code"] == "request_timeout"
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
@@ -97,7 +98,7 @@ def test_a_byte_at_a_time_does_not_move_the_deadline(server: RunningServer, head
         answers, seconds = end_of(connection, began)
         ended.set()
         dripping.result(WAIT_SECONDS)
-    check_timeout(answers)
+    check_timeout(answers, retryable=not head)
     assert seconds < HEADER_SECONDS + BODY_SECONDS + LATE_SECONDS
 
 
@@ -111,12 +112,36 @@ def test_a_stuck_body_is_a_408(server: RunningServer) -> None:
     assert BODY_SECONDS - EARLY_SECONDS <= seconds < BODY_SECONDS + LATE_SECONDS
 
 
+def test_a_body_that_is_too_slow_is_not_worth_another_try(server: RunningServer) -> None:
+    """One that still comes when its time is over is a 408 that is not retryable: at that pace it fails again."""
+    ended = threading.Event()
+    with connect(server) as connection, ThreadPoolExecutor() as pool:
+        connection.sendall(HEAD + b"\r\n")
+        dripping = pool.submit(drip, connection, bytes(2000), ended)
+        answers, _ = end_of(connection, time.monotonic())
+        ended.set()
+        dripping.result(WAIT_SECONDS)
+    check_timeout(answers, retryable=False)
+    assert "too slowly" in answers[0].json()["detail"]
+
+
 def test_bytes_buy_a_body_time_up_to_a_limit() -> None:
     """10 s, a second more for each 64 kB, at most 60 s."""
     limits = UploadLimits(1, 1, 10.0, 64_000, 60.0)
     assert limits.allowed_seconds(0) == 10
     assert limits.allowed_seconds(640_000) == 20
     assert limits.allowed_seconds(10_000_000) == 60
+
+
+@pytest.mark.parametrize(("bytes_per_second", "passes"), [(40_000, True), (15_000, True), (10_000, False)])
+def test_a_phone_is_fast_enough(bytes_per_second: int, passes: bool) -> None:
+    """By default a photo of 1.6 MB may come at 15 kB/s and more, and never runs out of time on its way."""
+    settings = Settings()
+    limits = UploadLimits(
+        1, 1, settings.body_timeout_seconds, settings.body_min_rate, settings.body_timeout_max_seconds
+    )
+    seconds = range(1_600_000 // bytes_per_second + 1)
+    assert all(second <= limits.allowed_seconds(second * bytes_per_second) for second in seconds) is passes
 
 
 def test_a_connection_may_rest_between_requests(server: RunningServer) -> None:

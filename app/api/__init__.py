@@ -1,6 +1,7 @@
 """The doors: HTTP in, HTTP out. What a door needs of the service, it takes from the lifespan's state."""
 
 from .access_log import AccessLog
+from .cors import Cors
 from .docs import describe_openapi
 from .docs import router as docs_router
 from .early_refusals import EarlyRefusals
@@ -11,16 +12,18 @@ from .paths import fixed_paths
 from .predict import ShortWay
 from .predict import router as predict_router
 from .problems import problem_handlers
-from .protocol import ConnectionLimits, HttpProtocol
+from .protocol import SPARE_CONNECTIONS, ConnectionLimits, HttpProtocol
 from .service import Service, State
 from .turns import Turns
 from .uploads import UploadLimits, Uploads
 
 __all__ = [
+    "SPARE_CONNECTIONS",
     "AccessLog",
     "Admission",
     "BodyLimits",
     "ConnectionLimits",
+    "Cors",
     "EarlyAnswers",
     "EarlyRefusals",
     "Guard",

@@ -29,14 +29,17 @@ _ADVICE = {
     "method_not_allowed": ("the path does not answer that method", "see the `Allow` header"),
     "request_timeout": (
         "headers or body did not come in time",
-        "send again without pauses, or over a faster connection",
+        "where it is `retryable`, send again without pauses; else a smaller image, or over a faster connection",
     ),
     "body_too_large": (
         "over `RESNET_MAX_BODY_BYTES` or `RESNET_MAX_BATCH_BODY_BYTES`",
         "send a smaller image, or raise the limit",
     ),
     "too_many_images": ("over `RESNET_MAX_IMAGES` in one batch", "split the batch"),
-    "unsupported_media_type": ("a batch that is neither a form nor JSON", "send `multipart/form-data` or JSON"),
+    "unsupported_media_type": (
+        "a batch that is neither a form nor JSON, or JSON or a form whose `Content-Type` does not say so",
+        "send it with its `Content-Type`",
+    ),
     "unsupported_image_format": ("not JPEG, PNG, WebP, GIF or BMP", "convert it"),
     "unsupported_encoding": ("the body has a `Content-Encoding`", "send it plain"),
     "image_corrupt": ("truncated or damaged", "send the whole file"),
@@ -49,7 +52,7 @@ _ADVICE = {
         "save it again as a baseline JPEG or a PNG",
     ),
     "invalid_parameter": (
-        "`top_k` or `X-Request-Timeout-Ms` is out of range, or query and JSON disagree",
+        "`top_k` or `X-Request-Timeout-Ms` is out of range or no number, or query and body disagree",
         "mend the parameter",
     ),
     "headers_too_large": (
@@ -60,7 +63,7 @@ _ADVICE = {
     "model_output_invalid": ("the model answered this image with NaN or infinity", "look at the checkpoint"),
     "not_ready": ("the model is loading or warming up", "wait `Retry-After`, then again"),
     "overloaded": (
-        "more requests wait, or more bodies are on their way, than can be answered in time",
+        "more requests wait, more bodies are on their way or more connections are open than can be answered in time",
         "wait `Retry-After`, then again",
     ),
     "out_of_memory": ("the device's memory is full", "wait `Retry-After`, then again"),

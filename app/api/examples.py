@@ -37,6 +37,7 @@ _TOP_K = {
     "description": "How many classes to answer with; at most as many as the model has.",
     "examples": [5],
 }
+_FORM_TOP_K = {"type": "integer", "minimum": 1, "description": "As in the query.", "examples": [5]}
 _IMAGE = {"type": "string", "minLength": 1, "description": "Base64, bare or as a data: URL."}
 _FILE = {
     "type": "string",
@@ -56,7 +57,9 @@ REQUEST_BODY: dict[str, Any] = {
             },
             "example": {"image": _small_base64(), "top_k": 5},
         },
-        "multipart/form-data": {"schema": {"type": "object", "required": ["image"], "properties": {"image": _FILE}}},
+        "multipart/form-data": {
+            "schema": {"type": "object", "required": ["image"], "properties": {"image": _FILE, "top_k": _FORM_TOP_K}}
+        },
         **{media_type: _BINARY for media_type in _RAW_TYPES},
     },
 }
@@ -77,7 +80,7 @@ BATCH_REQUEST_BODY: dict[str, Any] = {
             "schema": {
                 "type": "object",
                 "required": ["images"],
-                "properties": {"images": {"type": "array", "minItems": 1, "items": _FILE}},
+                "properties": {"images": {"type": "array", "minItems": 1, "items": _FILE}, "top_k": _FORM_TOP_K},
             }
         },
     },

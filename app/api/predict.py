@@ -17,7 +17,8 @@ from ..errors import InvalidParameter, Overloaded, ServiceError, Unavailable
 from ..loading import LoadedModel
 from ..types import Classification
 from .access_log import CLIENT_GONE
-from .bodies import Images, read_many, read_one
+from .bodies import read_many, read_one
+from .carried import Images
 from .examples import BATCH_REQUEST_BODY, REQUEST_BODY
 from .paths import own_path
 from .problems import answer_to, problem
@@ -169,7 +170,7 @@ def _deadline(service: Service, timeout_ms: int | None) -> float:
 
 def _top_k(classifier: Classifier, model: LoadedModel, query: int | None, carried: Images) -> int:
     if query is not None and carried.top_k is not None and query != carried.top_k:
-        raise InvalidParameter("top_k in the query contradicts top_k in the JSON.")
+        raise InvalidParameter("top_k in the query contradicts top_k in the body.")
     return classifier.resolve_top_k(model, carried.top_k if query is None else query)
 
 

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from ..errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError
+from ..batching import retry_after_seconds
+from ..errors import HeadersTooLarge, MalformedRequest, Overloaded, RequestTimeout, ServiceError, Unavailable
 from .early_refusals import EarlyRefusals
+from .half_closed import HalfClosed
 from .joined_writes import JoinedWrites
 from .problems import MEDIA_TYPE, problem
 from .refused_request import RefusedRequest
@@ -32,6 +36,12 @@ _DISCARD_BYTES = 64 * 1024 * 1024
 _DISCARD_SECONDS = 2.0
 # Around its chunks a chunked body may have as many bytes as a chunk a byte long takes, and a bit.
 _FRAMING = 8
+# Connections over the bound whose request is still read, for it may be a health check.
+SPARE_CONNECTIONS = 64
+_ALWAYS_ANSWERED = (b"/healthz", b"/readyz", b"/metrics")
+_CROWDED = "More connections are open than this server takes. Try again, or use one that is open already."
+_RETRY_SECONDS = 1.0
+_MAPPED_IPV4 = "::ffff:"
 _FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
 
 
@@ -45,6 +55,8 @@ class ConnectionLimits:
     header_count: int
     response_seconds: float
     """How long an answer may lie unread."""
+    connections: int
+    """Open at once; past it only health checks are answered."""
     on_refusal: Callable[[ServiceError, dict[str, Any]], None] = lambda error, scope: None
     """Told of each request that ended here, with what is known of it as in an ASGI scope."""
     early_refusals: EarlyRefusals | None = None
@@ -77,12 +89,25 @@ class HttpProtocol(HttpToolsProtocol):
         self._repeats_head = False
         # The request that is refused by its headers, until its body has ended and its answer is sent.
         self._early: RefusedRequest | None = None
+        self._is_extra = False
+        self._half_closed: HalfClosed | None = None
 
     # --- what is read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._await_head()
+        if self.client and self.client[0].startswith(_MAPPED_IPV4):
+            # As proxies and logs know it, and not as a socket for both sees it.
+            self.client = (self.client[0].removeprefix(_MAPPED_IPV4), self.client[1])
+        self._is_extra = self._is_crowded()
+        if self._is_crowded(SPARE_CONNECTIONS):
+            self._is_refused = True
+            self._answer_refusal(_crowded(), {"root_path": self.root_path, "client": self.client}, wait=False)
+        else:
+            self._await_head()
+
+    def _is_crowded(self, spare: int = 0) -> bool:
+        return len(self.connections) > self._limits.connections + spare
 
     @property
     def awaits_head(self) -> bool:
@@ -95,6 +120,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._disconnect(self._running)
         if self._early is not None:
             self._early.connection_lost()
+        if self._half_closed is not None:
+            self._half_closed.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -111,6 +138,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._feed(data)
         except httptools.HttpParserError:
             self.send_400_response("")
+        self._tell_app()
         if self._in_message and not self._is_refused:
             # Names and values that are not complete, trailers and chunks' extensions reach no callback: whatever came
             # and is no body is counted here.
@@ -166,9 +194,13 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_awaiting_head()
         if self.parser.get_http_version() not in ("1.1", "1.0"):
             self._raise(MalformedRequest(_NOT_HTTP))
+        if self._is_extra and self._is_crowded() and self.url.partition(b"?")[0] not in _ALWAYS_ANSWERED:
+            self._raise(_crowded())
         if self._refuses_early():
             return
         super().on_headers_complete()
+        if self._is_extra:
+            self.cycle.keep_alive = False
         if not self.pipeline:
             self._running = self.cycle
         if self.scope["method"] != "HEAD":
@@ -189,14 +221,22 @@ class HttpProtocol(HttpToolsProtocol):
         if refusal is None:
             self.scope["is_checked"] = True  # type: ignore[typeddict-unknown-key]
             return False
-        keeps = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1"
+        keeps = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1" and not self._is_extra
         self._early = RefusedRequest(self, refusals, refusal, keeps_connection=keeps)
         return True
 
     def on_body(self, body: bytes) -> None:
+        # Called for each chunk, and a piece of data may have 40,000: what is for all of them is in `_tell_app`.
         self._body_bytes += len(body)
-        if self._early is None:
-            super().on_body(body)
+        if self._early is None and not self.cycle.response_complete:
+            self.cycle.body += body
+
+    def _tell_app(self) -> None:
+        """That more of its body is here; read no further where it has enough."""
+        if self._early is None and self.cycle is not None and self.cycle.body:
+            if len(self.cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade() and any(name in _FRAMING_HEADERS for name, _ in self.headers):
@@ -295,7 +335,7 @@ class HttpProtocol(HttpToolsProtocol):
                 faulty.scope["answered_below"] = True  # type: ignore[typeddict-unknown-key]
                 self._answer_refusal(error, faulty.scope)
 
-    def _answer_refusal(self, error: ServiceError, scope: Any) -> None:
+    def _answer_refusal(self, error: ServiceError, scope: Any, wait: bool = True) -> None:
         self._unset_keepalive_if_required()
         scope.setdefault("request_id", new_request_id())
         body = json.dumps(problem(error, scope), separators=(",", ":")).encode()
@@ -305,9 +345,14 @@ class HttpProtocol(HttpToolsProtocol):
             "x-request-id": scope["request_id"],
             "connection": "close",
         }
+        if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
+            head["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
         lines = b"".join(f"{name}: {value}\r\n".encode() for name, value in head.items())
         self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
-        self._shut_and_discard()
+        if not wait or self._half_closed is not None:
+            self.transport.close()
+        else:
+            self._shut_and_discard()
         self._limits.on_refusal(error, scope)
 
     def _shut_and_discard(self) -> None:
@@ -323,12 +368,30 @@ class HttpProtocol(HttpToolsProtocol):
             self._running = self.pipeline[-1][0]
         super().on_response_complete()
         if is_last and self._refuse_at_last is not None and not self.transport.is_closing():
-            self._refuse_at_last()
+            refuse, self._refuse_at_last = self._refuse_at_last, None
+            refuse()
 
-    def eof_received(self) -> None:
-        # After a refusal nothing is left to say; else asyncio closes the connection by itself.
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether the connection stays: for a client that has sent whole requests, and waits for their answers."""
+        if self._early is not None:
+            self._early.send(closes=True)
+            return False
+        if self._running is None or self.cycle.response_complete:
+            return False
         if self._is_refused:
-            self.transport.close()
+            if self._refuse_at_last is None:
+                return False  # the refusal is written
+        elif self._in_message and not self.awaits_head:
+            return False  # in the middle of a body
+        else:
+            self._stop_awaiting_head()
+            self.cycle.keep_alive = False
+        self._half_closed = HalfClosed(self.transport, self._may_send_interim)
+        return True
+
+    def _may_send_interim(self) -> bool:
+        running = self._running
+        return running is not None and not running.response_started and running.scope["http_version"] != "1.0"
 
     # --- who has left
 
@@ -365,3 +428,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self.transport.abort()
         else:
             self._stalled_at = None
+
+
+def _crowded() -> Overloaded:
+    return Overloaded(_CROWDED, retry_after_seconds(_RETRY_SECONDS))

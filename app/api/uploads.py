@@ -13,11 +13,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..batching import retry_after_seconds
-from ..errors import Overloaded, RequestTimeout, ServiceError
+from ..errors import BodyTooSlow, Overloaded, RequestTimeout, ServiceError
 from ..metrics import Metrics
 from .middleware import refuse
 
 _RETRY_SECONDS = 1.0
+# A body of which nothing has come for this share of its time has stalled; one that still comes is slow.
+_STALLED_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class _Body:
 
     def __init__(self, uploads: Uploads) -> None:
         self._uploads = uploads
-        self._began = time.monotonic()
+        self._began = self._last_piece_at = time.monotonic()
         self._received = 0
         self._is_open = True
         uploads.open += 1
@@ -84,12 +86,15 @@ class _Body:
         if not self._is_open:
             return await receive()
         limits = self._uploads.limits
-        left = self._began + limits.allowed_seconds(self._received) - time.monotonic()
+        allowed = limits.allowed_seconds(self._received)
+        left = self._began + allowed - time.monotonic()
         try:
             async with asyncio.timeout(max(0.0, left)):
                 message = await receive()
         except TimeoutError:
-            raise RequestTimeout() from None
+            has_stalled = time.monotonic() - self._last_piece_at > _STALLED_SHARE * allowed
+            raise RequestTimeout() if has_stalled else BodyTooSlow() from None
+        self._last_piece_at = time.monotonic()
         size = len(message.get("body", b""))
         self._received += size
         self._uploads.held_bytes += size

@@ -59,6 +59,9 @@ def divide(settings: Settings, workers: int) -> list[Settings]:
                 update={
                     "decode_threads": slots,
                     "decode_memory_bytes": (slots + spare) * plan.slot_bytes,
+                    "max_connections": settings.max_connections
+                    if settings.max_connections == "auto"
+                    else max(1, _share(settings.max_connections, number, workers)),
                     "max_open_uploads": max(1, _share(settings.max_open_uploads, number, workers)),
                     "max_received_bytes": max(largest_body, _share(settings.max_received_bytes, number, workers)),
                 }
