@@ -117,10 +117,9 @@ class Classifier:
         self.schedule.check(engine.device, seconds, self.decoder.predicted_seconds())
         return model
 
-    def admit(self, seconds: float | None = None, *, is_checked: bool = False) -> Admitted:
-        """Accept a request by its headers. `is_checked` says that `check` was asked just now. Raises as `check`."""
-        model = self.model if is_checked and self.model is not None else self.check(seconds)
-        return Admitted(model, self.schedule.announce())
+    def admit(self, seconds: float | None = None) -> Admitted:
+        """Accept a request by its headers. Raises as `check`."""
+        return Admitted(self.check(seconds), self.schedule.announce())
 
     def predicted_wait_seconds(self) -> float:
         """How long an image that came now would wait for the device; 0 while there is no model."""

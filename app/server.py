@@ -224,7 +224,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     app.state.classifier = classifier
     app.state.access_log = access_log
     app.state.early_refusals = EarlyRefusals(
-        classifier.check, access_log, turns, paths=_ADMITTED, has_cors=bool(settings.cors_origins)
+        classifier.admit, access_log, turns, paths=_ADMITTED, has_cors=bool(settings.cors_origins)
     )
     app.openapi = partial(describe_openapi, app)  # type: ignore[method-assign]
     for router in routers:

@@ -1,56 +1,66 @@
-"""The load curve: what a service still answers, and how late, while more and more is asked of it."""
+"""The load curves: what a service still answers, and how late, while more and more is asked of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-_GOOD, _IDEAL, _LATE = "#1b7f5c", "#9aa5b1", "#b3541e"
+_COLOURS = ("#1b7f5c", "#b3541e", "#2a5ea8", "#8a5aa8")
+_IDEAL = "#9aa5b1"
 
 
 class Point(Protocol):
-    """One rate of arrivals."""
+    """One load."""
 
     @property
-    def offered(self) -> float: ...
+    def load(self) -> str: ...
     @property
-    def goodput(self) -> float: ...
-    @property
-    def p50_ms(self) -> float: ...
+    def share(self) -> float: ...
     @property
     def p99_ms(self) -> float: ...
+
+
+class Curve(Protocol):
+    """One service and all its loads."""
+
     @property
-    def times_peak(self) -> float: ...
+    def limit(self) -> str: ...
+    @property
+    def processes(self) -> str: ...
+    @property
+    def deadline_ms(self) -> float: ...
+    @property
+    def rows(self) -> Sequence[Any]: ...
 
 
-def draw(peak: float, points: Sequence[Point], deadline_ms: float, path: Path) -> None:
-    """Goodput above, latency of what was accepted below, both over the offered load; written to `path` as PNG."""
+def draw(curves: Sequence[Curve], path: Path) -> None:
+    """Goodput over the load above, latency of what was accepted as a share of its limit below; both for open loops on
+    the left and for storms on the right. Written to `path` as PNG.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    goodput, latency = figure.subplots(2, 1, sharex=True)
-    offered = [point.offered for point in points]
-    for axes in (goodput, latency):
-        axes.set_xscale("log")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.axvline(peak, color=_IDEAL, linewidth=1, linestyle=":")
-    goodput.plot(
-        offered, [min(rate, peak) for rate in offered], color=_IDEAL, linestyle="--", label="the most possible"
-    )
-    goodput.plot(offered, [point.goodput for point in points], color=_GOOD, marker="o", label="answered in time")
-    goodput.set_ylim(0, peak * 1.2)
-    goodput.set_ylabel("answers a second")
-    goodput.set_title("What is answered in time, over what is asked", loc="left")
-    goodput.legend(frameon=False, loc="lower right")
-    latency.axhline(deadline_ms, color=_IDEAL, linestyle="--", label="deadline")
-    latency.plot(offered, [point.p99_ms for point in points], color=_LATE, marker="o", label="p99 of the accepted")
-    latency.plot(offered, [point.p50_ms for point in points], color=_GOOD, marker="o", label="median of the accepted")
-    latency.set_ylim(0, deadline_ms * 1.2)
-    latency.set_ylabel("milliseconds")
-    latency.set_xlabel("requests a second, as multiples of the peak (the dotted line)")
-    latency.set_xticks(offered, [f"{point.times_peak:g}×" for point in points])
-    latency.minorticks_off()
-    latency.legend(frameon=False, loc="center right")
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    axes = figure.subplots(2, 2, sharex="col", sharey="row", width_ratios=(2, 1))
+    for column, is_storm in enumerate((False, True)):
+        goodput, latency = axes[0][column], axes[1][column]
+        for each in (goodput, latency):
+            each.grid(alpha=0.25)
+            each.spines[["top", "right"]].set_visible(False)
+            each.axhline(1.0, color=_IDEAL, linestyle="--")
+        for curve, colour in zip(curves, _COLOURS, strict=False):
+            points = [row for row in curve.rows if row.load.startswith("storm") == is_storm]
+            names = [point.load.removeprefix("storm of ").replace("x", "×") for point in points]
+            told = f"{curve.limit}, {curve.processes}"
+            line = {"color": colour, "marker": "o", "linestyle": "" if is_storm else "-", "label": told}
+            goodput.plot(names, [point.share for point in points], **line)
+            latency.plot(names, [point.p99_ms / curve.deadline_ms for point in points], **line)
+        latency.set_xlabel("clients that ask again at once" if is_storm else "requests, as multiples of the peak")
+    axes[0][0].set_ylim(0, 1.15)
+    axes[0][0].set_ylabel("answered in time, of the peak")
+    axes[0][0].set_title("Arrivals that wait for nobody", loc="left")
+    axes[0][1].set_title("Storms", loc="left")
+    axes[0][0].legend(frameon=False, loc="lower left")
+    axes[1][0].set_ylim(0, 1.15)
+    axes[1][0].set_ylabel("p99 of the accepted, of its limit")
     figure.savefig(path, dpi=120)

@@ -15,6 +15,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from ..classifier import Admitted
 from ..errors import ServiceError, Unavailable
 from .access_log import AccessLog
 from .problems import MEDIA_TYPE, problem
@@ -43,26 +44,26 @@ class EarlyRefusals:
 
     def __init__(
         self,
-        check: Callable[[float | None], object],
+        admit: Callable[[float | None], Admitted],
         log: AccessLog,
         turns: Turns,
         *,
         paths: frozenset[str],
         has_cors: bool,
     ) -> None:
-        """`check` is given the seconds that the client asks for, if it does, and raises why it is refused.
+        """`admit` is given the seconds that the client asks for, if it does, and raises why it is refused.
 
         With `has_cors` a browser's request from another origin goes the usual way, where its headers are added.
         """
-        self._check = check
+        self._admit = admit
         self._log = log
         self.turns = turns
         self._paths = frozenset(path.encode() for path in paths)
         self._has_cors = has_cors
         self._bodies: dict[tuple[str, str, str], tuple[bytes, bytes]] = {}
 
-    def look(self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]]) -> EarlyRefusal | None:
-        """Why a request is refused; None where it is not, or not here. `headers` have names in lower case."""
+    def look(self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]]) -> EarlyRefusal | Admitted | None:
+        """Whether a request is refused or admitted; None where others decide. `headers` have names in lower case."""
         path = url.partition(b"?")[0]
         if method != b"POST" or path not in self._paths:
             return None
@@ -71,7 +72,7 @@ class EarlyRefusals:
             return None
         began = time.thread_time()
         try:
-            self._check(asked_seconds(named.get(b"x-request-timeout-ms", b"")))
+            return self._admit(asked_seconds(named.get(b"x-request-timeout-ms", b"")))
         except Unavailable as error:
             is_small = b"transfer-encoding" not in named and int(named.get(b"content-length", b"0")) <= SMALL_BYTES
             refusal = EarlyRefusal(
@@ -83,7 +84,6 @@ class EarlyRefusals:
             )
             self.turns.took(time.thread_time() - began)
             return refusal
-        return None
 
     def render(
         self, refusal: EarlyRefusal, default_headers: list[tuple[bytes, bytes]], root_path: str, *, closes: bool

@@ -167,7 +167,8 @@ class Guard:
 class Admission:
     """Refuses images before their bodies are read while the service cannot take them.
 
-    The service's own connections ask first, before a request becomes one (`EarlyRefusals`), and say so in the scope.
+    The service's own connections ask first, before a request becomes one (`EarlyRefusals`): what was admitted is in the
+    scope.
     """
 
     def __init__(self, app: ASGIApp, paths: frozenset[str], classifier: Classifier, turns: Turns) -> None:
@@ -182,7 +183,7 @@ class Admission:
             return
         asked = asked_seconds(Headers(scope=scope).get("x-request-timeout-ms", "").encode("latin-1"))
         try:
-            admitted = self.classifier.admit(asked, is_checked="is_checked" in scope)
+            admitted = scope.get("admitted") or self.classifier.admit(asked)
         except ServiceError as error:
             await asyncio.sleep(self.turns.wait_seconds())
             await refuse(error, scope, receive, send)

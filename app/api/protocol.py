@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ..batching import retry_after_seconds
 from ..errors import HeadersTooLarge, MalformedRequest, Overloaded, RequestTimeout, ServiceError, Unavailable
-from .early_refusals import EarlyRefusals
+from .early_refusals import EarlyRefusal, EarlyRefusals
 from .half_closed import HalfClosed
 from .joined_writes import JoinedWrites
 from .problems import MEDIA_TYPE, problem
@@ -217,12 +217,13 @@ class HttpProtocol(HttpToolsProtocol):
         is_idle = self.cycle is None or self.cycle.response_complete
         if refusals is None or not is_idle or self.parser.should_upgrade() or self._early is not None:
             return False
-        refusal = refusals.look(self.parser.get_method(), self.url, self.headers)
-        if refusal is None:
-            self.scope["is_checked"] = True  # type: ignore[typeddict-unknown-key]
+        looked = refusals.look(self.parser.get_method(), self.url, self.headers)
+        if not isinstance(looked, EarlyRefusal):
+            # From now on it counts, before anything else that is read.
+            self.scope["admitted"] = looked  # type: ignore[typeddict-unknown-key]
             return False
         keeps = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1" and not self._is_extra
-        self._early = RefusedRequest(self, refusals, refusal, keeps_connection=keeps)
+        self._early = RefusedRequest(self, refusals, looked, keeps_connection=keeps)
         return True
 
     def on_body(self, body: bytes) -> None:

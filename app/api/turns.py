@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 # Of one core. A refusal that comes too early for it waits, and with it the client that would ask again at once.
-_SHARE_OF_A_CORE = 0.1
+_SHARE_OF_A_CORE = 0.05
 _LONGEST_SECONDS = 1.0
 # Refusals that come together after a quiet time are sent at once.
 _BURST_SECONDS = 0.05

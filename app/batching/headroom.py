@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections import deque
+
 # Of the images that are admitted with no time to spare, about this share may miss their deadline.
 _MAY_MISS = 0.005
-_STEP = 0.02
+# So many say how wrong predictions are now: what disturbed the machine a while ago is forgotten.
+_WINDOW = 400
 _AT_FIRST = 0.1
 _MOST = 0.5
 
 
 class Headroom:
-    """A running estimate of the 99.5th percentile of lateness, as a share of the time that an image has.
-
-    Each observation moves the estimate by a fixed step, down by `_MAY_MISS` of it or up by the rest: it rests where as
-    many are above it as may be (stochastic approximation of a quantile; Robbins and Monro, 1951).
-    """
+    """The 99.5th percentile of the latest images' lateness, as a share of the time that each had."""
 
     def __init__(self) -> None:
-        self.share = _AT_FIRST
+        self._latest: deque[float] = deque([_AT_FIRST] * _WINDOW)
+        self._sorted: list[float] = list(self._latest)
+
+    @property
+    def share(self) -> float:
+        return self._sorted[-1 - int(_MAY_MISS * _WINDOW)]
 
     def observe(self, late_by: float) -> None:
         """An image was answered `late_by` of its time later than predicted (negative: earlier)."""
-        moved = self.share + _STEP * ((1 - _MAY_MISS) if late_by > self.share else -_MAY_MISS)
-        self.share = min(max(moved, 0.0), _MOST)
+        late_by = min(max(late_by, 0.0), _MOST)
+        del self._sorted[bisect_left(self._sorted, self._latest.popleft())]
+        self._latest.append(late_by)
+        insort(self._sorted, late_by)

@@ -48,12 +48,26 @@ class DeviceForecast:
 
     def starts_in(self, ahead: int) -> float:
         """Seconds until the batch of an image starts that has `ahead` reservations before it."""
-        waiting = max(0, ahead - self.running)
-        return self.free_in_seconds + waiting // self.batch_size * self.batch_seconds / self.slots
+        return self._starts_in(self._batch_of(ahead))
 
-    def run_seconds(self, ahead: int) -> float:
-        """How long its batch takes: alone on an idle device, else filled by what comes meanwhile."""
-        return self.batch_seconds if ahead else self.single_seconds
+    def ends_in(self, ahead: int, last: int | None = None) -> float:
+        """Seconds until its batch ends, which fills up to the reservation that has `last` before it, or to its own.
+
+        It may grow: who is admitted later must not make it too long for one that is in it.
+        """
+        batch = self._batch_of(ahead)
+        in_batch = max(0, (ahead if last is None else last) - self.running) - batch * self.batch_size + 1
+        return self._starts_in(batch) + self._takes(min(in_batch, self.batch_size))
+
+    def _batch_of(self, ahead: int) -> int:
+        return max(0, ahead - self.running) // self.batch_size
+
+    def _starts_in(self, batch: int) -> float:
+        return self.free_in_seconds + batch * self.batch_seconds / self.slots
+
+    def _takes(self, images: int) -> float:
+        each = (self.batch_seconds - self.single_seconds) / max(1, self.batch_size - 1)
+        return self.single_seconds + (images - 1) * each
 
 
 @dataclass(slots=True, eq=False)
@@ -171,11 +185,10 @@ class Schedule:
         held = len(self._deadlines) + others + announced
         ahead = bisect_right(self._deadlines, deadline) + others + announced
         starts_in = device.starts_in(ahead)
-        run_seconds = device.run_seconds(ahead)
         if held >= self._most_waiting + device.capacity:
             self._count_shed("full")
             raise Overloaded(retry_after_seconds=retry_after_seconds(starts_in))
-        expected_at = now + max(starts_in, decode_seconds) + run_seconds
+        expected_at = now + device.ends_in(ahead) + max(0.0, decode_seconds - starts_in)
         late_by = expected_at + self.headroom.share * max(0.0, deadline - now) - deadline
         late_by = max(late_by, self._delays_others_by(device, now, deadline, others + announced))
         if held and late_by > 0:
@@ -184,24 +197,27 @@ class Schedule:
         return expected_at
 
     def _delays_others_by(self, device: DeviceForecast, now: float, deadline: float, others: int) -> float:
-        """By how much an image would make one late that was admitted before and is less urgent.
+        """By how much an image would make one late that was admitted before and is less urgent or in the same batch.
 
-        A batch is filled up before the next one begins: only the first image of each moves to a later batch.
+        Where its batch is not full, that takes longer. Else the last of it and of each later one moves to the next.
         """
-        first = bisect_right(self._deadlines, deadline)
+        own = bisect_right(self._deadlines, deadline)
+        count, size = len(self._deadlines), device.batch_size
         worst = 0.0
-        ahead_of_first = first + others - device.running
-        step = device.batch_size
-        # The first image at or behind `first` that is now the last of its batch.
-        number = first + (-1 - ahead_of_first) % step
-        while number < len(self._deadlines):
-            ahead = number + others
-            run = device.run_seconds(ahead)
+        # The number, among those that wait, of the most urgent one in the batch.
+        first = max(0, own + others - device.running) // size * size
+        while True:
+            # Its index, with the new image in its place.
+            index = max(0, first - others + device.running)
+            number = index if index < own else max(index - 1, own)
+            if number >= count:
+                return worst
             due = self._deadlines[number]
-            if now + device.starts_in(ahead) + run <= due:
-                worst = max(worst, now + device.starts_in(ahead + 1) + run - due)
-            number += step
-        return worst
+            before = now + device.ends_in(number + others, count - 1 + others)
+            after = now + device.ends_in(number + others + (number >= own), count + others)
+            if before <= due:
+                worst = max(worst, after - due)
+            first += size
 
     def _others(self) -> int:
         return self._shared.others() if self._shared is not None else 0
