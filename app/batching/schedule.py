@@ -31,7 +31,7 @@ class DeviceForecast:
     free_in_seconds: float
     """Until the next of its slots is free; 0 where one is."""
     running: int
-    """Images in the batches that run."""
+    """Images in the batches that run, but for those that nobody waits for any more."""
     slots: int
     """Batches that run at once."""
     batch_size: int
@@ -46,9 +46,8 @@ class DeviceForecast:
         """Images that can be on the device at once."""
         return self.slots * self.batch_size
 
-    def starts_in(self, ahead: int) -> float:
-        """Seconds until the batch of an image starts that has `ahead` reservations before it."""
-        waiting = max(0, ahead - self.running)
+    def starts_in(self, waiting: int) -> float:
+        """Seconds until the batch of an image starts that `waiting` images are before, beside those that run."""
         return self.free_in_seconds + waiting // self.batch_size * self.batch_seconds / self.slots
 
     def run_seconds(self, ahead: int) -> float:
@@ -161,7 +160,7 @@ class Schedule:
 
     def predicted_wait_seconds(self, device: DeviceForecast) -> float:
         """How long an image with the usual deadline would wait for its batch to start, if it was decoded now."""
-        return device.starts_in(self.held + self._others())
+        return device.starts_in(max(0, self.held + self._others() - device.running))
 
     def _expected_at(
         self, device: DeviceForecast, now: float, deadline: float, decode_seconds: float, announced: int
@@ -170,37 +169,40 @@ class Schedule:
         others = self._others()
         held = len(self._deadlines) + others + announced
         ahead = bisect_right(self._deadlines, deadline) + others + announced
-        starts_in = device.starts_in(ahead)
+        # Which of them run is not known here: those ahead may all still wait, but no more than do.
+        waiting = max(0, held - device.running)
+        starts_in = device.starts_in(min(ahead, waiting))
         run_seconds = device.run_seconds(ahead)
         if held >= self._most_waiting + device.capacity:
             self._count_shed("full")
             raise Overloaded(retry_after_seconds=retry_after_seconds(starts_in))
         expected_at = now + max(starts_in, decode_seconds) + run_seconds
         late_by = expected_at + self.headroom.share * max(0.0, deadline - now) - deadline
-        late_by = max(late_by, self._delays_others_by(device, now, deadline, others + announced))
+        late_by = max(late_by, self._delays_others_by(device, now, deadline, waiting, others + announced))
         if held and late_by > 0:
             self._count_shed("late")
             raise Overloaded(retry_after_seconds=retry_after_seconds(late_by))
         return expected_at
 
-    def _delays_others_by(self, device: DeviceForecast, now: float, deadline: float, others: int) -> float:
+    def _delays_others_by(
+        self, device: DeviceForecast, now: float, deadline: float, waiting: int, others: int
+    ) -> float:
         """By how much an image would make one late that was admitted before and is less urgent.
 
-        A batch is filled up before the next one begins: only the first image of each moves to a later batch.
+        A batch is filled up before the next one begins: only the last image of each moves to a later batch.
         """
         first = bisect_right(self._deadlines, deadline)
-        worst = 0.0
-        ahead_of_first = first + others - device.running
         step = device.batch_size
-        # The first image at or behind `first` that is now the last of its batch.
-        number = first + (-1 - ahead_of_first) % step
-        while number < len(self._deadlines):
-            ahead = number + others
-            run = device.run_seconds(ahead)
+        # From this one on, as many are ahead as wait at all: of all these the first is the most urgent.
+        end = min(max(first, waiting - others), len(self._deadlines))
+        last_of_batches = range(first + (-1 - first - others) % step, end, step)
+        worst = 0.0
+        for number in (*last_of_batches, end) if end < len(self._deadlines) else last_of_batches:
+            ahead = min(number + others, waiting)
+            run = device.run_seconds(number + others)
             due = self._deadlines[number]
             if now + device.starts_in(ahead) + run <= due:
                 worst = max(worst, now + device.starts_in(ahead + 1) + run - due)
-            number += step
         return worst
 
     def _others(self) -> int:
