@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batching import Batched, Batcher, Events, LatencyModel
+from app.batching import Batched, Batcher, Events
 from app.errors import DeadlineExceeded, DeviceLost, Draining, Internal, Overloaded
 
 pytestmark = pytest.mark.anyio
@@ -219,31 +219,6 @@ async def test_the_bound_in_bytes_refuses_and_a_batch_that_starts_makes_room() -
             model.gates[number].set()
             await settle()
     assert model.batches == [[1], [2], [3], [5]]
-
-
-async def test_nobody_is_let_in_before_one_that_would_then_be_late() -> None:
-    """An urgent item is refused where one that was accepted before would be late for it; else it goes first."""
-    model = GatedModel()
-    batcher = Batcher(model.run, max_batch_size=1, max_waiting=10, latency=LatencyModel({1: 1.0}), clock=lambda: 0.0)
-    async with anyio.create_task_group() as group:
-        answers: dict[int, object] = {}
-        ask(group, batcher, 1, answers)
-        await settle()
-        # The one that runs ends at 1, a batch is reckoned with 1.1.
-        ask(group, batcher, 2, answers, deadline=25.0)
-        await settle()
-        ask(group, batcher, 3, answers, deadline=24.0)
-        await settle()
-        ask(group, batcher, 4, answers, deadline=3.1)
-        await settle()
-        ask(group, batcher, 5, answers, deadline=3.0)
-        await settle()
-        assert isinstance(answers.pop(5), Overloaded)
-        assert not answers
-        for number in range(4):
-            model.gates[number].set()
-            await settle()
-    assert model.batches == [[1], [4], [3], [2]]
 
 
 async def test_the_earliest_deadline_goes_first() -> None:

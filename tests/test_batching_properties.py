@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batching import Batched, Batcher, LatencyModel
+from app.batching import Batched, Batcher, LatencyModel, Schedule
 from app.errors import (
     DeadlineExceeded,
     DeviceLost,
@@ -93,6 +93,7 @@ class Played:
     """Number → the Batched answer, the error, or "left"."""
     ended: dict[int, float] = field(default_factory=dict)
     most_waiting: int = 0
+    schedule: Schedule | None = None
 
 
 async def play(
@@ -104,7 +105,9 @@ async def play(
     bound: int,
     delay: float = 0.0,
     closes_at: float | None = None,
+    is_scheduled: bool = False,
 ) -> Played:
+    """With `is_scheduled` each request reserves first, as the classifier does."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     batcher: Batcher[Request, int] = Batcher(
@@ -117,11 +120,26 @@ async def play(
         hang_seconds=lambda batch_size: 5.0,
         clock=loop.time,
     )
-    played = Played(device, batcher, requests)
+    schedule = Schedule(bound, clock=loop.time) if is_scheduled else None
+    played = Played(device, batcher, requests, schedule=schedule)
+
+    async def answered(request: Request, deadline: float) -> Batched[int]:
+        if schedule is None:
+            return await batcher.submit(request, deadline=deadline)
+        reservation = schedule.reserve(batcher.device(), deadline)
+        try:
+            answer = await batcher.submit(request, deadline=deadline)
+            schedule.observe(reservation, answered=True)
+        except DeadlineExceeded:
+            schedule.observe(reservation, answered=False)
+            raise
+        finally:
+            schedule.release(reservation)
+        return answer
 
     async def one(request: Request) -> None:
         await asyncio.sleep(max(0.0, began + request.at - loop.time()))
-        call = asyncio.ensure_future(batcher.submit(request, deadline=loop.time() + request.patience))
+        call = asyncio.ensure_future(answered(request, loop.time() + request.patience))
         played.most_waiting = max(played.most_waiting, batcher.waiting)
         if request.leaves_after is not None:
             loop.call_later(request.leaves_after, call.cancel)
@@ -156,6 +174,7 @@ async def play(
     memory=st.sampled_from([1, 3, 1000]),
     closes_at=st.one_of(st.none(), st.floats(0, 0.6)),
     hangs_at=st.sampled_from([None, None, 0, 2]),
+    is_scheduled=st.booleans(),
 )
 def test_everybody_ends_once_with_what_is_their_own(
     requests: list[Request],
@@ -167,12 +186,22 @@ def test_everybody_ends_once_with_what_is_their_own(
     memory: int,
     closes_at: float | None,
     hangs_at: int | None,
+    is_scheduled: bool,
 ) -> None:
     """Each caller has its own answer or its own error, in time; no expired or departed request reaches the device; the
-    bound, the cap and the slots hold."""
+    bound, the cap and the slots hold; no reservation is left."""
     device = Device(memory, slowdown, hangs_at)
     played = virtual_time.run(
-        play(requests, device, size=size, slots=slots, bound=bound, delay=delay, closes_at=closes_at)
+        play(
+            requests,
+            device,
+            size=size,
+            slots=slots,
+            bound=bound,
+            delay=delay,
+            closes_at=closes_at,
+            is_scheduled=is_scheduled,
+        )
     )
     by_number = {request.number: request for request in requests}
     assert played.outcomes.keys() == by_number.keys()
@@ -205,6 +234,7 @@ def test_everybody_ends_once_with_what_is_their_own(
             # Nobody waits past the deadline for their error.
             assert played.ended[number] <= request.at + request.patience + 1e-6
     assert played.batcher.waiting == 0
+    assert played.schedule is None or played.schedule.held == 0
     assert (played.batcher.lost is not None) <= (hangs_at is not None)
 
 
@@ -212,7 +242,7 @@ def test_nobody_starves() -> None:
     """Under a load of urgent requests that never ends, a patient one is answered before its deadline."""
     urgent = [Request(n, n * 0.004, 0.1, None, False) for n in range(1, 2000)]
     patient = Request(5000, 0.1, 2.0, None, False)
-    played = virtual_time.run(play([*urgent, patient], Device(), size=4, slots=1, bound=50))
+    played = virtual_time.run(play([*urgent, patient], Device(), size=4, slots=1, bound=50, is_scheduled=True))
     assert isinstance(played.outcomes[5000], Batched)
     assert played.ended[5000] < 0.1 + 2.0 + 1e-9
 
@@ -222,7 +252,7 @@ def test_overload_is_refused_and_what_is_accepted_is_in_time() -> None:
     answered before its deadline."""
     device = Device()
     requests = [Request(n, n * 0.0004, 0.2, None, False) for n in range(1, 5001)]
-    played = virtual_time.run(play(requests, device, size=8, slots=1, bound=1000))
+    played = virtual_time.run(play(requests, device, size=8, slots=1, bound=1000, is_scheduled=True))
     answered = [each for each in played.outcomes.values() if isinstance(each, Batched)]
     refused = [each for each in played.outcomes.values() if isinstance(each, Overloaded)]
     peak = 8 / (ALPHA + 8 * BETA)

@@ -89,7 +89,7 @@ async def test_out_of_memory_splits_lowers_the_cap_and_grows_back(kind: Kind) ->
         assert await sizes_of_full_batches(engine, device) == [8] * 8
         device.follow(answer)
         sizes: list[int] = []
-        while engine.state().capacity < 32:
+        while engine.state().device.batch_size < 32:
             sizes += await sizes_of_full_batches(engine, device)
         # Fourteen had fitted since the last that did not.
         assert (sizes.count(8), sizes.count(16)) == (50 - 14, 50)

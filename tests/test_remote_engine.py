@@ -10,6 +10,7 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from app import errors
-from app.batching import LatencyModel
+from app.batching import DeviceForecast, LatencyModel
 from app.engine import EngineState, InProcessEngine, wire
 from app.engine.board import Board, create_board
 from app.engine.host import EngineHost
@@ -195,20 +196,26 @@ async def test_two_front_ends_in_any_order_of_arrivals_and_cancellations() -> No
             assert await asyncio.gather(*[ask(front_end, level) for level in range(16)]) == list(range(16))
 
 
-async def test_every_front_end_sees_what_all_have_asked() -> None:
-    """The wait that one front-end is told counts what another one asked, and is gone with it."""
+async def test_every_front_end_sees_what_the_device_does() -> None:
+    """What runs, how fast the device is and when it is free is told to every front-end, and ages by itself."""
     async with hosted() as engine:
         busy, idle = await engine.connect(), await engine.connect()
         engine.engine._batcher.cap.plan(1)
         engine.engine._batcher.expect(LatencyModel({1: 2.0}))
-        assert idle.state().predicted_wait_seconds == 0
+        await until(lambda: idle.state().device.batch_size == 1)
+        assert (idle.state().device.running, idle.state().device.free_in_seconds) == (0, 0)
         engine.backend.may_run.clear()
         asking = [asyncio.ensure_future(ask(busy, level)) for level in range(5)]
-        # One runs and four wait, two seconds each.
-        await until(lambda: 8 < idle.state().predicted_wait_seconds <= 10)
+        await until(lambda: idle.state().device.running == 1)
+        device = idle.state().device
+        assert 0 < device.free_in_seconds <= 2
+        # A batch is planned with a tenth more than the half of all that take longer.
+        assert device.batch_seconds == device.single_seconds == pytest.approx(2.2)
+        # Behind four that wait, an image that comes now would wait for the one that runs and four more.
+        assert 8 < device.starts_in(4) <= 2 + 4 * 2.2
         engine.backend.may_run.set()
         assert await asyncio.gather(*asking) == list(range(5))
-        await until(lambda: idle.state().predicted_wait_seconds == 0)
+        await until(lambda: idle.state().device.running == 0 and idle.state().device.free_in_seconds == 0)
 
 
 async def test_a_front_end_that_dies_takes_its_images_along() -> None:
@@ -388,8 +395,8 @@ def test_slots_hold_an_image_and_its_scores_and_do_not_overlap(height: int, widt
 
 
 def test_the_board_adds_up_and_its_prediction_ages() -> None:
-    """Held images are summed over front-ends; a wait that was predicted is shorter a moment later; each process's last
-    sign is its own."""
+    """Reservations are summed over front-ends; what the device does is read whole, and is nearer to its end a moment
+    later; each process's last sign is its own."""
     descriptor = create_board()
     here, there = Board(descriptor), Board(descriptor)
     os.close(descriptor)
@@ -398,11 +405,15 @@ def test_the_board_adds_up_and_its_prediction_ages() -> None:
     assert here.held() == there.held() == 7
     here.hold(0, 0)
     assert there.held() == 4
-    here.publish(EngineState(True, None, 2.0, 0.5, 16), now=100.0)
-    state = there.state(None, now=101.5)
-    assert (state.ready, state.predicted_wait_seconds, state.predicted_run_seconds) == (True, 0.5, 0.5)
-    assert state.capacity == 16
-    assert there.state("restarting", now=103.0) == EngineState(False, "restarting", 0.0, 0.5, 16)
+    before = there.state(None, now=100.0).device
+    assert (before.capacity, before.running, before.starts_in(5)) == (1, 0, 0)
+    device = DeviceForecast(
+        free_in_seconds=2.0, running=7, slots=2, batch_size=8, batch_seconds=0.5, single_seconds=0.1
+    )
+    here.publish(EngineState(True, None, device), now=100.0)
+    assert there.state(None, now=101.5) == EngineState(True, None, replace(device, free_in_seconds=0.5))
+    restarting = EngineState(False, "restarting", replace(device, free_in_seconds=0.0))
+    assert there.state("restarting", now=103.0) == restarting
     here.beat(0, 104.0)
     there.beat(63, 105.0)
     assert (there.engine_beat, there.front_end_beat(0), here.front_end_beat(63)) == (100.0, 104.0, 105.0)

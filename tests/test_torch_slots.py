@@ -490,7 +490,7 @@ async def test_the_engine_splits_what_does_not_fit() -> None:
     assert_answers(np.stack([each.scores for each in scored]), batch)
     assert len(ran_out) == 3
     assert min(each.batch_size for each in scored) < 16
-    assert engine.state().capacity < 2 * 16
+    assert engine.state().device.batch_size < 16
     await engine.close()
 
 

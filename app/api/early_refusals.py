@@ -62,14 +62,17 @@ class EarlyRefusals:
         self._has_cors = has_cors
         self._bodies: dict[tuple[str, str, str], tuple[bytes, bytes]] = {}
 
-    def look(self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]]) -> EarlyRefusal | Admitted | None:
-        """Whether a request is refused or admitted; None where others decide. `headers` have names in lower case."""
+    def concern(self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]]) -> bool:
+        """Whether a request is decided on here. `headers` have names in lower case."""
+        if method != b"POST" or url.partition(b"?")[0] not in self._paths:
+            return False
+        return not (self._has_cors and any(name == b"origin" for name, _ in headers))
+
+    def look(self, url: bytes, headers: list[tuple[bytes, bytes]]) -> EarlyRefusal | Admitted:
+        """Refuse or admit a request that this concerns."""
         path = url.partition(b"?")[0]
-        if method != b"POST" or path not in self._paths:
-            return None
-        named = dict(headers)
-        if self._has_cors and b"origin" in named:
-            return None
+        # Of a header that comes twice the first counts, as in a request that is not refused.
+        named = dict(reversed(headers))
         began = time.thread_time()
         try:
             return self._admit(asked_seconds(named.get(b"x-request-timeout-ms", b"")))

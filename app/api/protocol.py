@@ -166,21 +166,23 @@ class HttpProtocol(HttpToolsProtocol):
                     self.parser.feed_data(b"POST / HTTP/1.1\r\n" + lines + b"\r\n")
 
     def on_message_begin(self) -> None:
-        if self._repeats_head:
+        if self._repeats_head or self._is_refused:
             return
+        # Where it comes in one piece with a request that was refused by its headers, that one's end has set it.
+        self._unset_keepalive_if_required()
         super().on_message_begin()
         self._in_message = True
         self._message_bytes = self._body_bytes = self._head_bytes = 0
         self._await_head()
 
     def on_url(self, url: bytes) -> None:
-        if self._repeats_head:
+        if self._repeats_head or self._is_refused:
             return
         self._count(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._repeats_head:
+        if self._repeats_head or self._is_refused:
             return
         self._count(len(name) + len(value) + 4)
         super().on_header(name, value)
@@ -190,6 +192,8 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._repeats_head:
             self._repeats_head = False
+            return
+        if self._is_refused:
             return
         self._stop_awaiting_head()
         if self.parser.get_http_version() not in ("1.1", "1.0"):
@@ -214,22 +218,27 @@ class HttpProtocol(HttpToolsProtocol):
         if self._early is not None:
             # The client did not wait for its answer: it has it now.
             self._early.send()
+            if self._is_refused:
+                return True
         is_idle = self.cycle is None or self.cycle.response_complete
-        if refusals is None or not is_idle or self.parser.should_upgrade() or self._early is not None:
+        if refusals is None or not is_idle or self.parser.should_upgrade():
             return False
-        looked = refusals.look(self.parser.get_method(), self.url, self.headers)
+        if not refusals.concern(self.parser.get_method(), self.url, self.headers):
+            return False
+        looked = refusals.look(self.url, self.headers)
         if not isinstance(looked, EarlyRefusal):
             # From now on it counts, before anything else that is read.
             self.scope["admitted"] = looked  # type: ignore[typeddict-unknown-key]
             return False
         keeps = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1" and not self._is_extra
         self._early = RefusedRequest(self, refusals, looked, keeps_connection=keeps)
+        self._early.begin()
         return True
 
     def on_body(self, body: bytes) -> None:
         # Called for each chunk, and a piece of data may have 40,000: what is for all of them is in `_tell_app`.
         self._body_bytes += len(body)
-        if self._early is None and not self.cycle.response_complete:
+        if self._early is None and not self._is_refused and not self.cycle.response_complete:
             self.cycle.body += body
 
     def _tell_app(self) -> None:
@@ -245,7 +254,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_message = False
         if self._early is not None:
             self._early.body_ended()
-        else:
+        elif not self._is_refused:
             super().on_message_complete()
 
     def _await_head(self) -> None:
@@ -285,14 +294,15 @@ class HttpProtocol(HttpToolsProtocol):
         """The request that was refused is over; `closes` says that the rest of its body is not read."""
         self._early = None
         self.server_state.total_requests += 1
-        if not closes:
+        if closes:
+            self._is_refused = True
+            self._stop_awaiting_head()
+            self._shut_and_discard()
+        elif not self._in_message:  # else the next one has begun
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
-        else:
-            self._is_refused = True
-            self._shut_and_discard()
 
     def shutdown(self) -> None:
         if self._early is not None:
@@ -301,10 +311,6 @@ class HttpProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        if self._early is not None:
-            # The rest of its body makes no sense, and it is refused anyway.
-            self._early.send(closes=True)
-            return
         self._refuse(self._refusal or MalformedRequest(_NOT_HTTP))
 
     def _refuse(self, error: ServiceError) -> None:
@@ -313,6 +319,11 @@ class HttpProtocol(HttpToolsProtocol):
         That is behind all that came whole before it. Where the answer to the faulty one is on its way already, that is
         the last.
         """
+        if self._early is not None:
+            # The fault is in its own body, which is refused anyway, or behind it.
+            self._early.send(closes=not self._early.has_ended)
+        if self._is_refused or self.transport.is_closing():
+            return
         self._is_refused = True
         self._stop_awaiting_head()
         self._unset_keepalive_if_required()

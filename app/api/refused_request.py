@@ -40,11 +40,15 @@ class RefusedRequest:
         self._keeps_connection = keeps_connection and refusal.keeps_connection
         self._began = time.monotonic()
         self._is_sent = False
-        self._has_ended = False
+        self.has_ended = False
+        """Whether its body has come to its end."""
         self._timer: asyncio.TimerHandle | None = None
-        wait = refusals.turns.wait_seconds()
+
+    def begin(self) -> None:
+        """Answer when its turn has come, which may be now."""
+        wait = self._refusals.turns.wait_seconds()
         if wait > 0:
-            self._timer = connection.loop.call_later(wait, self.send)
+            self._timer = self._connection.loop.call_later(wait, self.send)
         else:
             self.send()
 
@@ -66,14 +70,14 @@ class RefusedRequest:
         connection.transport.write(self._refusals.render(self._refusal, headers, connection.root_path, closes=closes))
         self._refusals.sent(self._refusal, connection.client, time.monotonic() - self._began)
         self._refusals.turns.took(time.thread_time() - began)
-        if closes or self._has_ended:
+        if closes or self.has_ended:
             self._end()
         else:
             self._timer = connection.loop.call_later(_REST_SECONDS, connection.transport.close)
 
     def body_ended(self) -> None:
         """The body has come to its end."""
-        self._has_ended = True
+        self.has_ended = True
         if self._is_sent:
             self._end()
 

@@ -103,7 +103,10 @@ class Batcher(Generic[Item, Result]):
 
     def device(self) -> DeviceForecast:
         """What admission needs to know of the device."""
-        return self.forecast.now(self._clock())
+        # Whose caller has left holds no reservation any more: it must not be taken for one that does.
+        running = (waiting for batch in self._batches.values() for waiting in batch)
+        wanted = [waiting.deadline for waiting in running if not waiting.answer.done()]
+        return self.forecast.now(self._clock(), wanted)
 
     async def submit(self, item: Item, *, deadline: float, key: Hashable = None) -> Batched[Result]:
         """Wait for this item's own result.
@@ -194,7 +197,6 @@ class Batcher(Generic[Item, Result]):
                 task = asyncio.get_running_loop().create_task(self._runner.run(batch))
                 self.forecast.expected_ends[task] = self._clock() + self.latency.predict(len(batch))
                 self._batches[task] = batch
-                self.forecast.running_images += len(batch)
                 task.add_done_callback(self._batch_done)
 
     def _worth_waiting(self) -> bool:
@@ -229,7 +231,7 @@ class Batcher(Generic[Item, Result]):
     def _batch_done(self, task: asyncio.Task[None]) -> None:
         self._last_end = self._clock()
         del self.forecast.expected_ends[task]
-        self.forecast.running_images -= len(self._batches.pop(task))
+        del self._batches[task]
         error = None if task.cancelled() else task.exception()
         if isinstance(error, DeviceLost):
             self._break_down(error)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Sequence
 
 from .cap import BatchCap
 from .latency import LatencyModel
@@ -18,7 +20,6 @@ class Forecast:
         self.latency = LatencyModel()
         self.expected_ends: dict[asyncio.Task[None], float] = {}
         """Of the batches that run: when each is expected to end."""
-        self.running_images = 0
         self._cap = cap
         self._concurrency = concurrency
 
@@ -26,16 +27,19 @@ class Forecast:
     def has_free_slot(self) -> bool:
         return len(self.expected_ends) < self._concurrency
 
-    def now(self, now: float) -> DeviceForecast:
-        """For admission: what runs, and how fast. `now` is a time of the batcher's clock."""
+    def now(self, now: float, running: Sequence[float]) -> DeviceForecast:
+        """For admission: what runs, and how fast. `now` is a time of the batcher's clock, `running` has the deadlines
+        of the images on the device that are still wanted.
+        """
         left = [max(0.0, end - now) for end in self.expected_ends.values()]
         return DeviceForecast(
             free_in_seconds=0.0 if self.has_free_slot else sum(left) / self._concurrency,
-            running=self.running_images,
+            running=len(running),
             slots=self._concurrency,
             batch_size=self._cap.now,
             batch_seconds=self.at_most(self._cap.now),
             single_seconds=self.at_most(1),
+            running_from=min(running, default=math.inf),
         )
 
     def at_most(self, batch_size: int) -> float:

@@ -6,10 +6,11 @@ in neither. A reservation is held wherever the image is on its road, so that wha
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -31,7 +32,7 @@ class DeviceForecast:
     free_in_seconds: float
     """Until the next of its slots is free; 0 where one is."""
     running: int
-    """Images in the batches that run."""
+    """Images in the batches that run, but for those that nobody waits for any more."""
     slots: int
     """Batches that run at once."""
     batch_size: int
@@ -40,34 +41,27 @@ class DeviceForecast:
     """What a full batch takes at most …"""
     single_seconds: float
     """… and what a single image does."""
+    running_from: float = math.inf
+    """The earliest deadline of what runs: an absolute monotonic time."""
 
     @property
     def capacity(self) -> int:
         """Images that can be on the device at once."""
         return self.slots * self.batch_size
 
-    def starts_in(self, ahead: int) -> float:
-        """Seconds until the batch of an image starts that has `ahead` reservations before it."""
-        return self._starts_in(self._batch_of(ahead))
+    def starts_in(self, position: int) -> float:
+        """Seconds until the batch of an image starts that `position` others are before which do not run yet."""
+        return self.free_in_seconds + position // self.batch_size * self.batch_seconds / self.slots
 
-    def ends_in(self, ahead: int, last: int | None = None) -> float:
-        """Seconds until its batch ends, which fills up to the reservation that has `last` before it, or to its own.
+    def ends_in(self, position: int, last: int | None = None) -> float:
+        """Seconds until its batch ends. Images wait up to the position `last`, and up to its own at least.
 
-        It may grow: who is admitted later must not make it too long for one that is in it.
+        The batch may grow: who is admitted later must not make it too long for one that is in it.
         """
-        batch = self._batch_of(ahead)
-        in_batch = max(0, (ahead if last is None else last) - self.running) - batch * self.batch_size + 1
-        return self._starts_in(batch) + self._takes(min(in_batch, self.batch_size))
-
-    def _batch_of(self, ahead: int) -> int:
-        return max(0, ahead - self.running) // self.batch_size
-
-    def _starts_in(self, batch: int) -> float:
-        return self.free_in_seconds + batch * self.batch_seconds / self.slots
-
-    def _takes(self, images: int) -> float:
+        behind = max(0, (last or 0) - position)
+        images = min(position % self.batch_size + 1 + behind, self.batch_size)
         each = (self.batch_seconds - self.single_seconds) / max(1, self.batch_size - 1)
-        return self.single_seconds + (images - 1) * each
+        return self.starts_in(position) + self.single_seconds + (images - 1) * each
 
 
 @dataclass(slots=True, eq=False)
@@ -175,49 +169,27 @@ class Schedule:
 
     def predicted_wait_seconds(self, device: DeviceForecast) -> float:
         """How long an image with the usual deadline would wait for its batch to start, if it was decoded now."""
-        return device.starts_in(self.held + self._others())
+        return device.starts_in(max(0, self.held + self._others() - device.running))
 
     def _expected_at(
         self, device: DeviceForecast, now: float, deadline: float, decode_seconds: float, announced: int
     ) -> float:
         """When an image with this deadline would be answered. Raises `Overloaded` where it is not admitted."""
-        others = self._others()
-        held = len(self._deadlines) + others + announced
-        ahead = bisect_right(self._deadlines, deadline) + others + announced
-        starts_in = device.starts_in(ahead)
+        line = _Line(self._deadlines, device, self._others() + announced)
+        own = line.place_of(deadline)
+        position = line.before + own
+        starts_in = device.starts_in(position)
+        held = len(self._deadlines) + self._others() + announced
         if held >= self._most_waiting + device.capacity:
             self._count_shed("full")
             raise Overloaded(retry_after_seconds=retry_after_seconds(starts_in))
-        expected_at = now + device.ends_in(ahead) + max(0.0, decode_seconds - starts_in)
+        expected_at = now + device.ends_in(position) + max(0.0, decode_seconds - starts_in)
         late_by = expected_at + self.headroom.share * max(0.0, deadline - now) - deadline
-        late_by = max(late_by, self._delays_others_by(device, now, deadline, others + announced))
+        late_by = max(late_by, line.delays_by(own, now))
         if held and late_by > 0:
             self._count_shed("late")
             raise Overloaded(retry_after_seconds=retry_after_seconds(late_by))
         return expected_at
-
-    def _delays_others_by(self, device: DeviceForecast, now: float, deadline: float, others: int) -> float:
-        """By how much an image would make one late that was admitted before and is less urgent or in the same batch.
-
-        Where its batch is not full, that takes longer. Else the last of it and of each later one moves to the next.
-        """
-        own = bisect_right(self._deadlines, deadline)
-        count, size = len(self._deadlines), device.batch_size
-        worst = 0.0
-        # The number, among those that wait, of the most urgent one in the batch.
-        first = max(0, own + others - device.running) // size * size
-        while True:
-            # Its index, with the new image in its place.
-            index = max(0, first - others + device.running)
-            number = index if index < own else max(index - 1, own)
-            if number >= count:
-                return worst
-            due = self._deadlines[number]
-            before = now + device.ends_in(number + others, count - 1 + others)
-            after = now + device.ends_in(number + others + (number >= own), count + others)
-            if before <= due:
-                worst = max(worst, after - due)
-            first += size
 
     def _others(self) -> int:
         return self._shared.others() if self._shared is not None else 0
@@ -233,3 +205,44 @@ class Schedule:
                 break
             del self._announced[oldest]
         return len(self._announced)
+
+
+class _Line:
+    """Those who wait for the device, in the order of their deadlines; the others' wait before all of this process's.
+
+    Nobody tells which of the reservations run. Those are taken for it that follow the earliest deadline of what runs.
+    """
+
+    def __init__(self, deadlines: Sequence[float], device: DeviceForecast, others: int) -> None:
+        self._deadlines = deadlines
+        self._device = device
+        self._run_from = bisect_left(deadlines, device.running_from)
+        self._run = min(device.running, len(deadlines) - self._run_from)
+        self._count = len(deadlines) - self._run
+        self.before = max(0, others - (device.running - self._run))
+
+    def place_of(self, deadline: float) -> int:
+        """How many of this process's wait before an image with this deadline."""
+        ahead = bisect_right(self._deadlines, deadline)
+        return ahead - min(max(0, ahead - self._run_from), self._run)
+
+    def delays_by(self, place: int, now: float) -> float:
+        """By how much an image at this place would make one late that was admitted before.
+
+        Where its batch is not full, that takes longer. Else the last of it and of each later one moves to the next.
+        """
+        device, size, before = self._device, self._device.batch_size, self.before
+        worst = 0.0
+        first = (before + place) // size * size
+        while True:
+            # The most urgent one in the batch, the new image left out.
+            index = max(0, first - before)
+            index = index if index < place else max(index - 1, place)
+            if index >= self._count:
+                return worst
+            due = self._deadlines[index if index < self._run_from else index + self._run]
+            was = now + device.ends_in(before + index, before + self._count - 1)
+            is_now = now + device.ends_in(before + index + (index >= place), before + self._count)
+            if was <= due:
+                worst = max(worst, is_now - due)
+            first += size

@@ -16,7 +16,7 @@ from ..batching import DeviceForecast
 from .base import EngineState
 
 MOST_FRONT_ENDS = 64
-_FREE_AT, _RUNNING, _SLOTS, _BATCH_SIZE, _BATCH_SECONDS, _SINGLE_SECONDS, _BEAT = range(7)
+_FREE_AT, _RUNNING, _SLOTS, _BATCH_SIZE, _BATCH_SECONDS, _SINGLE_SECONDS, _BEAT, _RUNNING_FROM = range(8)
 _ENGINE_CELLS = 8
 
 
@@ -46,11 +46,12 @@ class Board:
         self._engine[_BATCH_SIZE] = device.batch_size
         self._engine[_BATCH_SECONDS] = device.batch_seconds
         self._engine[_SINGLE_SECONDS] = device.single_seconds
+        self._engine[_RUNNING_FROM] = device.running_from
         self._engine[_BEAT] = now
 
     def state(self, reason: str | None, now: float) -> EngineState:
         """As published last; `reason` is the reader's own to know."""
-        free_at, running, slots, batch_size, batch_seconds, single_seconds, _, _ = self._engine.tolist()
+        free_at, running, slots, batch_size, batch_seconds, single_seconds, _, running_from = self._engine.tolist()
         device = DeviceForecast(
             free_in_seconds=max(0.0, free_at - now),
             running=int(running),
@@ -59,6 +60,7 @@ class Board:
             batch_size=max(1, int(batch_size)),
             batch_seconds=batch_seconds,
             single_seconds=single_seconds,
+            running_from=running_from,
         )
         return EngineState(reason is None, reason, device)
 

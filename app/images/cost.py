@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 # Seconds a megapixel takes, before any image of its kind was decoded: measured with photos, two cores of an AMD EPYC.
@@ -12,6 +13,8 @@ _KEPT = 0.95
 _FIXED_MEGAPIXELS = 0.05
 # A JPEG's size stands behind its tables and metadata; those of cameras have a dozen segments.
 _MOST_SEGMENTS = 64
+_FILLING = re.compile(rb"\xff+")
+_MOST_FILLING = 16_384
 _HAS_NO_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))
 _BASELINE = frozenset((0xC0, 0xC1))
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -93,7 +96,8 @@ def _jpeg_header(data: bytes) -> tuple[str, int, int]:
             kind = "jpeg" if marker[0] in _BASELINE else "progressive"
             return kind, _number(data, at + 7, 2, "big"), _number(data, at + 5, 2, "big")
         if marker[0] == 0xFF:
-            at += 1
+            filling = _FILLING.match(data, at, at + _MOST_FILLING)
+            at = filling.end() - 1 if filling else at + 1
         elif marker[0] in _HAS_NO_LENGTH:
             at += 2
         else:

@@ -2,7 +2,8 @@
 
 Two classes take turns, single images and batches, and among the batches their requests do. A turn goes to the one that
 has had less decoding time so far; one that had nothing to decode gains nothing by that (start-time fair queueing:
-Goyal, Vin and Cheng, 1996). A single image waits for those that are being decoded and for other single ones.
+Goyal, Vin and Cheng, 1996). A single image waits for those that are being decoded and for other single ones. What an
+image took beyond its estimate counts too, so that no header that makes it look cheap gains anything.
 """
 
 from __future__ import annotations
@@ -103,6 +104,16 @@ class FairQueue(Generic[W]):
             flow = self._next_flow()
             return next(iter(flow.works)).seconds if flow is not None else None
 
+    def charge(self, batch: Hashable | None, seconds: float) -> None:
+        """An image that was taken has `seconds` more of decoding time than was expected of it, or less."""
+        with self._lock:
+            if batch is None:
+                self._singles.served_to += seconds
+                return
+            self._batches_served_to += seconds
+            if (flow := self._batches.get(batch)) is not None:
+                flow.served_to += seconds
+
     def seconds_before(self, batch: Hashable | None, seconds: float) -> float:
         """Decoding that would go before an image that came now and takes `seconds`."""
         with self._lock:
@@ -118,7 +129,8 @@ class FairQueue(Generic[W]):
         if work.batch is None:
             return self._singles
         if work.batch not in self._batches:
-            self._batches[work.batch] = _Flow(self._batches_now)
+            # As if it had just had an image like this one: new requests without end would else keep the others waiting.
+            self._batches[work.batch] = _Flow(self._batches_now + work.seconds)
         return self._batches[work.batch]
 
     def _drop_if_empty(self, batch: Hashable, flow: _Flow[W]) -> None:

@@ -136,6 +136,7 @@ class QueuedDecoder(ABC, Generic[W]):
 
     def _settle(self, work: W, result: object | None, error: BaseException | None, seconds: float) -> None:
         """Tell its caller, if there still is one, and whoever observes; `seconds` is what it took."""
+        self._charge(work, seconds)
         known = image_format(work.data) if isinstance(result, np.ndarray) else None
         if known is not None:
             self._observe(known, seconds)
@@ -147,11 +148,17 @@ class QueuedDecoder(ABC, Generic[W]):
         elif error is not None:
             work.outcome.set_exception(error)
 
+    def _charge(self, work: W, seconds: float) -> None:
+        """It has taken `seconds` of decoding."""
+        self._queue.charge(work.batch, seconds - work.seconds)
+        work.seconds = seconds
+
     def _look_for_hangs(self) -> None:
         """Find what is over its time limit, and come back when the next one may be."""
         now = self._clock()
         for work in list(self._begun()):
             if now - work.began >= self._timeout_seconds:
+                self._charge(work, now - work.began)
                 self._has_hung(work)
         self._timer = None
         # The queue first: what a thread takes between the two looks is then begun.
