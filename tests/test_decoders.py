@@ -473,6 +473,35 @@ async def test_what_waits_is_refused_when_the_last_thread_is_lost(held_threads: 
     assert held_threads.decoder.waiting == 0
 
 
+async def test_a_hang_that_begins_between_two_looks_is_noticed(
+    held_threads: HeldThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that has just taken an image when hangs are looked for: it is in the queue or being decoded, so that
+    there is another look, and its slot is counted as lost without another image."""
+    decoder = held_threads.decoder
+    assert isinstance(decoder, ThreadDecoder)
+    begin = decoder._has_begun
+    has_taken, is_looked_for = threading.Event(), threading.Event()
+
+    def slowly(work: Any) -> None:
+        has_taken.set()
+        assert is_looked_for.wait(30)
+        # Long enough for the look to come to an end, if it waits for nothing.
+        threading.Event().wait(0.1)
+        begin(work)
+
+    monkeypatch.setattr(decoder, "_has_begun", slowly)
+    held_threads.hold(1)
+    hung = ask(decoder, IMAGES[0])
+    await until(has_taken.is_set)
+    is_looked_for.set()
+    if decoder._timer is not None:
+        decoder._timer.cancel()
+    decoder._look_for_hangs()
+    assert isinstance(await outcome_of(hung), ImageTooComplex)
+    assert decoder.lost == 1
+
+
 async def test_a_thread_is_lost_also_when_its_caller_has_left(held_threads: HeldThreads) -> None:
     """A hanging decode is counted whether or not anybody still waits for it."""
     held_threads.hold(1)

@@ -95,6 +95,17 @@ def test_what_runs_is_ahead_only_until_it_ends(schedule: Schedule, clock: Clock)
     assert schedule.predicted_wait_seconds(BUSY) == pytest.approx(1.5)
 
 
+def test_what_runs_may_be_less_urgent_than_what_waits(schedule: Schedule, clock: Clock) -> None:
+    """Four that are more urgent than the batch that runs fill the next one; the fifth has to wait for another."""
+    for _ in range(4):
+        schedule.reserve(IDLE, clock.now + 100)
+    urgent = [schedule.reserve(BUSY, clock.now + 2.4).expected_at - clock.now for _ in range(4)]
+    assert urgent == pytest.approx([0.9, 1.5, 1.5, 1.5])
+    with pytest.raises(Overloaded):
+        schedule.reserve(BUSY, clock.now + 2.4)
+    assert schedule.reserve(BUSY, clock.now + 2.6).expected_at - clock.now == pytest.approx(2.5)
+
+
 def test_two_slots_are_twice_as_fast(schedule: Schedule, clock: Clock) -> None:
     """Batches that run side by side halve the wait."""
     two = replace(IDLE, slots=2)

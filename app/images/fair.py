@@ -105,7 +105,7 @@ class FairQueue(Generic[W]):
             return next(iter(flow.works)).seconds if flow is not None else None
 
     def charge(self, batch: Hashable | None, seconds: float) -> None:
-        """An image that was taken has `seconds` more of decoding time than was expected of it, or less."""
+        """An image that was taken needed `seconds` more of decoding than was expected of it."""
         with self._lock:
             if batch is None:
                 self._singles.served_to += seconds

@@ -149,9 +149,10 @@ class QueuedDecoder(ABC, Generic[W]):
             work.outcome.set_exception(error)
 
     def _charge(self, work: W, seconds: float) -> None:
-        """It has taken `seconds` of decoding."""
-        self._queue.charge(work.batch, seconds - work.seconds)
-        work.seconds = seconds
+        """It has taken `seconds` of decoding. Beyond the estimate they count; within it the estimate has counted."""
+        if seconds > work.seconds:
+            self._queue.charge(work.batch, seconds - work.seconds)
+            work.seconds = seconds
 
     def _look_for_hangs(self) -> None:
         """Find what is over its time limit, and come back when the next one may be."""

@@ -123,6 +123,8 @@ class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
                 continue
             made, error = _made_of(work)
             seconds = self._clock() - work.began
+            # Before the next one is taken, which the event loop may be too late for.
+            self._charge(work, seconds)
             is_lost = self._running.pop(work, _GONE) is _GONE
             with suppress(RuntimeError):  # the loop is closed: nobody asks any more
                 loop.call_soon_threadsafe(self._has_ended, work, made, error, seconds)
