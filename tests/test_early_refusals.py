@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -522,7 +523,7 @@ def test_what_is_answered_in_one_piece_with_a_refusal_is_not_cut(
 
 @pytest.mark.usefixtures("held_back")
 def test_a_client_that_leaves_before_its_turn_is_counted_and_leaks_nothing(full: RunningServer) -> None:
-    """It is a 499, as elsewhere, and nothing is held for it."""
+    """It is a 499, as elsewhere, and nothing is held for it. (One that only says that it sends no more is answered.)"""
     before = sample(full, 499, "client_gone"), sample(full, 503, "overloaded")
     held = classifier_of(full).schedule.held
     leavers = [connect(full) for _ in range(5)]
@@ -530,6 +531,7 @@ def test_a_client_that_leaves_before_its_turn_is_counted_and_leaks_nothing(full:
         leaver.sendall(PREDICT)
     wait_until(lambda: len(protocols_waiting(full)) == 5)
     for leaver in leavers:
+        leaver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         leaver.close()
     wait_until(lambda: sample(full, 499, "client_gone") == before[0] + 5)
     assert sample(full, 503, "overloaded") == before[1]

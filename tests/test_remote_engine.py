@@ -203,10 +203,10 @@ async def test_every_front_end_sees_what_the_device_does() -> None:
         engine.engine._batcher.cap.plan(1)
         engine.engine._batcher.expect(LatencyModel({1: 2.0}))
         await until(lambda: idle.state().device.batch_size == 1)
-        assert (idle.state().device.running, idle.state().device.free_in_seconds) == (0, 0)
+        assert (idle.state().device.running, idle.state().device.free_in_seconds) == ([], 0)
         engine.backend.may_run.clear()
         asking = [asyncio.ensure_future(ask(busy, level)) for level in range(5)]
-        await until(lambda: idle.state().device.running == 1)
+        await until(lambda: len(idle.state().device.running) == 1)
         device = idle.state().device
         assert 0 < device.free_in_seconds <= 2
         # A batch is planned with a tenth more than the half of all that take longer.
@@ -215,7 +215,7 @@ async def test_every_front_end_sees_what_the_device_does() -> None:
         assert 8 < device.starts_in(4) <= 2 + 4 * 2.2
         engine.backend.may_run.set()
         assert await asyncio.gather(*asking) == list(range(5))
-        await until(lambda: idle.state().device.running == 0 and idle.state().device.free_in_seconds == 0)
+        await until(lambda: not idle.state().device.running and idle.state().device.free_in_seconds == 0)
 
 
 async def test_a_front_end_that_dies_takes_its_images_along() -> None:
@@ -406,9 +406,9 @@ def test_the_board_adds_up_and_its_prediction_ages() -> None:
     here.hold(0, 0)
     assert there.held() == 4
     before = there.state(None, now=100.0).device
-    assert (before.capacity, before.running, before.starts_in(5)) == (1, 0, 0)
+    assert (before.capacity, before.running, before.starts_in(5)) == (1, [], 0)
     device = DeviceForecast(
-        free_in_seconds=2.0, running=7, slots=2, batch_size=8, batch_seconds=0.5, single_seconds=0.1
+        free_in_seconds=2.0, running=[101.0, 101.5, 102.0], slots=2, batch_size=8, batch_seconds=0.5, single_seconds=0.1
     )
     here.publish(EngineState(True, None, device), now=100.0)
     assert there.state(None, now=101.5) == EngineState(True, None, replace(device, free_in_seconds=0.5))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 
 from .cap import BatchCap
@@ -34,12 +33,11 @@ class Forecast:
         left = [max(0.0, end - now) for end in self.expected_ends.values()]
         return DeviceForecast(
             free_in_seconds=0.0 if self.has_free_slot else sum(left) / self._concurrency,
-            running=len(running),
+            running=running,
             slots=self._concurrency,
             batch_size=self._cap.now,
             batch_seconds=self.at_most(self._cap.now),
             single_seconds=self.at_most(1),
-            running_from=min(running, default=math.inf),
         )
 
     def at_most(self, batch_size: int) -> float:

@@ -22,7 +22,7 @@ class Headroom:
 
     @property
     def share(self) -> float:
-        return self._sorted[-1 - int(_MAY_MISS * _WINDOW)]
+        return self._sorted[-round(_MAY_MISS * _WINDOW)]
 
     def observe(self, late_by: float) -> None:
         """An image was answered `late_by` of its time later than predicted (negative: earlier)."""

@@ -6,7 +6,6 @@ in neither. A reservation is held wherever the image is on its road, so that wha
 
 from __future__ import annotations
 
-import math
 import time
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
@@ -31,8 +30,8 @@ class DeviceForecast:
 
     free_in_seconds: float
     """Until the next of its slots is free; 0 where one is."""
-    running: int
-    """Images in the batches that run, but for those that nobody waits for any more."""
+    running: Sequence[float]
+    """The deadlines, absolute monotonic times, of the images in the batches that run whose callers still wait."""
     slots: int
     """Batches that run at once."""
     batch_size: int
@@ -41,8 +40,6 @@ class DeviceForecast:
     """What a full batch takes at most …"""
     single_seconds: float
     """… and what a single image does."""
-    running_from: float = math.inf
-    """The earliest deadline of what runs: an absolute monotonic time."""
 
     @property
     def capacity(self) -> int:
@@ -169,7 +166,7 @@ class Schedule:
 
     def predicted_wait_seconds(self, device: DeviceForecast) -> float:
         """How long an image with the usual deadline would wait for its batch to start, if it was decoded now."""
-        return device.starts_in(max(0, self.held + self._others() - device.running))
+        return device.starts_in(max(0, self.held + self._others() - len(device.running)))
 
     def _expected_at(
         self, device: DeviceForecast, now: float, deadline: float, decode_seconds: float, announced: int
@@ -208,41 +205,38 @@ class Schedule:
 
 
 class _Line:
-    """Those who wait for the device, in the order of their deadlines; the others' wait before all of this process's.
-
-    Nobody tells which of the reservations run. Those are taken for it that follow the earliest deadline of what runs.
-    """
+    """Those who wait for the device, in the order of their deadlines; the others' wait before all of this process's."""
 
     def __init__(self, deadlines: Sequence[float], device: DeviceForecast, others: int) -> None:
-        self._deadlines = deadlines
+        self._waiting = list(deadlines)
+        for deadline in device.running:
+            index = bisect_left(self._waiting, deadline)
+            if index < len(self._waiting) and self._waiting[index] == deadline:
+                del self._waiting[index]
+        own_running = len(deadlines) - len(self._waiting)
         self._device = device
-        self._run_from = bisect_left(deadlines, device.running_from)
-        self._run = min(device.running, len(deadlines) - self._run_from)
-        self._count = len(deadlines) - self._run
-        self.before = max(0, others - (device.running - self._run))
+        self.before = max(0, others - (len(device.running) - own_running))
 
     def place_of(self, deadline: float) -> int:
         """How many of this process's wait before an image with this deadline."""
-        ahead = bisect_right(self._deadlines, deadline)
-        return ahead - min(max(0, ahead - self._run_from), self._run)
+        return bisect_right(self._waiting, deadline)
 
     def delays_by(self, place: int, now: float) -> float:
         """By how much an image at this place would make one late that was admitted before.
 
         Where its batch is not full, that takes longer. Else the last of it and of each later one moves to the next.
         """
-        device, size, before = self._device, self._device.batch_size, self.before
+        device, size, before, count = self._device, self._device.batch_size, self.before, len(self._waiting)
         worst = 0.0
         first = (before + place) // size * size
         while True:
             # The most urgent one in the batch, the new image left out.
             index = max(0, first - before)
             index = index if index < place else max(index - 1, place)
-            if index >= self._count:
+            if index >= count:
                 return worst
-            due = self._deadlines[index if index < self._run_from else index + self._run]
-            was = now + device.ends_in(before + index, before + self._count - 1)
-            is_now = now + device.ends_in(before + index + (index >= place), before + self._count)
-            if was <= due:
-                worst = max(worst, is_now - due)
+            was = now + device.ends_in(before + index, before + count - 1)
+            is_now = now + device.ends_in(before + index + (index >= place), before + count)
+            if was <= self._waiting[index]:
+                worst = max(worst, is_now - self._waiting[index])
             first += size

@@ -7,6 +7,7 @@ which predictions can bear. Times are absolute CLOCK_MONOTONIC: a prediction age
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 
@@ -16,8 +17,10 @@ from ..batching import DeviceForecast
 from .base import EngineState
 
 MOST_FRONT_ENDS = 64
-_FREE_AT, _RUNNING, _SLOTS, _BATCH_SIZE, _BATCH_SECONDS, _SINGLE_SECONDS, _BEAT, _RUNNING_FROM = range(8)
-_ENGINE_CELLS = 8
+_FREE_AT, _RUNNING, _SLOTS, _BATCH_SIZE, _BATCH_SECONDS, _SINGLE_SECONDS, _BEAT = range(7)
+_ENGINE_CELLS = 7
+# Of more images on the device at once, the rest are known by number alone.
+_MOST_DEADLINES = 256
 
 
 def create_board() -> int:
@@ -35,32 +38,35 @@ class Board:
         memory = mmap.mmap(descriptor, mmap.PAGESIZE)
         self._engine = np.ndarray((_ENGINE_CELLS,), np.float64, memory)
         self._held = np.ndarray((MOST_FRONT_ENDS,), np.int64, memory, self._engine.nbytes)
-        self._beats = np.ndarray((MOST_FRONT_ENDS,), np.float64, memory, self._engine.nbytes + self._held.nbytes)
+        behind = self._engine.nbytes + self._held.nbytes
+        self._beats = np.ndarray((MOST_FRONT_ENDS,), np.float64, memory, behind)
+        self._deadlines = np.ndarray((_MOST_DEADLINES,), np.float64, memory, behind + self._beats.nbytes)
 
     def publish(self, state: EngineState, now: float) -> None:
         """By the engine alone, often: it also says that the engine runs."""
         device = state.device
         self._engine[_FREE_AT] = now + device.free_in_seconds
-        self._engine[_RUNNING] = device.running
+        known = device.running[:_MOST_DEADLINES]
+        self._deadlines[: len(known)] = known
+        self._engine[_RUNNING] = len(device.running)
         self._engine[_SLOTS] = device.slots
         self._engine[_BATCH_SIZE] = device.batch_size
         self._engine[_BATCH_SECONDS] = device.batch_seconds
         self._engine[_SINGLE_SECONDS] = device.single_seconds
-        self._engine[_RUNNING_FROM] = device.running_from
         self._engine[_BEAT] = now
 
     def state(self, reason: str | None, now: float) -> EngineState:
         """As published last; `reason` is the reader's own to know."""
-        free_at, running, slots, batch_size, batch_seconds, single_seconds, _, running_from = self._engine.tolist()
+        free_at, running, slots, batch_size, batch_seconds, single_seconds, _ = self._engine.tolist()
+        known: list[float] = self._deadlines[: int(running)].tolist()
         device = DeviceForecast(
             free_in_seconds=max(0.0, free_at - now),
-            running=int(running),
+            running=known + [-math.inf] * (int(running) - len(known)),
             # Before the engine has published anything, every cell is 0.
             slots=max(1, int(slots)),
             batch_size=max(1, int(batch_size)),
             batch_seconds=batch_seconds,
             single_seconds=single_seconds,
-            running_from=running_from,
         )
         return EngineState(reason is None, reason, device)
 
