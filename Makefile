@@ -37,7 +37,7 @@ hostile: $(VENV)/.dev ## Read 4,000 damaged checkpoints; send 10,000 damaged ima
 	@$(BIN)/python -m tests.large_bodies
 	@HOSTILE_EXAMPLES=1000 $(BIN)/pytest -q tests/test_openapi_fuzz.py
 
-load: $(VENV)/.dev ## Offer a server up to ten times what it can answer, draw what it does, and stop it under load 50 times (5 min)
+load: $(VENV)/.dev ## Offer servers up to twenty times what they can answer, and storms of clients that retry at once; draw what they do; stop one under load 50 times (10 min)
 	@$(BIN)/python -m benchmarks.load
 	@SHUTDOWN_ROUNDS=50 $(BIN)/pytest -q tests/test_shutdown.py
 

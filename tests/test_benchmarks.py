@@ -64,7 +64,7 @@ def test_a_recovery_that_did_not_happen_is_not_claimed() -> None:
     for number in range(100, 120):
         step.add(number / 10, 0.05, 200)
     assert step.settled_after(0.1) == 10
-    told = load.table(load.Report("", "", 1, 1.0, [], None, 10.0))
+    told = load.table(load.Report("", "", [load.Case("tight", "one process", 100.0, 50.0, 8, [], None, 10.0)]))
     assert "as before the load again not within 10 s after" in told
 
 
