@@ -19,7 +19,9 @@ from .api import (
     AccessLog,
     Admission,
     BodyLimits,
+    Drain,
     EarlyAnswers,
+    EndOfGrace,
     Guard,
     RequestContext,
     Service,
@@ -153,6 +155,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     metrics.log_lines_dropped.set_function(dropped_lines)
     routers = (predict_router, health_router, docs_router, errors_router)
     access_log = AccessLog(metrics, fixed_paths(routers))
+    drain = Drain()
     # Before the event loop runs: how much may be decoded at once is read from files.
     classifier = build_classifier(settings, metrics, parts.places if parts else None)
 
@@ -191,6 +194,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
             Middleware(RequestContext, log=access_log),
             *_cors(settings),
             Middleware(EarlyAnswers),
+            Middleware(EndOfGrace, drain=drain),
             Middleware(Guard),
             Middleware(Admission, paths=frozenset({"/predict", "/predict/batch"}), admit=classifier.admit),
             Middleware(
@@ -214,6 +218,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     )
     app.state.classifier = classifier
     app.state.access_log = access_log
+    app.state.drain = drain
     app.openapi = partial(describe_openapi, app)  # type: ignore[method-assign]
     for router in routers:
         app.include_router(router)

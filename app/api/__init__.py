@@ -3,6 +3,7 @@
 from .access_log import AccessLog
 from .docs import describe_openapi
 from .docs import router as docs_router
+from .draining import Drain, EndOfGrace
 from .error_reference import router as errors_router
 from .health import router as health_router
 from .middleware import Admission, BodyLimits, EarlyAnswers, Guard, RequestContext
@@ -19,7 +20,9 @@ __all__ = [
     "Admission",
     "BodyLimits",
     "ConnectionLimits",
+    "Drain",
     "EarlyAnswers",
+    "EndOfGrace",
     "Guard",
     "HttpProtocol",
     "RequestContext",
