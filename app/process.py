@@ -203,7 +203,8 @@ class Server(uvicorn.Server):
 
     async def _end_grace(self) -> None:
         """Wait for the end of the grace period; answer what is open then, and cut what does not take its answer."""
-        while time.monotonic() < self._grace_ends_at:
+        # A signal may end it sooner, and uvicorn's connections have no event that says they are gone.
+        while time.monotonic() < self._grace_ends_at:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
         if ended := self._on_grace_over():
             logger.warning(
@@ -214,7 +215,7 @@ class Server(uvicorn.Server):
             )
         connections = self.server_state.connections
         give_up_at = time.monotonic() + _LAST_WORDS_SECONDS
-        while connections and time.monotonic() < give_up_at:
+        while connections and time.monotonic() < give_up_at:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
         for connection in list(connections):
             if isinstance(connection, HttpProtocol):

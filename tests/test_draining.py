@@ -82,7 +82,7 @@ def answer_on(connection: socket.socket) -> Answer:
 
 
 def test_the_end_of_grace_answers_whatever_is_open(tmp_path: Path) -> None:
-    """In a batch, in the queue, in a decode, in the middle of an upload: each is a 503 problem, and the exit is good."""
+    """In a batch, in the queue, in a decode, within an upload: each is answered 503, and the exit status is 0."""
     with service_process(*FLAGS, *GRACE, folder=tmp_path, program=STANDING_STILL) as service, ExitStack() as stack:
         address = address_in(service.wait_for("Ready:"))
         batched = post(address, make_jpeg(1))
@@ -120,8 +120,8 @@ def test_control_c_while_it_stops_ends_the_grace_period(tmp_path: Path) -> None:
         service.wait_for("a batch has begun")
         service.process.send_signal(signal.SIGINT)
         # Not in the same moment: two signals that both wait are one.
+        batched.settimeout(1)
         with pytest.raises(TimeoutError):
-            batched.settimeout(1)
             batched.recv(1)
         batched.settimeout(WAIT_SECONDS)
         service.process.send_signal(signal.SIGINT)
