@@ -1,6 +1,4 @@
-"""The Python interpreter of a process that serves: what its garbage collector may do, how it is told to stop and ends,
-what its children import.
-"""
+"""The Python interpreter of a process that serves: its garbage collector, how it is told to stop, and how it ends."""
 
 from __future__ import annotations
 
@@ -52,11 +50,6 @@ def leave(status: int) -> NoReturn:
     last_words.start()
     last_words.join(_FLUSH_SECONDS)
     os._exit(status)
-
-
-def import_path() -> str:
-    """A PYTHONPATH for a child: what can be imported here can be imported there, however this process found it."""
-    return os.pathsep.join(folder or os.getcwd() for folder in sys.path)
 
 
 def _flush() -> None:

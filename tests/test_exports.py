@@ -478,31 +478,25 @@ def test_errors_come_through_as_they_are(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_is_told(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is killed, for memory perhaps, ends the start with what to do; libraries' last words are passed on."""
-    put_worker(tmp_path, "import os\nprint('no memory', flush=True)\nos.kill(os.getpid(), 9)\n")
-    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    put_worker(monkeypatch, "import os\nprint('no memory', flush=True)\nos.kill(os.getpid(), 9)\n")
     with pytest.raises(StartError, match=r"ended by itself \(status -9, killed: .*no memory"):
         process.export_apart(settings_of(weights, tmp_path), Told(), lambda: False)
 
 
-def put_worker(folder: Path, program: str) -> None:
-    """`program` where `app.exports.worker` is looked for, in a folder that is to be the path."""
-    package = folder / "app" / "exports"
-    package.mkdir(parents=True)
-    (folder / "app" / "__init__.py").touch()
-    (package / "__init__.py").touch()
-    (package / "worker.py").write_text(program)
+def put_worker(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """`program` in place of `app.exports.worker`."""
+    monkeypatch.setattr(process, "command", lambda module: [sys.executable, "-c", program])
 
 
 def test_what_is_said_within_a_line_is_heard(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that has begun a line on either stream hides no message of the process."""
     put_worker(
-        tmp_path,
+        monkeypatch,
         "import sys\nsys.stderr.write('50% ')\nsys.stderr.flush()\n"
         f"print({process.MARK + json.dumps({'kind': 'step', 'text': 'Trying'})!r}, flush=True)\n"
         "sys.stdout.write('and so ')\n"
         f"print({process.MARK + json.dumps({'kind': 'done', 'key': 'a key'})!r}, flush=True)\n",
     )
-    monkeypatch.setattr("sys.path", [str(tmp_path)])
     told = Told()
     assert process.export_apart(settings_of(weights, tmp_path), told, lambda: False) == "a key"
     assert told.steps == ["Trying"]

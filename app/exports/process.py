@@ -6,17 +6,17 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any
 
 from .. import errors
-from ..errors import StartError
-from ..interpreter import import_path
-from ..opening import LoadCancelled, Reporter
+from ..errors import DownloadError, DownloadUnreachable, StartError
+from ..opening import LoadCancelled, Reporter, download
+from ..processes import Need, child_environment, command
 from ..settings import Settings
+from .store import PUBLISHED
 
 # In front of the worker's own lines; in libraries' it does not occur.
 MARK = "\x1e"
@@ -36,12 +36,12 @@ def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[
     `CannotWrite`, and `LoadCancelled`.
     """
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "app.exports.worker"],
+        command("app.exports.worker"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         # Libraries' own words, of which the last are told if it crashes.
         stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": import_path(), "PYTHONIOENCODING": "utf-8"},
+        env=child_environment(Need.COMPUTE, {"PYTHONIOENCODING": "utf-8"}),
         # Ctrl-C on a terminal is for the service.
         start_new_session=True,
     )
@@ -52,8 +52,8 @@ def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[
         try:
             # It may be gone already.
             with suppress(BrokenPipeError):
-                process.stdin.write(settings.model_dump_json().encode() + b"\n")
-                process.stdin.flush()
+                # It downloads nothing: a mirror's password is not for it.
+                _tell(process.stdin, settings.model_copy(update={"download_mirror": None}).model_dump_json())
             for line in _lines(process.stdout.fileno(), is_cancelled):
                 # A library's line may have begun without its end: both streams are one.
                 words, mark, told = line.partition(MARK)
@@ -64,7 +64,12 @@ def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[
                 message = json.loads(told)
                 if message["kind"] == "done":
                     return str(message["key"])
-                _pass_on(message, reporter)
+                if message["kind"] == "download":
+                    answer = _download(message["weights"], settings, reporter, is_cancelled)
+                    with suppress(BrokenPipeError):
+                        _tell(process.stdin, json.dumps(answer))
+                else:
+                    _pass_on(message, reporter)
         finally:
             with suppress(BrokenPipeError):
                 process.stdin.close()
@@ -79,6 +84,23 @@ def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[
         f"{', killed: perhaps memory ran out' if process.returncode == -9 else ''}). Give it more memory, or set "
         f"RESNET_BACKEND=torch, which needs no export.{said}"
     )
+
+
+def _tell(pipe: IO[bytes], line: str) -> None:
+    pipe.write(line.encode() + b"\n")
+    pipe.flush()
+
+
+def _download(weights: str, settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> dict[str, str]:
+    """What the process is answered that asks for published weights. Raises `DownloadError` and `LoadCancelled`."""
+    try:
+        return {"file": str(download(settings, PUBLISHED.validate_json(weights), reporter, is_cancelled))}
+    except DownloadUnreachable as error:
+        return {"unreachable": str(error)}
+    except DownloadError:
+        if is_cancelled():
+            raise LoadCancelled("Stopped while loading.") from None
+        raise
 
 
 def _pass_on(message: dict[str, Any], reporter: Reporter) -> None:
