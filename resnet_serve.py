@@ -6,16 +6,16 @@ so that no other `app`, in the current directory or on PYTHONPATH, is run instea
 
 from __future__ import annotations
 
-import importlib.util
 import signal
-from pathlib import Path
 
 
 def main() -> None:
     # Before anything takes time. To the first process of a container a signal without a handler is lost; one that is
-    # held waits for its handler.
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    # held waits for its handler. `app.cli` takes both again, or lets the server do it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    import importlib.util
+    from pathlib import Path
+
     start = Path(__file__).resolve().parent / "app" / "processes" / "start.py"
     spec = importlib.util.spec_from_file_location("resnet_serve_start", start)
     assert spec is not None

@@ -30,10 +30,29 @@ def spare_requests_from_collection() -> None:
     gc.set_threshold(*_COLLECTION_THRESHOLDS)
 
 
+def open_standard_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr an empty one.
+
+    Otherwise the next file or socket that it opens becomes its standard output, and what a library prints is sent
+    there.
+    """
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            empty = os.open(os.devnull, os.O_RDWR)
+            if empty != descriptor:
+                os.dup2(empty, descriptor)
+                os.close(empty)
+            os.set_inheritable(descriptor, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
+
+
 def hold_stop_signals() -> None:
     """Have Ctrl-C and SIGTERM wait until somebody takes them: nothing that is begun or put away now is cut short.
 
-    Threads, and children, that are started meanwhile never take them.
+    Threads that are started meanwhile never take them. Child processes do: each unblocks them at its start.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
 
@@ -41,6 +60,22 @@ def hold_stop_signals() -> None:
 def take_stop_signals() -> None:
     """This thread has its handlers, and meets at once what has waited."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+
+
+def end_at_stop_signals() -> None:
+    """The same for a command that is no server: either signal ends it, also the first process of a container, to which
+    the kernel gives no signal without a handler.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end)
+    take_stop_signals()
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    # As a shell tells of a process that a signal has ended.
+    raise SystemExit(128 + number)
 
 
 def leave(status: int) -> NoReturn:

@@ -25,6 +25,7 @@ import io
 import json
 import pickle
 import resource
+import signal
 import struct
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -433,6 +434,8 @@ def main() -> None:
     # Whoever asked can tell an interpreter that does not start from a pickle that ends it.
     sys.stdout.write(STARTED)
     sys.stdout.flush()
+    # A parent that holds these back hands that on.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     _limit()
     text = json.dumps(_answer(sys.argv[1], sys.stdin.buffer.read()))
     if len(text) > MAX_ANSWER_BYTES:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import threading
@@ -174,6 +175,8 @@ def become(program: Path) -> None:
 
 
 if __name__ == "__main__":
+    # A parent that holds these back hands that on.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     limit(int(sys.argv[1]), int(sys.argv[2]))
     del sys.argv[:3]
     say_started()

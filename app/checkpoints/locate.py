@@ -76,9 +76,13 @@ def locate(weights: str | None, folder: Path = WEIGHTS_FOLDER) -> Source:
         return CheckpointFile(found) if found else PublishedName(DEFAULT_PUBLISHED)
     if weights == OFFLINE_DEMO:
         return OfflineDemo()
-    path = Path(weights).expanduser()
     try:
+        path = Path(weights).expanduser()
         path.stat()
+    except RuntimeError:
+        raise CheckpointError(
+            f"RESNET_WEIGHTS is {weights[:200]}, and that home directory is not known here. Give the whole path."
+        ) from None
     except (FileNotFoundError, NotADirectoryError, ValueError):
         pass  # no such file: perhaps a name, or a prefix
     except OSError as error:

@@ -9,6 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import StartError
+from ..interpreter import end_at_stop_signals, open_standard_streams
 from .bench import bench
 from .classify import classify
 from .console import say_error
@@ -37,11 +38,13 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand != "serve":
+        end_at_stop_signals()
 
 
 app.command()(with_settings(serve))
@@ -57,6 +60,7 @@ app.command()(bench)
 
 def main() -> None:
     """Run a command; a `StartError` is one clear message and exit status 1."""
+    open_standard_streams()
     try:
         app()
     except StartError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import runpy
+import signal
 import sys
 
 _FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -40,6 +41,8 @@ def use_this_package() -> None:
 
 
 if __name__ == "__main__":
+    # A parent that holds these back hands that on: this is another process, with handlers of its own.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     del sys.argv[0]
     use_this_package()
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
