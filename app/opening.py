@@ -116,7 +116,7 @@ def find_weights(
     except DownloadUnreachable as error:
         if settings.weights_fallback != "offline-demo":
             raise
-        logger.debug("%s", error)
+        logger.warning("%s", error)
         return Found(
             OfflineDemo(),
             f"{source.name} of {published_architecture(settings)} could not be downloaded, so this serves the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import selectors
 import subprocess
@@ -17,6 +18,8 @@ from ..opening import LoadCancelled, Reporter, download
 from ..processes import Need, child_environment, command
 from ..settings import Settings
 from .store import PUBLISHED
+
+logger = logging.getLogger(__name__)
 
 # In front of the worker's own lines; in libraries' it does not occur.
 MARK = "\x1e"
@@ -96,6 +99,9 @@ def _download(weights: str, settings: Settings, reporter: Reporter, is_cancelled
     try:
         return {"file": str(download(settings, PUBLISHED.validate_json(weights), reporter, is_cancelled))}
     except DownloadUnreachable as error:
+        if settings.weights_fallback != "none":
+            # The fallback is served, and this is why.
+            logger.warning("%s", error)
         return {"unreachable": str(error)}
     except DownloadError:
         if is_cancelled():
