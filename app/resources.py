@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import resource
 import sys
@@ -48,6 +49,18 @@ def raise_open_file_limit() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def may_run_written_memory() -> bool:
+    """Whether memory may be both written and run: not under MemoryDenyWriteExecute of systemd, or SELinux's execmem."""
+    kinds = [getattr(mmap, name, None) for name in ("PROT_READ", "PROT_WRITE", "PROT_EXEC")]
+    if None in kinds:
+        return True
+    try:
+        mmap.mmap(-1, mmap.PAGESIZE, prot=sum(kind for kind in kinds if kind)).close()
+    except OSError:
+        return False
+    return True
 
 
 def cuda_device_count(library: str = "libcuda.so.1") -> int:

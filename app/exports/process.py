@@ -6,14 +6,15 @@ import json
 import logging
 import os
 import selectors
+import signal
 import subprocess
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from typing import IO, Any
 
 from .. import errors
-from ..errors import DownloadError, DownloadUnreachable, StartError
+from ..errors import DownloadError, DownloadUnreachable, ExportFailed, StartError
 from ..opening import LoadCancelled, Reporter, download
 from ..processes import Need, child_environment, command
 from ..settings import Settings
@@ -32,11 +33,20 @@ class CannotWrite(Exception):
     """The cache cannot be written; the message says why."""
 
 
+class CannotExport(Exception):
+    """The export failed there, for a reason that is not the network's; the message says which."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first, for a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(". ")
+
+
 def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> str:
     """Have a process of its own export what the settings mean and keep it; returns its key. Blocks.
 
-    Raises the `StartError` that was raised there, one that says how the process ended if it did so by itself,
-    `CannotWrite`, and `LoadCancelled`.
+    Raises the `StartError` that was raised there, one that says how the process ended if it was killed, `CannotWrite`,
+    `CannotExport`, and `LoadCancelled`.
     """
     process = subprocess.Popen(
         command("app.exports.worker"),
@@ -81,12 +91,29 @@ def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+    raise _ended(process.returncode, last_lines)
+
+
+def _ended(status: int, last_lines: Collection[str]) -> Exception:
+    """What a process that ended by itself, without a word of its own, means for the start."""
     said = f" It said last: {' / '.join(last_lines)}" if last_lines else ""
-    raise StartError(
-        f"The process that reads and exports the checkpoint ended by itself (status {process.returncode}"
-        f"{', killed: perhaps memory ran out' if process.returncode == -9 else ''}). Give it more memory, or set "
-        f"RESNET_BACKEND=torch, which needs no export.{said}"
-    )
+    ended = "The process that reads and exports the checkpoint ended by itself"
+    if status == -signal.SIGKILL:
+        # The same in this process would end the service.
+        return StartError(
+            f"{ended} (status {status}, killed: perhaps memory ran out). Give it more memory, or set "
+            f"RESNET_BACKEND=torch, which needs no export.{said}"
+        )
+    if status < 0:
+        return ExportFailed(f"{ended} ({_signal_name(-status)}).{said}", may_pass=True)
+    return CannotExport(f"its process ended with status {status}{'.' if said else ''}{said.rstrip('. ')}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _tell(pipe: IO[bytes], line: str) -> None:
@@ -120,6 +147,8 @@ def _pass_on(message: dict[str, Any], reporter: Reporter) -> None:
         reporter.downloading(message["name"], message["received"], message["expected"])
     elif kind == "cannot_write":
         raise CannotWrite(message["text"])
+    elif kind == "cannot_export":
+        raise CannotExport(message["text"])
     else:
         error = getattr(errors, message["type"], StartError)
         raise error(message["text"])

@@ -2,7 +2,7 @@
 
 It is a process of its own because torch, once imported, does not give its memory back. On standard input it is given
 the settings as JSON, a line; when that closes, it is no longer wanted. On standard output it says what it does in
-lines, each from a `MARK` on, whose last is `done`, `error` or `cannot_write`; everything else is libraries' own.
+lines, each from a `MARK` on, whose last is `done`, `error`, `cannot_write` or `cannot_export`; all else is libraries'.
 Weights that are to be downloaded it asks its parent for, which alone has the proxies' passwords: `download`, which is
 answered on standard input by a line of JSON, {"file": path} or {"unreachable": reason}.
 """
@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -24,11 +25,15 @@ from ..errors import DownloadUnreachable, ExportFailed, StartError
 from ..opening import Fetch, find_weights, read_found
 from ..settings import Settings
 from .key import key_of, key_parts
-from .process import MARK
+from .process import MARK, first_line
 from .store import PUBLISHED, Entry, Store
 
 # How long what is being done may take to be left.
 _LEAVE_SECONDS = 5.0
+_NO_MEMORY = (
+    "Memory ran out while the checkpoint was exported. Give the service more memory, or set RESNET_BACKEND=torch, "
+    "which needs no export."
+)
 
 
 class LineReporter:
@@ -68,6 +73,11 @@ def main() -> None:
         say("error", type=type(error).__name__, text=str(error))
     except OSError as error:
         say("cannot_write", text=error.strerror or str(error))
+    except MemoryError:
+        say("error", type="StartError", text=_NO_MEMORY)
+    except Exception as error:
+        traceback.print_exc()
+        say("cannot_export", text=first_line(error))
 
 
 def export(settings: Settings, reporter: LineReporter, fetch: Fetch | None = None) -> str:
@@ -86,8 +96,9 @@ def export(settings: Settings, reporter: LineReporter, fetch: Fetch | None = Non
             graph = export_into(checkpoint, unfinished, settings.compute_thread_count)
         except ExportFailed as error:
             # The network's fault, which the next start would meet again, tens of seconds later.
-            with suppress(OSError):
-                store.remember_failure(key, str(error))
+            if not error.may_pass:
+                with suppress(OSError):
+                    store.remember_failure(key, str(error))
             raise
         store.keep(key, unfinished, Entry.of(checkpoint, graph))
         return key
