@@ -13,6 +13,7 @@ from ..interpreter import end_at_stop_signals, open_standard_streams
 from .bench import bench
 from .classify import classify
 from .console import say_error
+from .doctor import doctor
 from .download import download
 from .evaluate import evaluate
 from .inspect import convert, inspect
@@ -54,6 +55,7 @@ app.command()(with_settings(inspect, "Model", "Limits", "Log"))
 app.command()(with_settings(convert, "Model", "Log"))
 app.command()(with_settings(evaluate, "Model", "Backend", "Limits", "Log"))
 app.command()(with_settings(quantize, "Model", "Backend", "Limits", "Log"))
+app.command()(with_settings(doctor, takes_wrong=True))
 app.command()(probe)
 app.command()(bench)
 

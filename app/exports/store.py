@@ -131,6 +131,10 @@ class Store:
             os.utime(folder)  # the newest are kept
         return entry.checkpoint(path=folder / MODEL)
 
+    def has(self, key: str) -> bool:
+        """Whether there is an export of `key`. Its bytes are not looked at."""
+        return (self._folder / key / _ENTRY).is_file()
+
     @contextlib.contextmanager
     def unfinished(self) -> Iterator[Path]:
         """A new folder to write an export into; what is not kept of it goes at the end of the block.
