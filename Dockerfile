@@ -12,7 +12,7 @@ WORKDIR /src
 # A stand-in for the service: its version, and empty files for those that pyproject.toml names.
 COPY pyproject.toml constraints.txt ./
 COPY app/__init__.py app/
-RUN touch README.md LICENSE \
+RUN touch README.md LICENSE resnet_serve.py \
  && pip install -c constraints.txt pip \
  && HATCH_BUILD_NO_HOOKS=true pip install -c constraints.txt --build-constraint constraints.txt '.[offline-demo,keras]' \
  && pip uninstall --yes resnet-serve
@@ -23,7 +23,7 @@ FROM dependencies AS build
 RUN apt-get update \
  && apt-get install -y --no-install-recommends gcc libc6-dev \
  && rm -rf /var/lib/apt/lists/*
-COPY README.md LICENSE hatch_build.py ./
+COPY README.md LICENSE hatch_build.py resnet_serve.py ./
 COPY app/ app/
 RUN pip install --no-deps --build-constraint constraints.txt --prefix /opt/service . \
  && ls /opt/service/lib/python3*/site-packages/app/images/resample-*.so

@@ -70,7 +70,7 @@ $(VENV)/.pip: constraints.txt
 	@$(INSTALL) --quiet pip
 	@touch $@
 
-$(VENV)/.serve: $(VENV)/.pip pyproject.toml hatch_build.py app/images/resample.c app/images/kernel_build.py
+$(VENV)/.serve: $(VENV)/.pip pyproject.toml hatch_build.py resnet_serve.py app/images/resample.c app/images/kernel_build.py
 	@echo "[2/2] Installing what serving needs. PyTorch is the most of it (some GB on Linux): minutes, once"
 	@$(INSTALL) -e '.[offline-demo,keras,pictures]'
 	@touch $@

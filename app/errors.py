@@ -259,7 +259,14 @@ class EvaluationError(StartError):
 
 
 class ExportFailed(StartError):
-    """A network that cannot be written as an ONNX graph, or whose graph answers otherwise than the network."""
+    """A network that cannot be written as an ONNX graph, or whose graph answers otherwise than the network.
+
+    `may_pass` where this machine may be to blame, as it is now: then a later start tries again.
+    """
+
+    def __init__(self, message: str, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 class DownloadError(StartError):

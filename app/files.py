@@ -39,6 +39,22 @@ def write_whole(target: Path, data: bytes) -> None:
         file.write(data)
 
 
+def own_temporary_folder(name: str) -> Path:
+    """A folder among the temporary ones that this user alone can write to: the same one every time, if it can be had.
+
+    Somebody else may have made one of that name, to have their files taken for ours: then it is a new one.
+    """
+    folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+            return folder
+    with contextlib.suppress(OSError):
+        return Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    return folder  # it cannot be written: whoever writes there says so
+
+
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),

@@ -1,6 +1,4 @@
-"""The Python interpreter of a process that serves: what its garbage collector may do, how it is told to stop and ends,
-what its children import.
-"""
+"""The Python interpreter of a process that serves: its garbage collector, how it is told to stop, and how it ends."""
 
 from __future__ import annotations
 
@@ -32,10 +30,29 @@ def spare_requests_from_collection() -> None:
     gc.set_threshold(*_COLLECTION_THRESHOLDS)
 
 
+def open_standard_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr an empty one.
+
+    Otherwise the next file or socket that it opens becomes its standard output, and what a library prints is sent
+    there.
+    """
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            empty = os.open(os.devnull, os.O_RDWR)
+            if empty != descriptor:
+                os.dup2(empty, descriptor)
+                os.close(empty)
+            os.set_inheritable(descriptor, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
+
+
 def hold_stop_signals() -> None:
     """Have Ctrl-C and SIGTERM wait until somebody takes them: nothing that is begun or put away now is cut short.
 
-    Threads, and children, that are started meanwhile never take them.
+    Threads that are started meanwhile never take them. Child processes do: each unblocks them at its start.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
 
@@ -45,6 +62,22 @@ def take_stop_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
+def end_at_stop_signals() -> None:
+    """The same for a command that is no server: either signal ends it, also the first process of a container, to which
+    the kernel gives no signal without a handler.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end)
+    take_stop_signals()
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    # As a shell tells of a process that a signal has ended.
+    raise SystemExit(128 + number)
+
+
 def leave(status: int) -> NoReturn:
     """End the process with `status` without joining threads: one that is stuck, or still loads, must not hold it."""
     # Nor must a reader of the log that has stopped.
@@ -52,11 +85,6 @@ def leave(status: int) -> NoReturn:
     last_words.start()
     last_words.join(_FLUSH_SECONDS)
     os._exit(status)
-
-
-def import_path() -> str:
-    """A PYTHONPATH for a child: what can be imported here can be imported there, however this process found it."""
-    return os.pathsep.join(folder or os.getcwd() for folder in sys.path)
 
 
 def _flush() -> None:

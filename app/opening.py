@@ -78,6 +78,8 @@ class Found:
 
 LookUp = Callable[[str, str], PublishedWeights]
 """Architecture, name → torchvision's weights of that name."""
+Fetch = Callable[[PublishedWeights], Path]
+"""Published weights → their file in the cache folder. Raises `DownloadError`."""
 
 
 def open_checkpoint(settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
@@ -93,10 +95,12 @@ def find_weights(
     reporter: Reporter,
     is_cancelled: Callable[[], bool],
     look_up: LookUp = checkpoints.find_by_name,
+    fetch: Fetch | None = None,
 ) -> Found:
     """The weights that the settings name, downloaded where they must be; where that is allowed, the fallback for them.
 
-    Imports torch only where `look_up` does. Raises as `open_checkpoint` does. Blocks.
+    `fetch` is given where another process downloads. Imports torch only where `look_up` does. Raises as
+    `open_checkpoint` does. Blocks.
     """
     source: Source = checkpoints.locate(settings.weights)
     if not isinstance(source, PublishedName):
@@ -107,11 +111,12 @@ def find_weights(
         published = look_up(published_architecture(settings), source.name)
         if is_cancelled():
             raise LoadCancelled("Stopped while loading.")
-        return Found(CheckpointFile(download(settings, published, reporter, is_cancelled)))
+        file = fetch(published) if fetch else download(settings, published, reporter, is_cancelled)
+        return Found(CheckpointFile(file))
     except DownloadUnreachable as error:
         if settings.weights_fallback != "offline-demo":
             raise
-        logger.debug("%s", error)
+        logger.warning("%s", error)
         return Found(
             OfflineDemo(),
             f"{source.name} of {published_architecture(settings)} could not be downloaded, so this serves the "

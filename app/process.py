@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 import threading
@@ -32,6 +33,9 @@ _HANDSHAKE_SECONDS, _ARRIVAL_SECONDS = 0.25, 1.0
 _LOOK_SECONDS = 0.01
 _FEWEST_CONNECTIONS, _MOST_CONNECTIONS, _OTHER_FILES = 16, 10_000, 256
 _CLOSE = (b"connection", b"close")
+# After the grace period: how long the last answers may take to arrive. An upload's rest is read for two seconds.
+_LAST_WORDS_SECONDS = 2.5
+_LAST_RESORT_SECONDS = 10.0
 # uvicorn ticks ten times a second.
 _TICKS_PER_CHECK = 10
 # How long a process whose device is lost may take to end.
@@ -91,7 +95,8 @@ def build_server(settings: Settings, hooks: Hooks, parts: Parts | None = None) -
         forwarded_allow_ips=settings.forwarded_allow_ips,
         # A fraction will do: it is only waited for.
         timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_seconds)),
+        # The last resort: `Server` ends what is open in order, and before.
+        timeout_graceful_shutdown=round(settings.shutdown_grace_seconds + _LAST_RESORT_SECONDS),
         backlog=BACKLOG,
     )
 
@@ -102,7 +107,9 @@ def build_server(settings: Settings, hooks: Hooks, parts: Parts | None = None) -
         classifier.draining = True
         return was_ready
 
-    return Server(config, settings.shutdown_linger_seconds, on_stop)
+    return Server(
+        config, settings.shutdown_linger_seconds, settings.shutdown_grace_seconds, on_stop, app.state.drain.end
+    )
 
 
 def most_connections(settings: Settings) -> int:
@@ -119,17 +126,30 @@ class Server(uvicorn.Server):
     """uvicorn's server with this service's way to stop.
 
     SIGTERM: readiness falls at once, and for `linger_seconds` more requests are taken while whoever routes them finds
-    out; each answer then closes its connection. After that, what was accepted is answered, and the exit status is 0.
-    Ctrl-C, or a second SIGTERM, skips the linger. (uvicorn itself closes its listeners at once and raises the signal
-    again when it is done.)
+    out; each answer then closes its connection. After that, what was accepted is answered for `grace_seconds`, and what
+    is open then is answered 503; the exit status is 0. Ctrl-C, or a second SIGTERM, skips the linger; Ctrl-C while it
+    stops ends the grace period. (uvicorn itself closes its listeners at once and raises the signal again when it is
+    done.)
     """
 
-    def __init__(self, config: uvicorn.Config, linger_seconds: float, on_stop: Callable[[], bool]) -> None:
-        """`on_stop` is told of each signal, and says whether requests were being served until it."""
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        linger_seconds: float,
+        grace_seconds: float,
+        on_stop: Callable[[], bool],
+        on_grace_over: Callable[[], int],
+    ) -> None:
+        """`on_stop` is told of each signal, and says whether requests were being served until it. `on_grace_over` ends
+        the requests that are open, and says how many.
+        """
         super().__init__(config)
         self._linger_seconds = linger_seconds
+        self._grace_seconds = grace_seconds
         self._on_stop = on_stop
+        self._on_grace_over = on_grace_over
         self._exit_at: float | None = None
+        self._grace_ends_at = math.inf
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -151,6 +171,8 @@ class Server(uvicorn.Server):
             # uvicorn renews the second from the first once a second.
             self.config.encoded_headers.append(_CLOSE)
             self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        elif self.should_exit and sig == signal.SIGINT and time.monotonic() < self._grace_ends_at:
+            self._grace_ends_at = time.monotonic()
         else:
             super().handle_exit(sig, frame)
 
@@ -165,15 +187,25 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._grace_ends_at = min(self._grace_ends_at, time.monotonic() + self._grace_seconds)
+        ending = asyncio.create_task(self._end_grace())
+        try:
+            await self._close(sockets or [])
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _close(self, sockets: list[socket.socket]) -> None:
+        """Accept no more, and let the requests of those that have connected arrive."""
         # First only the door: uvicorn closes connections that have sent no request yet in the same breath, and with
         # them those whose request is on its way. The kernel resets what it still holds for a listener that closes.
-        for listener in sockets or []:
+        for listener in sockets:
             admit_no_more(listener)
         await asyncio.sleep(_HANDSHAKE_SECONDS)
-        knocking = [connection for listener in sockets or [] for connection in _accept_all(listener)]
+        knocking = [connection for listener in sockets for connection in _accept_all(listener)]
         for server in self.servers:
             server.close()
-        for listener in sockets or []:
+        for listener in sockets:
             listener.close()
         loop = asyncio.get_running_loop()
         for connection in knocking:
@@ -182,7 +214,26 @@ class Server(uvicorn.Server):
         # Connections have no event that says all of them have asked.
         while self._awaits_requests() and time.monotonic() < give_up_at:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
-        await super().shutdown(sockets)
+
+    async def _end_grace(self) -> None:
+        """Wait for the end of the grace period; answer what is open then, and cut what does not take its answer."""
+        # A signal may end it sooner, and uvicorn's connections have no event that says they are gone.
+        while time.monotonic() < self._grace_ends_at:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS)
+        if ended := self._on_grace_over():
+            logger.warning(
+                "Shutting down: %d requests were not answered within the grace period (RESNET_SHUTDOWN_GRACE_SECONDS, "
+                "%g s) and get 503.",
+                ended,
+                self._grace_seconds,
+            )
+        connections = self.server_state.connections
+        give_up_at = time.monotonic() + _LAST_WORDS_SECONDS
+        while connections and time.monotonic() < give_up_at:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS)
+        for connection in list(connections):
+            if isinstance(connection, HttpProtocol):
+                connection.transport.abort()
 
     def _awaits_requests(self) -> bool:
         connections = list(self.server_state.connections)

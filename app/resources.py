@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 import os
 import resource
 import sys
 from collections.abc import Collection
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
+from .cgroups import cpu_quotas, memory_limits
+
+# What Linux itself takes for the most, unless it is told otherwise (fs.nr_open).
+_MOST_OPEN_FILES = 1 << 20
 
 
-def available_cpus(cgroup: Path = _CGROUP) -> int:
-    """The process's affinity, cut by a cgroup's CPU quota (a container's --cpus), versions 2 and 1."""
+def available_cpus(root: Path = Path("/")) -> int:
+    """The process's affinity, cut by the CPU quotas of its cgroups (a container's --cpus, systemd's CPUQuota)."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    version_2 = _numbers(cgroup / "cpu.max")
-    version_1 = _numbers(cgroup / "cpu" / "cpu.cfs_quota_us") + _numbers(cgroup / "cpu" / "cpu.cfs_period_us")
-    for figures in (version_2, version_1):
-        if len(figures) == 2 and figures[0] > 0 and figures[1] > 0:
-            return max(1, min(cpus, round(figures[0] / figures[1])))
-    return cpus
+    return max(1, min([cpus, *(round(quota) for quota in cpu_quotas(root))]))
 
 
-def available_memory_bytes(cgroup: Path = _CGROUP) -> int:
-    """The machine's memory, cut by a cgroup's limit (a container's --memory), versions 2 and 1."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        limits += _numbers(cgroup / name)
-    return min(limits)
+def available_memory_bytes(root: Path = Path("/")) -> int:
+    """The machine's memory, cut by the limits of the process's cgroups (a container's --memory, MemoryMax)."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *memory_limits(root)])
 
 
 def open_file_limit() -> int:
@@ -44,6 +41,32 @@ def resident_memory_bytes(pid: int | None = None) -> int:
     except OSError:
         return 0
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def raise_open_file_limit() -> int:
+    """Raise the soft limit of open files to the hard one, which costs nothing; the limit that holds now.
+
+    A login shell or a service manager gives 1,024, for the sake of programs that use select(2). Each connection is one.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def may_run_written_memory() -> bool:
+    """Whether memory may be both written and run: not under MemoryDenyWriteExecute of systemd, or SELinux's execmem."""
+    kinds = [getattr(mmap, name, None) for name in ("PROT_READ", "PROT_WRITE", "PROT_EXEC")]
+    if None in kinds:
+        return True
+    try:
+        mmap.mmap(-1, mmap.PAGESIZE, prot=sum(kind for kind in kinds if kind)).close()
+    except OSError:
+        return False
+    return True
 
 
 def cuda_device_count(library: str = "libcuda.so.1") -> int:
@@ -86,11 +109,3 @@ def int8_features(cpu_info: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 def saturates(machine: str, features: Collection[str]) -> bool:
     """Whether products of 8 bits are added up in 16, where two of them may not fit: on x86 without VNNI."""
     return machine.lower() in ("x86_64", "amd64", "x86", "i686") and not _VNNI & set(features)
-
-
-def _numbers(file: Path) -> list[int]:
-    """The whole numbers in a file; none where it is not there, and "max" is no number."""
-    try:
-        return [int(word) for word in file.read_text(encoding="ascii").split() if word.lstrip("-").isdigit()]
-    except OSError:
-        return []

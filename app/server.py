@@ -19,8 +19,10 @@ from .api import (
     Admission,
     BodyLimits,
     Cors,
+    Drain,
     EarlyAnswers,
     EarlyRefusals,
+    EndOfGrace,
     Guard,
     RequestContext,
     Service,
@@ -161,6 +163,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     metrics.log_lines_dropped.set_function(dropped_lines)
     routers = (predict_router, health_router, docs_router, errors_router)
     access_log = AccessLog(metrics, fixed_paths(routers))
+    drain = Drain()
     # Before the event loop runs: how much may be decoded at once is read from files.
     classifier = build_classifier(settings, metrics, parts.reservations if parts else None)
     turns = Turns(processes=parts.processes if parts else 1)
@@ -200,6 +203,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
             Middleware(RequestContext, log=access_log),
             *_cors(settings),
             Middleware(EarlyAnswers),
+            Middleware(EndOfGrace, drain=drain),
             Middleware(Guard),
             Middleware(Admission, paths=_ADMITTED, classifier=classifier, turns=turns),
             Middleware(
@@ -226,6 +230,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     app.state.early_refusals = EarlyRefusals(
         classifier.admit, access_log, turns, paths=_ADMITTED, has_cors=bool(settings.cors_origins)
     )
+    app.state.drain = drain
     app.openapi = partial(describe_openapi, app)  # type: ignore[method-assign]
     for router in routers:
         app.include_router(router)

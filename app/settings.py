@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import SettingError
+from .files import own_temporary_folder
 from .resources import available_cpus
 
 if TYPE_CHECKING:
@@ -27,8 +28,11 @@ AutoOrCount = Literal["auto"] | Annotated[int, Field(ge=1)]
 
 
 def _default_cache_dir() -> Path:
-    """$XDG_CACHE_HOME, else ~/.cache (XDG base directory specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-serve"
+    """$XDG_CACHE_HOME, else ~/.cache (XDG base directory specification); a temporary folder where there is no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-serve"
+    except RuntimeError:  # neither HOME nor an entry in the list of users, as for a container's --user 12345
+        return own_temporary_folder("resnet-serve")
 
 
 class Settings(BaseSettings):

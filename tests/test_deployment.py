@@ -24,6 +24,8 @@ CONTAINERS = [*((name, "resnet-serve") for name in COMPOSE_FILES), (PROXY, "prox
 PROBE = ["resnet-serve", "probe", "--ready"]
 
 VARIABLES = {f"{ENV_PREFIX}{name.upper()}": field for name, field in Settings.model_fields.items()}
+# What downloads go through: no settings of the service's own.
+OUTBOUND = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
 # Read by the proxy alone.
 PROXY_ONLY = {"RESNET_PUBLISH_TLS", "RESNET_PROXY_CONNECTIONS", "RESNET_PROXY_HTTP"}
 # Read by Compose itself, in ${…}; the service never sees them.
@@ -205,13 +207,13 @@ def test_the_service_receives_its_signals_itself() -> None:
 @pytest.mark.parametrize("name", COMPOSE_FILES)
 def test_every_variable_of_the_compose_files_is_a_setting(name: str) -> None:
     """A variable that Compose hands the service is one that the service knows."""
-    assert environment(name).keys() <= VARIABLES.keys()
+    assert environment(name).keys() <= VARIABLES.keys() | OUTBOUND
 
 
 def test_compose_passes_on_every_setting_that_is_not_fixed() -> None:
-    """Each setting can be made in the shell or in .env, but for those that the container fixes."""
+    """Settings and proxies can be given in the shell or in .env, but for what the container fixes."""
     given = environment("docker-compose.yml")
-    assert given.keys() == VARIABLES.keys() - FIXED
+    assert given.keys() == (VARIABLES.keys() - FIXED) | OUTBOUND
     assert set(given.values()) == {None}
 
 
@@ -405,7 +407,7 @@ def test_no_weights_are_in_the_image() -> None:
     instructions = [instruction for stage in dockerfile_stages() for instruction in stage]
     assert not named(instructions, "ADD")
     copied = {source for copy in named(instructions, "COPY") if copy.stage is None for source in copy.sources}
-    packaging = {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "hatch_build.py"}
+    packaging = {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "hatch_build.py", "resnet_serve.py"}
     assert copied == {*packaging, "app/", "app/__init__.py"}
     commands = " ".join(str(line) for line in named(instructions, "RUN"))
     assert not re.search(r"resnet-serve download|\.pth|\.safetensors|torch\.hub", commands)

@@ -147,6 +147,58 @@ def test_what_lies_beside_a_checkpoint_is_none(tmp_path: Path) -> None:
     assert locate(None, tmp_path) == CheckpointFile(tmp_path / "model.onnx")
 
 
+BESIDE = (
+    *(
+        "SHA256SUMS",
+        "model.pth.sha512",
+        "md5sums.txt",
+        "CHECKSUMS",
+        "model.pth.asc",
+        "LICENSE.txt",
+        "LICENCE",
+        "COPYING",
+    ),
+    *(
+        "NOTICE.md",
+        "CITATION.cff",
+        "args.yaml",
+        "config.JSON",
+        "README",
+        "readme.MD",
+        "AUTHORS",
+        "VERSION",
+        "nohup.out",
+    ),
+    *(".DS_Store", "._model.pth", ".gitattributes", ".model.pth.swp", "Thumbs.db", "ehthumbs.db", "desktop.ini"),
+    *("Desktop.ini", "Icon\r", "model.pth~", "~$notes.docx", "model.pth.bak", "weights.pth.crdownload", "a.pth.aria2"),
+    *("events.out.tfevents.1700000000.host.1.0", "results.csv", "curve.webp", "classes.names", "train.ipynb"),
+    *("notes", "arguments.unknown", "empty"),
+)
+
+
+@pytest.mark.parametrize("weights", ["model.pth", "resnet50.safetensors", "model.onnx", "version.h5"])
+def test_what_systems_and_tools_leave_is_passed_over(tmp_path: Path, weights: str) -> None:
+    """Sums, licences, settings, system files and folders beside a checkpoint are not counted as checkpoints."""
+    (tmp_path / weights).write_bytes(b"\x08\x08")
+    for name in BESIDE:
+        (tmp_path / name).write_bytes(b"" if name == "empty" else b"some text\n")
+    for name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", "logs", "wandb", "photos"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file.txt").write_text("text")
+    assert locate(None, tmp_path) == CheckpointFile(tmp_path / weights)
+    (tmp_path / weights).unlink()
+    (tmp_path / "RESNET50").write_bytes(b"\x80\x02}q\x00.")
+    assert locate(None, tmp_path) == CheckpointFile(tmp_path / "RESNET50")
+
+
+def test_two_checkpoints_stay_two_beside_other_files(tmp_path: Path) -> None:
+    """What is passed over is left out of the list too."""
+    for name in ("a.pth", "b.onnx", "SHA256SUMS", "Thumbs.db", "notes"):
+        (tmp_path / name).write_bytes(b"text" if name == "notes" else b"\x00")
+    with pytest.raises(CheckpointError, match=r"holds 2 checkpoints: a\.pth, b\.onnx\."):
+        locate(None, tmp_path)
+
+
 def test_labels_lie_in_the_folder(tmp_path: Path) -> None:
     """A label file belongs to the folder that it lies in, whether the folder or its file is named."""
     folder = write(tmp_path / "pets", RESNET, CONVNEXT)

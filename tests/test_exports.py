@@ -478,31 +478,41 @@ def test_errors_come_through_as_they_are(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_is_told(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is killed, for memory perhaps, ends the start with what to do; libraries' last words are passed on."""
-    put_worker(tmp_path, "import os\nprint('no memory', flush=True)\nos.kill(os.getpid(), 9)\n")
-    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    put_worker(monkeypatch, "import os\nprint('no memory', flush=True)\nos.kill(os.getpid(), 9)\n")
     with pytest.raises(StartError, match=r"ended by itself \(status -9, killed: .*no memory"):
         process.export_apart(settings_of(weights, tmp_path), Told(), lambda: False)
 
 
-def put_worker(folder: Path, program: str) -> None:
-    """`program` where `app.exports.worker` is looked for, in a folder that is to be the path."""
-    package = folder / "app" / "exports"
-    package.mkdir(parents=True)
-    (folder / "app" / "__init__.py").touch()
-    (package / "__init__.py").touch()
-    (package / "worker.py").write_text(program)
+def test_a_process_that_crashes_is_no_end(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a signal ends is named, and torch serves; one that fails with words has the export made here."""
+    put_worker(monkeypatch, "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    checkpoint, backend = opened(settings_of(weights, tmp_path))
+    assert backend == "torch"
+    assert "SIGSEGV" in checkpoint.warnings[-1]
+    assert "memory" not in checkpoint.warnings[-1]
+    put_worker(monkeypatch, "raise SystemExit('a library is missing')")
+    told = Told()
+    checkpoint, backend = opened(settings_of(weights, tmp_path), told)
+    assert backend == "onnx"
+    (warning,) = [line for line in told.warnings if "own process" in line]
+    assert "ended with status 1. It said last: a library is missing. So it is made in this one" in warning
+    assert not list(tmp_path.glob("exports/failed/*"))
+
+
+def put_worker(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """`program` in place of `app.exports.worker`."""
+    monkeypatch.setattr(process, "command", lambda module: [sys.executable, "-c", program])
 
 
 def test_what_is_said_within_a_line_is_heard(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that has begun a line on either stream hides no message of the process."""
     put_worker(
-        tmp_path,
+        monkeypatch,
         "import sys\nsys.stderr.write('50% ')\nsys.stderr.flush()\n"
         f"print({process.MARK + json.dumps({'kind': 'step', 'text': 'Trying'})!r}, flush=True)\n"
         "sys.stdout.write('and so ')\n"
         f"print({process.MARK + json.dumps({'kind': 'done', 'key': 'a key'})!r}, flush=True)\n",
     )
-    monkeypatch.setattr("sys.path", [str(tmp_path)])
     told = Told()
     assert process.export_apart(settings_of(weights, tmp_path), told, lambda: False) == "a key"
     assert told.steps == ["Trying"]
@@ -601,6 +611,78 @@ def test_what_is_not_the_networks_fault_is_tried_again(
             opened(settings_of(weights, tmp_path))
     assert not list(tmp_path.glob("exports/failed/*"))
     assert opened(settings_of(weights, tmp_path))[1] == "onnx"
+
+
+def test_what_this_machine_does_to_an_export_is_no_mark(
+    weights: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that may come of the machine has torch serve once, and is tried again at the next start."""
+
+    def fails(*arguments: object, **others: object) -> None:
+        raise RuntimeError("could not create a primitive")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.onnx.export", fails)
+        checkpoint, backend = opened(settings_of(weights, tmp_path))
+        assert backend == "torch"
+        assert "could not create a primitive" in checkpoint.warnings[-1]
+    assert not list(tmp_path.glob("exports/failed/*"))
+    assert opened(settings_of(weights, tmp_path))[1] == "onnx"
+
+
+# Set for the service and, inherited, for the process that exports.
+ON_A_FULL_DISK = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+from app.cli import main
+main()
+"""
+WITHOUT_EXECUTABLE_MEMORY = """
+import ctypes, sys
+# PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN (linux/prctl.h): systemd's MemoryDenyWriteExecute.
+sys.exit(77) if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) else None
+from app.resources import may_run_written_memory
+assert not may_run_written_memory()
+from app.cli import main
+main()
+"""
+
+
+def test_a_full_disk_does_not_end_the_start(weights: Path, tmp_path: Path, example_jpeg: bytes) -> None:
+    """Where an export does not fit on the disk the reason is said, the service serves, and a later start keeps one."""
+    flags = ("--weights", str(weights), "--architecture", "resnet18", "--cache-dir", str(tmp_path / "cache"))
+    with service_process(*flags, folder=tmp_path, program=ON_A_FULL_DISK) as service:
+        address = address_in(service.wait_for("Ready:"))
+        assert httpx.post(f"{address}/predict", content=example_jpeg).status_code == 200
+        assert httpx.get(f"{address}/healthz").json()["backend"] == "onnx"
+        assert service.stop() == 0
+    said = "\n".join(service.lines)
+    assert "cannot be kept" in said
+    assert "File too large" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("cache/exports/*/*"))
+    with service_process(*flags, folder=tmp_path) as service:
+        service.wait_for("Ready:")
+        assert service.stop() == 0
+    assert entry_in(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_no_executable_memory_is_no_obstacle(weights: Path, tmp_path: Path, example_jpeg: bytes, backend: str) -> None:
+    """Under a service manager that forbids writable-executable memory the export is made and kept, or torch serves."""
+    flags = ("--weights", str(weights), "--architecture", "resnet18", "--cache-dir", str(tmp_path / "cache"))
+    with service_process(*flags, "--backend", backend, folder=tmp_path, program=WITHOUT_EXECUTABLE_MEMORY) as service:
+        try:
+            address = address_in(service.wait_for("Ready:"))
+        except AssertionError:
+            if service.ended() == 77:
+                pytest.skip("this kernel has no PR_SET_MDWE")
+            raise
+        assert httpx.post(f"{address}/predict", content=example_jpeg).status_code == 200
+        assert service.stop() == 0
+    said = "\n".join(service.lines)
+    assert "could not create a primitive" not in said
+    assert bool(list(tmp_path.glob("cache/exports/*/entry.json"))) is (backend == "auto")
 
 
 def test_an_export_in_memory_is_checked_too(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,20 @@ from app.settings import Settings
 OWN_CPUS = len(os.sched_getaffinity(0))
 
 
+def on_machine(folder: Path, groups: str, mounts: str, files: dict[str, str]) -> Path:
+    """A root in which the process is in `groups`, the trees are mounted as `mounts` say, and they have these files.
+
+    A mount is: the kind with its options, what of the tree is mounted, and where.
+    """
+    lines = [line.split() for line in mounts.splitlines() if line.strip()]
+    told = "".join(
+        f"31 23 0:{28 + number} {mounted} {at} rw,relatime shared:9 - {kind} cgroup rw,{options}\n"
+        for number, (kind, options, mounted, at) in enumerate(lines)
+    )
+    own = {"proc/self/cgroup": "".join(f"{line.strip()}\n" for line in groups.split()), "proc/self/mountinfo": told}
+    return write(folder, own | files)
+
+
 def write(folder: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -24,29 +38,82 @@ def write(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
+TWO = ("0::/", "cgroup2 nsdelegate / /sys/fs/cgroup")
+ONE = (
+    "4:memory:/docker/ab 1:cpu,cpuacct:/docker/ab",
+    "cgroup memory /docker/ab /sys/fs/cgroup/memory\ncgroup cpu,cpuacct /docker/ab /sys/fs/cgroup/cpu,cpuacct",
+)
+SYSTEMD = ("0::/system.slice/resnet-serve.service", "cgroup2 nsdelegate / /sys/fs/cgroup")
+SLICE, SERVICE = "sys/fs/cgroup/system.slice", "sys/fs/cgroup/system.slice/resnet-serve.service"
+CPU_1 = "sys/fs/cgroup/cpu,cpuacct"
+
+
 @pytest.mark.parametrize(
-    ("files", "cpus"),
+    ("machine", "files", "cpus"),
     [
-        ({}, OWN_CPUS),
-        ({"cpu.max": "max 100000"}, OWN_CPUS),
-        ({"cpu.max": "100000 100000"}, 1),
-        ({"cpu.max": "20000 100000"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, OWN_CPUS),
-        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        (TWO, {}, OWN_CPUS),
+        (TWO, {"sys/fs/cgroup/cpu.max": "max 100000"}, OWN_CPUS),
+        (TWO, {"sys/fs/cgroup/cpu.max": "100000 100000"}, 1),
+        (TWO, {"sys/fs/cgroup/cpu.max": "20000 100000"}, 1),
+        (ONE, {f"{CPU_1}/cpu.cfs_quota_us": "-1", f"{CPU_1}/cpu.cfs_period_us": "100000"}, OWN_CPUS),
+        (ONE, {f"{CPU_1}/cpu.cfs_quota_us": "100000", f"{CPU_1}/cpu.cfs_period_us": "100000"}, 1),
+        (SYSTEMD, {f"{SERVICE}/cpu.max": "100000 100000"}, 1),
+        (SYSTEMD, {f"{SERVICE}/cpu.max": "max 100000", f"{SLICE}/cpu.max": "100000 100000"}, 1),
+        (SYSTEMD, {"sys/fs/cgroup/user.slice/cpu.max": "100000 100000"}, OWN_CPUS),
     ],
 )
-def test_a_cpu_quota_counts(tmp_path: Path, files: dict[str, str], cpus: int) -> None:
-    """A quota of one CPU is one CPU, under both versions of cgroups; no quota is the affinity."""
-    assert available_cpus(write(tmp_path, files)) == cpus
+def test_a_cpu_quota_counts(tmp_path: Path, machine: tuple[str, str], files: dict[str, str], cpus: int) -> None:
+    """A quota of one CPU, of the process's own cgroup or one around it, is one CPU; no quota is the affinity."""
+    assert available_cpus(on_machine(tmp_path, *machine, files)) == cpus
 
 
-@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
-def test_a_memory_limit_counts(tmp_path: Path, name: str) -> None:
-    """A memory limit below the machine's counts, under both versions of cgroups."""
-    whole = available_memory_bytes(tmp_path)
+@pytest.mark.parametrize(
+    ("machine", "files"),
+    [
+        (TWO, ["sys/fs/cgroup/memory.max"]),
+        (TWO, ["sys/fs/cgroup/memory.high"]),
+        (ONE, ["sys/fs/cgroup/memory/memory.limit_in_bytes"]),
+        (SYSTEMD, [f"{SERVICE}/memory.max"]),
+        (SYSTEMD, [f"{SLICE}/memory.max"]),
+        # A container of version 1 that sees the host's whole tree, within a group of its own.
+        (
+            ("4:memory:/kubepods/pod1/ab", "cgroup memory / /sys/fs/cgroup/memory"),
+            ["sys/fs/cgroup/memory/kubepods/pod1/memory.limit_in_bytes"],
+        ),
+        # Mounted from a namespace that the process has left, and at a place with a space in its name.
+        (("0::/../other", "cgroup2 rw / /sys/fs/my\\040groups"), ["sys/fs/my groups/memory.max"]),
+        # Both versions on one machine: version 2 has no limits of its own.
+        (
+            ("4:memory:/job 0::/job", "cgroup memory / /cg/memory\ncgroup2 rw / /cg/unified"),
+            ["cg/memory/job/memory.limit_in_bytes"],
+        ),
+    ],
+)
+def test_a_memory_limit_counts(tmp_path: Path, machine: tuple[str, str], files: list[str]) -> None:
+    """A limit of the process's own cgroup or of one around it counts, in both versions, wherever it is mounted."""
+    whole = available_memory_bytes(on_machine(tmp_path, *machine, {}))
+    (name,) = files
     assert available_memory_bytes(write(tmp_path, {name: "123456789"})) == 123456789
     assert available_memory_bytes(write(tmp_path, {name: "max"})) == whole
     assert available_memory_bytes(write(tmp_path, {name: str(2**63 - 4096)})) == whole
+
+
+def test_the_least_of_nested_limits_holds(tmp_path: Path) -> None:
+    """Of the limits from the process's group to the root, the least is what it may use; a sibling's is not its."""
+    files = {
+        f"{SERVICE}/memory.max": "3000000000",
+        f"{SLICE}/memory.max": "2000000000",
+        "sys/fs/cgroup/memory.max": "max",
+        "sys/fs/cgroup/system.slice/other.service/memory.max": "1000",
+    }
+    assert available_memory_bytes(on_machine(tmp_path, *SYSTEMD, files)) == 2_000_000_000
+
+
+def test_this_machines_own_groups_are_read() -> None:
+    """The limit that this process's own folders hold is the one that is found, where Linux has any."""
+    found = available_memory_bytes()
+    assert 0 < found <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert available_memory_bytes(Path("/nowhere")) >= found
 
 
 def plan(monkeypatch: pytest.MonkeyPatch, gibibytes: int, **settings: Any) -> DecodePlan:

@@ -4,6 +4,7 @@ from .access_log import AccessLog
 from .cors import Cors
 from .docs import describe_openapi
 from .docs import router as docs_router
+from .draining import Drain, EndOfGrace
 from .early_refusals import EarlyRefusals
 from .error_reference import router as errors_router
 from .health import router as health_router
@@ -24,8 +25,10 @@ __all__ = [
     "BodyLimits",
     "ConnectionLimits",
     "Cors",
+    "Drain",
     "EarlyAnswers",
     "EarlyRefusals",
+    "EndOfGrace",
     "Guard",
     "HttpProtocol",
     "RequestContext",

@@ -43,7 +43,7 @@ def _not_well(request: Request, error: Unavailable, phase: str) -> Response:
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(service: ServiceDep) -> Response:
     """Counters and histograms in Prometheus' text format."""
-    return Response(service.metrics.render(), media_type=service.metrics.content_type)
+    return Response(await service.metrics.rendered(), media_type=service.metrics.content_type)
 
 
 def _health(service: Service) -> Health:

@@ -4,6 +4,7 @@ The order, outermost first, is set in `server.create_app`:
 
     RequestContext   request id, counting, one log line
     EarlyAnswers     an answer given before the body was read arrives
+    EndOfGrace       what a shutdown cannot wait for is answered too (draining.py)
     Guard            an unexpected exception becomes a 500 in the one error shape
     Admission        whether the service takes images now
     BodyLimits       declared and counted size, content encoding

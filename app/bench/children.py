@@ -18,28 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StartError
+from ..processes import Need, child_environment
+from ..processes import command as child_command
 
 _PACKAGE = __name__.partition(".")[0]
 _MOST_LINE_BYTES = 1 << 24
 _NEWS_SECONDS = 0.2
 _STOP_SECONDS = 10.0
+# A service may be measured over HTTPS, with a certificate of its own.
+NEEDS = Need.COMPUTE | Need.GPU | Need.DOWNLOAD
 
 Handler = Callable[[dict[str, Any], Callable[[int], None]], Any]
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """A command line that runs a module of this package, of the very code that runs now.
-
-    -P: a folder named like the package, where the command was started, is not it.
-    """
-    return [sys.executable, "-P", "-m", f"{_PACKAGE}{module}", *arguments]
-
-
-def environment() -> dict[str, str]:
-    """This process's environment with the package's folder on Python's path."""
-    own = str(Path(__file__).parents[2])
-    path = os.pathsep.join(part for part in (own, os.environ.get("PYTHONPATH", "")) if part)
-    return {**os.environ, "PYTHONPATH": path}
+    """A command line that runs a module of this package, of the very code that runs now."""
+    return child_command(f"{_PACKAGE}{module}", *arguments)
 
 
 class Child:
@@ -61,7 +55,7 @@ class Child:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
-                env=more if more is not None else environment(),
+                env=more if more is not None else child_environment(NEEDS),
                 # Ctrl-C is for the run, which ends them in order.
                 start_new_session=True,
                 limit=_MOST_LINE_BYTES,

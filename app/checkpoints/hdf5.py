@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from .limited_process import stream_limited
+from .limited_process import NotStarted, not_examined, stream_limited
 from .tensor_axes import in_torch_memory
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -60,6 +60,8 @@ def read_hdf5(path: Path, member: str | None = None, size_bytes: int | None = No
             # No plugins: they are libraries loaded by name.
             environment={"HDF5_PLUGIN_PRELOAD": "::"},
         )
+    except NotStarted as error:
+        raise not_examined(path, str(error)) from None
     except _Answered as answer:
         if answer.is_refusal:
             raise CheckpointError(f"{path}: {answer}.") from None
@@ -82,6 +84,8 @@ class _Answered(Exception):
 def _take(pipe: IO[bytes]) -> Hdf5:
     """A header, the numbers of each tensor, and a word at the end; held once, in the axes in which they are served."""
     header = _document(pipe)
+    if "not_run" in header:
+        raise NotStarted(str(header["not_run"]))
     if "tensors" not in header:
         raise _Answered(str(header.get("refused") or header["damaged"]), "refused" in header)
     tensors: dict[str, NDArray[Any]] = {}

@@ -7,6 +7,7 @@ end; before each document stands its length (8 bytes, little-endian). It holds a
     {"groups": {path: {attribute: text}}, "tensors": [[path, shape], …]}
     {"refused": sentence}     what the file does is not done here; nothing follows
     {"damaged": reason}       in place of either document; nothing follows
+    {"not_run": reason}       the library could not be loaded, whatever the file is; nothing follows
     {}                        the end
 
 Keras writes plain files: hard links, datasets as they are. So a link to elsewhere, storage elsewhere, a filter
@@ -165,6 +166,12 @@ def open_source(name: str, member: str | None) -> tuple[Path | io.BytesIO, int]:
 
 def main(name: str, member: str | None = None) -> None:
     output = sys.stdout.buffer
+    try:
+        import h5py  # noqa: F401
+        import numpy  # noqa: F401
+    except (ImportError, OSError, MemoryError) as error:
+        write(output, {"not_run": str(error)[:160].rstrip(". ")})
+        return
     try:
         dump(*open_source(name, member), output)
     except Refused as refusal:

@@ -25,6 +25,7 @@ import io
 import json
 import pickle
 import resource
+import signal
 import struct
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -32,6 +33,8 @@ from collections.abc import Callable
 from encodings import utf_32_le  # noqa: F401 - once limited, this process can open no file to import it from
 from typing import Any
 
+# Written before anything else; JSON passes over it.
+STARTED = "\n"
 MEMORY_BYTES = 192 << 20
 CPU_SECONDS = 5
 MAX_ANSWER_BYTES = 12 << 20
@@ -387,6 +390,9 @@ def _limit() -> None:
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
     ):
+        hard = resource.getrlimit(kind)[1]
+        if hard != resource.RLIM_INFINITY:
+            most = min(most, hard)
         resource.setrlimit(kind, (most, most))
 
 
@@ -425,6 +431,11 @@ def _answer(container: str, content: bytes) -> dict[str, Any]:
 
 
 def main() -> None:
+    # Whoever asked can tell an interpreter that does not start from a pickle that ends it.
+    sys.stdout.write(STARTED)
+    sys.stdout.flush()
+    # A parent that holds these back hands that on.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     _limit()
     text = json.dumps(_answer(sys.argv[1], sys.stdin.buffer.read()))
     if len(text) > MAX_ANSWER_BYTES:

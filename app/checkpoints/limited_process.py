@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,12 @@ from typing import IO, TypeVar
 T = TypeVar("T")
 
 _PACKAGE = "limited"
+_STARTED = b"\x01"
+_MAX_REASON = 300
+
+
+class NotStarted(Exception):
+    """The program could not be run here, whatever it was to examine. The message says why."""
 
 
 def run_limited(
@@ -34,20 +41,24 @@ def run_limited(
     """What the program beside this file (`hdf5_process.py`) writes when `data` is its standard input.
 
     Empty where it crashed or went over `memory_bytes` of address space, `cpu_seconds`, or `seconds` on the clock.
+    Raises `NotStarted`.
     """
     try:
         done = subprocess.run(
             _command(program, arguments, memory_bytes, cpu_seconds),
             input=data,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            capture_output=True,
             timeout=seconds,
             check=False,
             env=_environment(environment),
         )
     except subprocess.TimeoutExpired:
         return b""
-    return done.stdout if done.returncode == 0 else b""
+    except OSError as error:
+        raise NotStarted(error.strerror or str(error)) from None
+    if not done.stdout.startswith(_STARTED):
+        raise NotStarted(why_not_started(done.returncode, done.stderr))
+    return done.stdout[len(_STARTED) :] if done.returncode == 0 else b""
 
 
 def stream_limited(
@@ -63,18 +74,27 @@ def stream_limited(
     """What `take` makes of what the program writes, as it is written: for more than should be held twice.
 
     None where the program crashed or went over its limits, as for `run_limited`. What `take` raises passes through.
+    Raises `NotStarted`.
     """
-    with subprocess.Popen(
-        _command(program, arguments, memory_bytes, cpu_seconds),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=_environment(environment),
-    ) as process:
+    try:
+        started = subprocess.Popen(
+            _command(program, arguments, memory_bytes, cpu_seconds),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_environment(environment),
+        )
+    except OSError as error:
+        raise NotStarted(error.strerror or str(error)) from None
+    with started as process:
         assert process.stdout is not None
+        assert process.stderr is not None
         timer = threading.Timer(seconds, process.kill)
         timer.start()
         try:
+            if process.stdout.read(len(_STARTED)) != _STARTED:
+                said = process.stderr.read()
+                raise NotStarted(why_not_started(process.wait(), said))
             taken = take(process.stdout)
             return taken if process.wait() == 0 else None
         finally:
@@ -92,8 +112,28 @@ def _command(program: str, arguments: Sequence[str], memory_bytes: int, cpu_seco
 
 
 def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
-    # One thread: each would reserve memory of its own.
-    return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **(more or {})}
+    from ..processes import ONE_THREAD, child_environment
+
+    return child_environment(more=ONE_THREAD | dict(more or {}))
+
+
+def why_not_started(status: int, said: bytes) -> str:
+    """Why a process ended before its program began: the last that the loader or the interpreter said, or the status."""
+    lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
+    if lines:
+        return lines[-1][:_MAX_REASON].rstrip(". ")
+    return f"the process that examines it ended with status {status}"
+
+
+def not_examined(path: Path, reason: str) -> Exception:
+    """The error for a file of which nothing is known, since the process that would read it cannot run here."""
+    from ..errors import CheckpointError
+
+    return CheckpointError(
+        f"{path} could not be examined, because the process that examines it could not run: {reason}. Checkpoints are "
+        f"read by {sys.executable or 'Python'} in processes of their own; see that it starts from this service's "
+        f"environment (LD_LIBRARY_PATH, memory, open files), then start again."
+    )
 
 
 def limit(memory_bytes: int, cpu_seconds: int) -> None:
@@ -114,6 +154,14 @@ def limit(memory_bytes: int, cpu_seconds: int) -> None:
             continue
 
 
+def say_started() -> None:
+    """What comes on stderr after this is about the file, endless perhaps, and nobody reads it."""
+    os.write(1, _STARTED)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    os.close(nothing)
+
+
 def become(program: Path) -> None:
     """Run the program beside this file as `__main__` of a package of its own: it can import the modules beside it.
 
@@ -127,6 +175,9 @@ def become(program: Path) -> None:
 
 
 if __name__ == "__main__":
+    # A parent that holds these back hands that on.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     limit(int(sys.argv[1]), int(sys.argv[2]))
     del sys.argv[:3]
+    say_started()
     become(Path(sys.argv[0]))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
+from .companions import is_companion, likely
 from .folders import is_checkpoint_folder
 from .onnx_data import beside_others
 from .sharded import is_shard
@@ -17,15 +18,6 @@ OFFLINE_DEMO = "offline-demo"
 
 # torchvision's weight names are enum members: capitals, digits and underscores.
 _PUBLISHED_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
-# What may lie beside a checkpoint without being one: texts, tables, pictures, programs, sums.
-_COMPANIONS = frozenset(
-    {
-        *(".md", ".rst", ".txt", ".json", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".log", ".lock"),
-        *(".csv", ".tsv", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".html", ".py", ".ipynb", ".sh"),
-        *(".sha256", ".md5", ".part"),
-    }
-)
-_COMPANION_NAMES = frozenset({"LICENSE", "NOTICE", "README", "Makefile", "Dockerfile", "__pycache__", "lost+found"})
 # Numbers that an .onnx keeps in a file of their own.
 _ONNX_DATA = (".onnx.data", ".onnx_data")
 # What lies beside a TensorFlow checkpoint's .index: numbers, graph, and the list of checkpoints.
@@ -76,9 +68,13 @@ def locate(weights: str | None, folder: Path = WEIGHTS_FOLDER) -> Source:
         return CheckpointFile(found) if found else PublishedName(DEFAULT_PUBLISHED)
     if weights == OFFLINE_DEMO:
         return OfflineDemo()
-    path = Path(weights).expanduser()
     try:
+        path = Path(weights).expanduser()
         path.stat()
+    except RuntimeError:
+        raise CheckpointError(
+            f"RESNET_WEIGHTS is {weights[:200]}, and that home directory is not known here. Give the whole path."
+        ) from None
     except (FileNotFoundError, NotADirectoryError, ValueError):
         pass  # no such file: perhaps a name, or a prefix
     except OSError as error:
@@ -120,9 +116,7 @@ def _only_checkpoint(folder: Path) -> Path | None:
         path
         for path in entries
         if path not in beside_onnx
-        and not path.name.startswith(".")
-        and path.name not in _COMPANION_NAMES
-        and path.suffix.lower() not in _COMPANIONS
+        and not is_companion(path)
         and not path.name.endswith(_ONNX_DATA)
         and not _TENSORFLOW_COMPANION.search(path.name)
     ]
@@ -136,6 +130,8 @@ def _only_checkpoint(folder: Path) -> Path | None:
         ]
         if not strays:
             return folder
+    if len(found) > 1:
+        found = likely(found)
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise CheckpointError(

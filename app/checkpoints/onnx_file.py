@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from ..labels import are_labels_of
 from ..types import Preprocessing
 from .base import Decision, Graph, Stored, Told
-from .limited_process import run_limited
+from .limited_process import NotStarted, not_examined, run_limited
 from .onnx_data import assemble, cannot_be_served, damaged, data_files, mapped
 from .presets import PRESETS
 from .quantized import SOURCE, QuantizedRecord, read_record
@@ -41,9 +41,14 @@ def read_onnx(path: Path, output: str | None = None) -> Stored:
         raise CheckpointError(
             f"{path} has {size_bytes:,} bytes, with the files beside it. The limit for ONNX is {MAX_FILE_BYTES:,}."
         )
-    line, _, small = _ask(path, beside, output, size_bytes).partition(b"\n")
+    try:
+        line, _, small = _ask(path, beside, output, size_bytes).partition(b"\n")
+    except NotStarted as error:
+        raise not_examined(path, str(error)) from None
     try:
         found = json.loads(line)
+        if "not_run" in found:
+            raise not_examined(path, found["not_run"])
         if "refused" in found:
             raise cannot_be_served(path, found["refused"])
         if "damaged" in found:

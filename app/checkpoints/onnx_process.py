@@ -13,6 +13,7 @@ standard output with a line of JSON, and where the model is to be changed the sm
      "record": null or [offset, length], "graph_sha256": null or hex, "quantized": false}
     {"refused": sentence}     what the graph does is not done here
     {"damaged": reason}
+    {"not_run": reason}       the libraries could not be loaded, whatever the file is
 
 "batch" is the only size that the graph takes, or null where it takes any. "pieces" is the changed model, as
 `onnx_data.assemble` takes it. "record" is where `quantize` wrote one into the file's metadata, and "graph_sha256" the
@@ -183,6 +184,12 @@ def digest(data: mmap.mmap, begin: int, end: int) -> str:
 def main() -> None:
     answer = sys.stdout.buffer
     try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except (ImportError, OSError, MemoryError) as error:
+        answer.write(json.dumps({"not_run": first_line(error)}).encode() + b"\n")
+        return
+    try:
         examine(json.loads(sys.stdin.buffer.read()), answer)
     except Refused as refusal:
         answer.write(json.dumps({"refused": str(refusal)}).encode() + b"\n")
@@ -192,8 +199,11 @@ def main() -> None:
         )
     except Exception as error:
         # Damage fails with whatever the libraries meet: DecodeError, ValidationError, InferenceError, Fail, …
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        answer.write(json.dumps({"damaged": reason[:160].rstrip(". ")}).encode() + b"\n")
+        answer.write(json.dumps({"damaged": first_line(error)}).encode() + b"\n")
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(". ")
 
 
 if __name__ == "__main__":

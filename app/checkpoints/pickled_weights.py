@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
+from ..processes import loader_environment
 from . import inert_unpickler
+from .limited_process import not_examined, why_not_started
 
 MAX_PICKLE_BYTES = 16 << 20
 MAX_TENSORS = 2_000
@@ -64,10 +66,20 @@ def unpickle(container: Literal["zip", "legacy"], content: bytes, path: Path) ->
     command = [sys.executable, "-I", "-S", "-B", inert_unpickler.__file__, container]
     try:
         done = subprocess.run(
-            command, input=content, capture_output=True, timeout=_MAX_WALL_SECONDS, env={}, cwd="/", check=False
+            command,
+            input=content,
+            capture_output=True,
+            timeout=_MAX_WALL_SECONDS,
+            env=loader_environment(),
+            cwd="/",
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise too_much(path, f"reading its pickle takes over {_MAX_WALL_SECONDS} seconds") from None
+    except OSError as error:
+        raise not_examined(path, error.strerror or str(error)) from None
+    if not done.stdout.startswith(inert_unpickler.STARTED.encode()):
+        raise not_examined(path, why_not_started(done.returncode, done.stderr))
     try:
         answer = json.loads(done.stdout) if done.returncode == 0 else None
     except (ValueError, RecursionError):

@@ -9,9 +9,11 @@ import typer
 
 from .. import __version__
 from ..errors import StartError
+from ..interpreter import end_at_stop_signals, open_standard_streams
 from .bench import bench
 from .classify import classify
 from .console import say_error
+from .doctor import doctor
 from .download import download
 from .evaluate import evaluate
 from .inspect import convert, inspect
@@ -37,11 +39,13 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand != "serve":
+        end_at_stop_signals()
 
 
 app.command()(with_settings(serve))
@@ -51,12 +55,14 @@ app.command()(with_settings(inspect, "Model", "Limits", "Log"))
 app.command()(with_settings(convert, "Model", "Log"))
 app.command()(with_settings(evaluate, "Model", "Backend", "Limits", "Log"))
 app.command()(with_settings(quantize, "Model", "Backend", "Limits", "Log"))
+app.command()(with_settings(doctor, takes_wrong=True))
 app.command()(probe)
 app.command()(bench)
 
 
 def main() -> None:
     """Run a command; a `StartError` is one clear message and exit status 1."""
+    open_standard_streams()
     try:
         app()
     except StartError as error:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from pydantic.fields import FieldInfo
 
+from ..errors import SettingError
 from ..settings import ENV_PREFIX, Settings, load_settings
 
 # In the order of the Settings class: where a group of the help begins.
@@ -25,16 +26,17 @@ _PANELS = {
 }
 
 
-def with_settings(command: Callable[..., None], *panels: str) -> Callable[..., None]:
+def with_settings(command: Callable[..., None], *panels: str, takes_wrong: bool = False) -> Callable[..., None]:
     """`command(settings, …)` as a command with a flag for each setting; the environment fills what no flag says.
 
-    With `panels` only the settings of those groups have flags.
+    With `panels` only the settings of those groups have flags. With `takes_wrong` it is `command(settings, wrong, …)`:
+    settings that are wrong are None, and the `SettingError` that says so.
     """
     hints = get_type_hints(command, include_extras=True)
     own = [
         parameter.replace(annotation=hints[name])
         for name, parameter in inspect.signature(command).parameters.items()
-        if name != "settings"
+        if name not in ("settings", "wrong")
     ]
     panel = ""
     flags = []
@@ -47,7 +49,14 @@ def with_settings(command: Callable[..., None], *panels: str) -> Callable[..., N
     @functools.wraps(command)
     def run(**arguments: Any) -> None:
         given = {name: arguments.pop(name) for name in names}
-        command(settings=load_settings(**given), **arguments)
+        if not takes_wrong:
+            command(settings=load_settings(**given), **arguments)
+            return
+        try:
+            settings, wrong = load_settings(**given), None
+        except SettingError as error:
+            settings, wrong = None, error
+        command(settings=settings, wrong=wrong, **arguments)
 
     # typer reads the signature: the command's own arguments, then the settings.
     run.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]

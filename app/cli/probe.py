@@ -16,7 +16,12 @@ def probe(
     ready: Annotated[
         bool, typer.Option("--ready", help="Ask /readyz (does it serve?) and not /healthz (is it well?).")
     ] = False,
-    host: Annotated[str, typer.Option(help="Where the service listens.")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="The address that the service listens on. \\[RESNET_HOST; default 127.0.0.1]", show_default=False
+        ),
+    ] = "",
     port: Annotated[str, typer.Option(help="Its port. \\[RESNET_PORT; default 8000]", show_default=False)] = "",
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 3.0,
 ) -> None:
@@ -24,14 +29,18 @@ def probe(
     number = port or os.environ.get("RESNET_PORT") or "8000"
     if not number.isdecimal():
         raise SettingError(f"RESNET_PORT (--port) cannot be {number!r}: it is a number from 0 to 65535.")
+    asked = host or os.environ.get("RESNET_HOST") or "127.0.0.1"
+    # Listening on every address, it answers on the machine's own.
+    asked = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(asked, asked)
+    address = f"[{asked}]" if ":" in asked else asked
     path = "/readyz" if ready else "/healthz"
-    connection = http.client.HTTPConnection(host, int(number), timeout=timeout)
+    connection = http.client.HTTPConnection(asked, int(number), timeout=timeout)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
         body = json.loads(response.read())
     except (OSError, http.client.HTTPException, ValueError) as error:
-        typer.echo(f"No answer from http://{host}:{number}{path}: {error}", err=True)
+        typer.echo(f"No answer from http://{address}:{number}{path}: {error}", err=True)
         raise typer.Exit(1) from None
     finally:
         connection.close()

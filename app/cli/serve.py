@@ -22,9 +22,12 @@ _EXAMPLE = Path("app/data/example.jpg")
 def serve(settings: Settings) -> None:
     """Serve the classifier over HTTP until Ctrl-C or SIGTERM."""
     from ..interpreter import hold_stop_signals, leave
+    from ..resources import raise_open_file_limit
 
     # Before any other thread: the server takes them when it has its handlers.
     hold_stop_signals()
+    # Every process that serves is this one or its child.
+    raise_open_file_limit()
     from ..workers import serve as run
     from .progress import TerminalReporter
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 
+from .. import outbound
 from ..agreement import Probabilities
 from ..errors import EvaluationError
 from .answers import Progress
@@ -83,7 +84,11 @@ def evaluate_service(url: str, found: Found, options: Options, progress: Progres
 
 
 async def _evaluate(url: str, found: Found, options: Options, progress: Progress) -> Evaluation:
-    async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_SECONDS) as client:
+    try:
+        client = outbound.async_client(url, _TIMEOUT_SECONDS)
+    except outbound.OutboundError as error:
+        raise EvaluationError(f"{url} cannot be asked: {error}.") from None
+    async with client:
         service = _Service(url, client)
         await _learn_labels(service, in_order(found.photos))
         matched = match_classes(found, service.labels) if found.is_labelled else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ from ..backends.trial import trial_images
 from ..checkpoints import Checkpoint, Graph
 from ..errors import ExportFailed
 from ..networks import build_network
+from .process import CannotExport, first_line
 from .store import MODEL, WEIGHTS
 
 if TYPE_CHECKING:
@@ -29,15 +32,26 @@ _LEAST_OUTSIDE_BYTES = 1024
 def export_into(checkpoint: Checkpoint, folder: Path, threads: int) -> Graph:
     """Write the graph of `checkpoint` into `folder`, optimised and with its weights beside it, and check it there.
 
-    Raises `ExportFailed` where the network cannot be exported, or where the graph answers otherwise than torch does.
+    Raises `ExportFailed` where the network cannot be exported, or where the graph answers otherwise than torch does,
+    `OSError` where the folder cannot be written, and `CannotExport`.
     """
     if checkpoint.graph is not None:
         (folder / MODEL).write_bytes(checkpoint.graph.model)
         return replace(checkpoint.graph, model=b"", path=folder / MODEL)
     network = _built(checkpoint, threads)
-    optimise(trace(network, checkpoint), folder, threads)
-    graph = replace(described(checkpoint), path=folder / MODEL, is_optimised=True)
-    _check(graph, network, checkpoint, threads)
+    model = trace(network, checkpoint)
+    # ONNX Runtime does not say that a disk is full, nor need it notice.
+    _reserve(folder, len(model))
+    try:
+        optimise(model, folder, threads)
+        graph = replace(described(checkpoint), path=folder / MODEL, is_optimised=True)
+        _check(graph, network, checkpoint, threads)
+    except (ExportFailed, MemoryError):
+        raise
+    except Exception as error:
+        # It may have become full since.
+        _reserve(folder, len(model))
+        raise CannotExport(first_line(error)) from error
     return graph
 
 
@@ -52,6 +66,13 @@ def export_in_memory(checkpoint: Checkpoint, threads: int) -> Checkpoint:
     graph = described(checkpoint, trace(network, checkpoint))
     _check(graph, network, checkpoint, threads)
     return replace(checkpoint, weights={}, graph=graph)
+
+
+def _reserve(folder: Path, size_bytes: int) -> None:
+    """Raises `OSError` where a file of that size cannot be written into `folder`."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
 
 
 def _built(checkpoint: Checkpoint, threads: int) -> torch.nn.Module:

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from ..backends.onnx import check_onnx_options
 from ..checkpoints import Checkpoint
-from ..errors import ExportFailed
+from ..errors import ExportFailed, StartError
 from ..opening import LoadCancelled, Reporter, find_weights, open_checkpoint
 from ..resources import cuda_device_count
 from ..settings import Settings
 from .key import key_of, key_parts
 from .looking_up import NotRemembered, look_up_remembered
-from .process import CannotWrite, export_apart
+from .process import CannotExport, CannotWrite, export_apart, first_line
 from .store import Store
 
 logger = logging.getLogger(__name__)
@@ -84,17 +84,30 @@ def _exported(settings: Settings, reporter: Reporter, is_cancelled: Callable[[],
         reason = "it could not be read back"
     except CannotWrite as error:
         made, reason = None, str(error)
+    except CannotExport as error:
+        made, reason = None, ""
+        reporter.warn(
+            f"The export failed in its own process: {error}. So it is made in this one and not kept, which takes more "
+            f"memory; the next start tries again."
+        )
     if made is not None:
         return made
-    reporter.warn(
-        f"The export cannot be kept in {settings.cache_dir}: {reason}. Each start makes it again and takes more "
-        f"memory. Give RESNET_CACHE_DIR a folder that the service's user may write to."
-    )
+    if reason:
+        reporter.warn(
+            f"The export cannot be kept in {settings.cache_dir}: {reason}. Each start makes it again and takes more "
+            f"memory. Give RESNET_CACHE_DIR a folder with room that the service's user may write to."
+        )
     from .build import export_in_memory
 
     checkpoint = open_checkpoint(settings, reporter, is_cancelled)
     reporter.step(f"Exporting {checkpoint.architecture} for this CPU")
-    return export_in_memory(checkpoint, settings.compute_thread_count)
+    try:
+        return export_in_memory(checkpoint, settings.compute_thread_count)
+    except (StartError, MemoryError):
+        raise
+    except Exception as error:
+        logger.debug("The export failed.", exc_info=True)
+        raise ExportFailed(f"{checkpoint.architecture} cannot be exported here: {first_line(error)}.", True) from None
 
 
 def _kept(settings: Settings, store: Store, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint | None:

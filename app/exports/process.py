@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import selectors
+import signal
 import subprocess
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any
 
 from .. import errors
-from ..errors import StartError
-from ..interpreter import import_path
-from ..opening import LoadCancelled, Reporter
+from ..errors import DownloadError, DownloadUnreachable, ExportFailed, StartError
+from ..opening import LoadCancelled, Reporter, download
+from ..processes import Need, child_environment, command
 from ..settings import Settings
+from .store import PUBLISHED
+
+logger = logging.getLogger(__name__)
 
 # In front of the worker's own lines; in libraries' it does not occur.
 MARK = "\x1e"
@@ -29,19 +33,28 @@ class CannotWrite(Exception):
     """The cache cannot be written; the message says why."""
 
 
+class CannotExport(Exception):
+    """The export failed there, for a reason that is not the network's; the message says which."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first, for a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(". ")
+
+
 def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> str:
     """Have a process of its own export what the settings mean and keep it; returns its key. Blocks.
 
-    Raises the `StartError` that was raised there, one that says how the process ended if it did so by itself,
-    `CannotWrite`, and `LoadCancelled`.
+    Raises the `StartError` that was raised there, one that says how the process ended if it was killed, `CannotWrite`,
+    `CannotExport`, and `LoadCancelled`.
     """
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "app.exports.worker"],
+        command("app.exports.worker"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         # Libraries' own words, of which the last are told if it crashes.
         stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": import_path(), "PYTHONIOENCODING": "utf-8"},
+        env=child_environment(Need.COMPUTE, {"PYTHONIOENCODING": "utf-8"}),
         # Ctrl-C on a terminal is for the service.
         start_new_session=True,
     )
@@ -52,8 +65,8 @@ def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[
         try:
             # It may be gone already.
             with suppress(BrokenPipeError):
-                process.stdin.write(settings.model_dump_json().encode() + b"\n")
-                process.stdin.flush()
+                # It downloads nothing: a mirror's password is not for it.
+                _tell(process.stdin, settings.model_copy(update={"download_mirror": None}).model_dump_json())
             for line in _lines(process.stdout.fileno(), is_cancelled):
                 # A library's line may have begun without its end: both streams are one.
                 words, mark, told = line.partition(MARK)
@@ -64,7 +77,12 @@ def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[
                 message = json.loads(told)
                 if message["kind"] == "done":
                     return str(message["key"])
-                _pass_on(message, reporter)
+                if message["kind"] == "download":
+                    answer = _download(message["weights"], settings, reporter, is_cancelled)
+                    with suppress(BrokenPipeError):
+                        _tell(process.stdin, json.dumps(answer))
+                else:
+                    _pass_on(message, reporter)
         finally:
             with suppress(BrokenPipeError):
                 process.stdin.close()
@@ -73,12 +91,49 @@ def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+    raise _ended(process.returncode, last_lines)
+
+
+def _ended(status: int, last_lines: Collection[str]) -> Exception:
+    """What a process that ended by itself, without a word of its own, means for the start."""
     said = f" It said last: {' / '.join(last_lines)}" if last_lines else ""
-    raise StartError(
-        f"The process that reads and exports the checkpoint ended by itself (status {process.returncode}"
-        f"{', killed: perhaps memory ran out' if process.returncode == -9 else ''}). Give it more memory, or set "
-        f"RESNET_BACKEND=torch, which needs no export.{said}"
-    )
+    ended = "The process that reads and exports the checkpoint ended by itself"
+    if status == -signal.SIGKILL:
+        # The same in this process would end the service.
+        return StartError(
+            f"{ended} (status {status}, killed: perhaps memory ran out). Give it more memory, or set "
+            f"RESNET_BACKEND=torch, which needs no export.{said}"
+        )
+    if status < 0:
+        return ExportFailed(f"{ended} ({_signal_name(-status)}).{said}", may_pass=True)
+    return CannotExport(f"its process ended with status {status}{'.' if said else ''}{said.rstrip('. ')}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _tell(pipe: IO[bytes], line: str) -> None:
+    pipe.write(line.encode() + b"\n")
+    pipe.flush()
+
+
+def _download(weights: str, settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> dict[str, str]:
+    """What the process is answered that asks for published weights. Raises `DownloadError` and `LoadCancelled`."""
+    try:
+        return {"file": str(download(settings, PUBLISHED.validate_json(weights), reporter, is_cancelled))}
+    except DownloadUnreachable as error:
+        if settings.weights_fallback != "none":
+            # The fallback is served, and this is why.
+            logger.warning("%s", error)
+        return {"unreachable": str(error)}
+    except DownloadError:
+        if is_cancelled():
+            raise LoadCancelled("Stopped while loading.") from None
+        raise
 
 
 def _pass_on(message: dict[str, Any], reporter: Reporter) -> None:
@@ -92,6 +147,8 @@ def _pass_on(message: dict[str, Any], reporter: Reporter) -> None:
         reporter.downloading(message["name"], message["received"], message["expected"])
     elif kind == "cannot_write":
         raise CannotWrite(message["text"])
+    elif kind == "cannot_export":
+        raise CannotExport(message["text"])
     else:
         error = getattr(errors, message["type"], StartError)
         raise error(message["text"])

@@ -94,7 +94,7 @@ class Entry:
 
 
 _ENTRIES = TypeAdapter(Entry)
-_PUBLISHED = TypeAdapter(PublishedWeights)
+PUBLISHED = TypeAdapter(PublishedWeights)
 
 
 class Store:
@@ -130,6 +130,10 @@ class Store:
         with contextlib.suppress(OSError):
             os.utime(folder)  # the newest are kept
         return entry.checkpoint(path=folder / MODEL)
+
+    def has(self, key: str) -> bool:
+        """Whether there is an export of `key`. Its bytes are not looked at."""
+        return (self._folder / key / _ENTRY).is_file()
 
     @contextlib.contextmanager
     def unfinished(self) -> Iterator[Path]:
@@ -173,7 +177,7 @@ class Store:
     def published(self, architecture: str, name: str) -> PublishedWeights | None:
         """What `remember` was told of torchvision's weights of this name."""
         try:
-            return _PUBLISHED.validate_json(self._published_file(architecture, name).read_bytes())
+            return PUBLISHED.validate_json(self._published_file(architecture, name).read_bytes())
         except (OSError, ValueError):
             return None
 
@@ -181,7 +185,7 @@ class Store:
         """Keep where torchvision has the weights that were asked for by the name `asked`. Raises `OSError`."""
         file = self._published_file(weights.architecture, asked)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, _PUBLISHED.dump_json(weights))
+        write_whole(file, PUBLISHED.dump_json(weights))
 
     def failure(self, key: str) -> str | None:
         """Why the network of `key` cannot be exported, as an earlier start has found, and how to try again."""

@@ -2,7 +2,9 @@
 
 It is a process of its own because torch, once imported, does not give its memory back. On standard input it is given
 the settings as JSON, a line; when that closes, it is no longer wanted. On standard output it says what it does in
-lines, each from a `MARK` on, whose last is `done`, `error` or `cannot_write`; everything else is libraries' own.
+lines, each from a `MARK` on, whose last is `done`, `error`, `cannot_write` or `cannot_export`; all else is libraries'.
+Weights that are to be downloaded it asks its parent for, which alone has the proxies' passwords: `download`, which is
+answered on standard input by a line of JSON, {"file": path} or {"unreachable": reason}.
 """
 
 from __future__ import annotations
@@ -12,18 +14,26 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NoReturn
 
-from ..errors import ExportFailed, StartError
-from ..opening import find_weights, read_found
+from ..checkpoints import PublishedWeights
+from ..errors import DownloadUnreachable, ExportFailed, StartError
+from ..opening import Fetch, find_weights, read_found
 from ..settings import Settings
 from .key import key_of, key_parts
-from .process import MARK
-from .store import Entry, Store
+from .process import MARK, first_line
+from .store import PUBLISHED, Entry, Store
 
 # How long what is being done may take to be left.
 _LEAVE_SECONDS = 5.0
+_NO_MEMORY = (
+    "Memory ran out while the checkpoint was exported. Give the service more memory, or set RESNET_BACKEND=torch, "
+    "which needs no export."
+)
 
 
 class LineReporter:
@@ -45,25 +55,39 @@ def say(kind: str, **values: Any) -> None:
 
 
 def main() -> None:
-    settings = Settings.model_validate_json(sys.stdin.readline())
     signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_watch_parent, daemon=True).start()
+    told: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_hear_parent, args=(told,), daemon=True).start()
+    settings = Settings.model_validate_json(told.get())
+
+    def fetch(weights: PublishedWeights) -> Path:
+        say("download", weights=PUBLISHED.dump_json(weights).decode())
+        answer = json.loads(told.get())
+        if "unreachable" in answer:
+            raise DownloadUnreachable(answer["unreachable"])
+        return Path(answer["file"])
+
     try:
-        say("done", key=export(settings, LineReporter()))
+        say("done", key=export(settings, LineReporter(), fetch))
     except StartError as error:
         say("error", type=type(error).__name__, text=str(error))
     except OSError as error:
         say("cannot_write", text=error.strerror or str(error))
+    except MemoryError:
+        say("error", type="StartError", text=_NO_MEMORY)
+    except Exception as error:
+        traceback.print_exc()
+        say("cannot_export", text=first_line(error))
 
 
-def export(settings: Settings, reporter: LineReporter) -> str:
+def export(settings: Settings, reporter: LineReporter, fetch: Fetch | None = None) -> str:
     """Find, read, export, check and keep; the key that it is kept under."""
     from .build import export_into
     from .looking_up import look_up_and_remember
 
     store = Store(settings.cache_dir)
     with store.unfinished() as unfinished:
-        found = find_weights(settings, reporter, lambda: False, look_up_and_remember(store))
+        found = find_weights(settings, reporter, lambda: False, look_up_and_remember(store), fetch)
         # Before reading: should the files change meanwhile, the export is of what they were, or is not found again.
         key = key_of(key_parts(settings, found))
         checkpoint = read_found(settings, found, reporter)
@@ -72,18 +96,22 @@ def export(settings: Settings, reporter: LineReporter) -> str:
             graph = export_into(checkpoint, unfinished, settings.compute_thread_count)
         except ExportFailed as error:
             # The network's fault, which the next start would meet again, tens of seconds later.
-            with suppress(OSError):
-                store.remember_failure(key, str(error))
+            if not error.may_pass:
+                with suppress(OSError):
+                    store.remember_failure(key, str(error))
             raise
         store.keep(key, unfinished, Entry.of(checkpoint, graph))
         return key
 
 
-def _watch_parent() -> None:
-    """A parent that is gone, or that has given up, has closed standard input."""
+def _hear_parent(told: SimpleQueue[bytes]) -> None:
+    """The parent's lines. One that is gone, or that has given up, has closed standard input."""
+    pending = b""
     # Not `sys.stdin`: its lock would be held while the interpreter ends.
-    while os.read(0, 4096):
-        pass
+    while received := os.read(0, 65536):
+        *lines, pending = (pending + received).split(b"\n")
+        for line in lines:
+            told.put(line)
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(_LEAVE_SECONDS)
     os._exit(1)

@@ -6,14 +6,14 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from ..errors import ImageTooLarge, ServiceError
-from ..interpreter import import_path
+from ..processes import ONE_THREAD, child_environment
+from ..processes import command as child_command
 from ..types import DecodeMode, Pixels, Preprocessing
 from . import wire
 from .decode import DecodeLimits
@@ -22,8 +22,6 @@ from .exchange import PLACES, Exchange, create_exchange
 _START_SECONDS = 60.0
 # How long a process that closed its socket may take to be gone.
 _EXIT_SECONDS = 5.0
-# What of the environment a decoder needs. The rest can hold secrets, and what reads strangers' bytes needs none.
-_KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PATH", "LANG")
 
 
 class WorkerDied(Exception):
@@ -190,14 +188,14 @@ class WorkerProcesses:
     def _spawn(self, memory: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = ["-P", "-B", "-m", "app.images.worker", str(theirs.fileno()), str(memory), self._options]
+            given = (str(theirs.fileno()), str(memory), self._options)
             try:
                 process = subprocess.Popen(
-                    [sys.executable, *command],
+                    child_command("app.images.worker", *given, flags=("-B",)),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(), memory),
-                    env=_environment(),
+                    env=child_environment(more=ONE_THREAD),
                     # Ctrl-C on a terminal is for the service, which stops its decoders last.
                     start_new_session=True,
                 )
@@ -222,9 +220,3 @@ class WorkerProcesses:
         """Blocks until they are gone."""
         for worker in self.living():
             self.wait(worker)
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    # One thread: each would reserve memory of its own.
-    return {**kept, "PYTHONPATH": import_path(), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

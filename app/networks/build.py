@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, SettingError
+from ..resources import may_run_written_memory
 from ..types import ResNetSwitches
 from .layers import count_outputs, set_altered, set_head
 from .resnet50 import set_switches
@@ -54,6 +55,17 @@ def count_classes(
     return classes
 
 
+def _spare_executable_memory() -> None:
+    """Where the system forbids memory that is written and run, let PyTorch do without oneDNN, which writes its kernels.
+
+    It would fail at the first convolution: "could not create a primitive".
+    """
+    if not may_run_written_memory():
+        import torch
+
+        torch.backends.mkldnn.set_flags(False)  # type: ignore[no-untyped-call]
+
+
 def _count_of_head(architecture: str, weights: Mapping[str, NDArray[Any]], switches: ResNetSwitches) -> int:
     """The same of a network whose classifier is a head of several layers."""
     skeleton = _skeleton(architecture, 1)
@@ -73,6 +85,7 @@ def build_network(
     `switches` makes a resnet50 the variant that they say; other architectures take none.
     """
     classes = count_classes(architecture, weights, switches)
+    _spare_executable_memory()
     skeleton = _skeleton(architecture, classes)
     if switches is not None:
         if architecture == "resnet50":

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+from ..processes import Need, child_environment, command
 from .control import Control, Message
 
-_PACKAGE_ROOT = Path(__file__).parents[2]
+# The engine downloads the weights, if anybody does.
+_NEEDS = {"front-end": Need.COMPUTE, "engine": Need.COMPUTE | Need.GPU | Need.DOWNLOAD}
 
 
 class Child:
@@ -41,10 +40,10 @@ class Child:
         with theirs:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-P", "-m", __package__, role, str(theirs.fileno())),
+                    *command("app.workers", role, str(theirs.fileno())),
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
-                    env=_environment() | environment,
+                    env=child_environment(_NEEDS[role], environment),
                     # Ctrl-C on a terminal is for the supervisor, which tells the others.
                     process_group=0,
                 )
@@ -76,9 +75,3 @@ class Child:
         self.failure = self.failure or why
         with suppress(ProcessLookupError):
             self.process.kill()
-
-
-def _environment() -> dict[str, str]:
-    """This process's own, with this package where it lies: -P keeps a folder `app` of the current one out."""
-    others = os.environ.get("PYTHONPATH")
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), *([others] if others else [])])}

@@ -1,0 +1,37 @@
+"""What this process sees of its machine and settings, and what of it is wrong: for a person, and for a bug report.
+
+Nothing is changed and no other machine is asked. Secrets are left out: passwords in addresses, and every variable that
+is no setting of this service, but for the names of those that proxies and certificates go by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import SettingError
+from ..settings import Settings
+from .machine import see_machine, see_software
+from .model import see_model
+from .outside import see_address, see_cache, see_network
+from .report import Report
+from .setting_facts import see_settings
+
+__all__ = ["Report", "diagnose"]
+
+_ROOMS: tuple[Callable[[Settings, Report], None], ...] = (see_address, see_cache, see_model)
+
+
+def diagnose(settings: Settings | None, error: SettingError | None) -> Report:
+    """The report on what would be served with `settings`, or without them where `error` says what is wrong with them.
+
+    Blocks for seconds: it reads the checkpoint that is to be served.
+    """
+    report = Report()
+    see_machine(report)
+    see_software(report)
+    see_network(report)
+    see_settings(settings, error, report)
+    if settings is not None:
+        for see in _ROOMS:
+            see(settings, report)
+    return report
