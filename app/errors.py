@@ -7,7 +7,8 @@
     StartError              told to the person who starts the service; the process ends non-zero
     ├─ SettingError, CheckpointError, LabelsError, QuantizationError, EvaluationError, ExportFailed
     └─ DownloadError
-       └─ DownloadUnreachable   the network's fault: a fallback is in order (a wrong checksum is not)
+       ├─ DownloadUnreachable   the network's fault: a fallback is in order (a wrong checksum is not)
+       └─ DownloadNotWritten    the disk's: the same
 
 A `detail` is written for the client and never carries a path, a trace or what the client sent.
 """
@@ -275,3 +276,11 @@ class DownloadError(StartError):
 
 class DownloadUnreachable(DownloadError):
     pass
+
+
+class DownloadNotWritten(DownloadError):
+    """The cache folder cannot take the file."""
+
+
+MAY_FALL_BACK = (DownloadUnreachable, DownloadNotWritten)
+"""Where a fallback is in order: the weights cannot be had. Weights that are not what they should be are no reason."""

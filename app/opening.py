@@ -20,7 +20,7 @@ from .checkpoints import (
     PublishedWeights,
     Source,
 )
-from .errors import DownloadUnreachable, StartError, printable
+from .errors import MAY_FALL_BACK, StartError, printable
 from .labels import Labels, are_labels_of, choose_labels, labels_beside, labels_not_used
 from .networks import count_classes
 from .settings import ENV_PREFIX, Settings
@@ -113,7 +113,7 @@ def find_weights(
             raise LoadCancelled("Stopped while loading.")
         file = fetch(published) if fetch else download(settings, published, reporter, is_cancelled)
         return Found(CheckpointFile(file))
-    except DownloadUnreachable as error:
+    except MAY_FALL_BACK as error:
         if settings.weights_fallback != "offline-demo":
             raise
         logger.warning("%s", error)

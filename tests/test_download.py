@@ -298,7 +298,7 @@ def test_a_full_disk_is_an_error_of_the_disk(mirror: MirrorServer, tmp_path: Pat
         text=True,
         check=False,
     )
-    assert finished.stdout.startswith("DownloadError Cannot write weights.pth"), finished.stderr
+    assert finished.stdout.startswith("DownloadNotWritten Cannot write weights.pth"), finished.stderr
     assert "Free some space" in finished.stdout
     assert_nothing_left(tmp_path)
 
@@ -377,6 +377,17 @@ def test_the_fallback_goes_by_its_own_name(closed_port: int, tmp_path: Path) -> 
     (warning,) = told.warnings
     assert "IMAGENET1K_V2 of resnet50 could not be downloaded" in warning
     assert "EfficientNet-Lite0, which is not a ResNet-50" in warning
+
+
+def test_a_cache_that_takes_no_file_falls_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the cache folder cannot be written the fallback that was asked for is served, and the reason is logged."""
+    (tmp_path / "file").touch()
+    cache = tmp_path / "file" / "cache"
+    model = load(weights="IMAGENET1K_V2", weights_fallback="offline-demo", cache_dir=cache)
+    assert model.identity.name == "tf_efficientnet_lite0"
+    assert f"Cannot write to the cache folder {cache / 'checkpoints'}: Not a directory" in caplog.text
+    with pytest.raises(DownloadError, match="Cannot write to the cache folder"):
+        load(weights="IMAGENET1K_V2", cache_dir=cache)
 
 
 def test_a_wrong_checksum_never_falls_back(

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import httpx
 
 from .. import outbound
-from ..errors import DownloadError, DownloadUnreachable
+from ..errors import DownloadError, DownloadNotWritten, DownloadUnreachable
 from ..files import written_whole
 
 Progress = Callable[[int, int | None], None]
@@ -37,8 +37,8 @@ def fetch(
     `sha256_prefix`, and renamed in one step; whatever goes wrong leaves nothing behind. A server that sends nothing
     for `stall_seconds`, or less than `min_bytes_per_second` over such a stretch, has stalled.
 
-    Raises `DownloadUnreachable` where the network is to blame (refused, stalled, truncated, an HTTP error) and
-    `DownloadError` where the file or the disk is (wrong checksum, disk full, cancelled). Blocks.
+    Raises `DownloadUnreachable` where the network is to blame (refused, stalled, truncated, an HTTP error),
+    `DownloadNotWritten` where the disk is, and `DownloadError` where the file is, or it was cancelled. Blocks.
     """
     name = url.rsplit("/", 1)[-1]
     target = folder / name
@@ -50,7 +50,7 @@ def fetch(
                 folder.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context(written_whole(target))
             except OSError as error:
-                raise DownloadError(
+                raise DownloadNotWritten(
                     f"Cannot write to the cache folder {folder}: {error.strerror}. Give RESNET_CACHE_DIR a folder that "
                     f"the service's user may write to."
                 ) from None
@@ -63,7 +63,7 @@ def fetch(
                     f"here and the publisher changes files."
                 )
     except OSError as error:
-        raise DownloadError(
+        raise DownloadNotWritten(
             f"Cannot write {name} to {folder}: {error.strerror}. Free some space there and try again."
         ) from None
     return target

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import IO, Any
 
 from .. import errors
-from ..errors import DownloadError, DownloadUnreachable, ExportFailed, StartError
+from ..errors import MAY_FALL_BACK, DownloadError, ExportFailed, StartError
 from ..opening import LoadCancelled, Reporter, download
 from ..processes import Need, child_environment, command
 from ..settings import Settings
@@ -48,16 +48,19 @@ def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[
     Raises the `StartError` that was raised there, one that says how the process ended if it was killed, `CannotWrite`,
     `CannotExport`, and `LoadCancelled`.
     """
-    process = subprocess.Popen(
-        command("app.exports.worker"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        # Libraries' own words, of which the last are told if it crashes.
-        stderr=subprocess.STDOUT,
-        env=child_environment(Need.COMPUTE, {"PYTHONIOENCODING": "utf-8"}),
-        # Ctrl-C on a terminal is for the service.
-        start_new_session=True,
-    )
+    try:
+        process = subprocess.Popen(
+            command("app.exports.worker"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Libraries' own words, of which the last are told if it crashes.
+            stderr=subprocess.STDOUT,
+            env=child_environment(Need.COMPUTE, {"PYTHONIOENCODING": "utf-8"}),
+            # Ctrl-C on a terminal is for the service.
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise CannotExport(f"it could not be started: {error.strerror or error}") from None
     assert process.stdin is not None
     assert process.stdout is not None
     last_lines: deque[str] = deque(maxlen=_LAST_LINES)
@@ -125,7 +128,7 @@ def _download(weights: str, settings: Settings, reporter: Reporter, is_cancelled
     """What the process is answered that asks for published weights. Raises `DownloadError` and `LoadCancelled`."""
     try:
         return {"file": str(download(settings, PUBLISHED.validate_json(weights), reporter, is_cancelled))}
-    except DownloadUnreachable as error:
+    except MAY_FALL_BACK as error:
         if settings.weights_fallback != "none":
             # The fallback is served, and this is why.
             logger.warning("%s", error)
