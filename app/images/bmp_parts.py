@@ -6,7 +6,7 @@ import struct
 from typing import NamedTuple
 
 from ..errors import ImageCorrupt, UnsupportedImageFormat
-from .bmp_pixels import BGRA, Masks, unmasked, unpacked
+from .bmp_pixels import BGRX, Masks, unmasked, unpacked
 from .geometry import Size
 from .picture import DecodeLimits, Picture, Piece
 
@@ -45,6 +45,14 @@ class _Header(NamedTuple):
         return (self.size[0] * self.depth + 31) // 32 * 4
 
 
+def is_bmp(data: bytes) -> bool:
+    """Whether the first bytes are a BMP's: "BM", with which words begin too, and either the reserved bytes, which are 0
+    in almost every file, or the size of a header that there is.
+    """
+    is_known = int.from_bytes(data[14:18], "little") in _HEADER_BYTES
+    return data[:2] == b"BM" and (is_known or data[6:10] == bytes(4))
+
+
 def bmp_picture(data: bytes, limits: DecodeLimits) -> Picture:
     """The picture of a BMP. Raises `ImageTooLarge`, `ImageTooComplex`, `ImageCorrupt` and `UnsupportedImageFormat`."""
     header = _read(data, limits)
@@ -54,7 +62,7 @@ def bmp_picture(data: bytes, limits: DecodeLimits) -> Picture:
         indices, colours = unpacked(pixels, header.size, header.palette, is_4_bit=is_4_bit)
         if colours is None:
             return Picture("bmp", _file(header, 8, indices, palette=header.palette.ljust(1024, b"\0")), header.size)
-        return Picture("bmp", _file(header, 32, colours, masks=BGRA), header.size)
+        return Picture("bmp", _file(header, 32, colours, masks=BGRX), header.size)
     whole = _whole(pixels, header)
     if header.compression == _RAW or header.masks == _PLAIN_32:
         return Picture("bmp", _file(header, header.depth, *whole, palette=header.palette), header.size)

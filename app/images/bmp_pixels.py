@@ -20,7 +20,7 @@ BGRA: Masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
 _STRIPE_PIXELS = 1 << 19
 # Ends of rows, jumps and runs of single pixels, which are gone through one by one; runs of one colour are not. A row
 # has one end, and a picture with more single pixels than this is smaller without runs.
-MAX_ESCAPES = 1 << 20
+MAX_ESCAPES = 1 << 18
 _WINDOW_PAIRS = 1 << 18
 _END_OF_ROW, _END, _JUMP = 0, 1, 2
 
@@ -28,8 +28,8 @@ _END_OF_ROW, _END, _JUMP = 0, 1, 2
 def unmasked(pixels: memoryview, size: Size, depth: int, masks: Masks) -> tuple[memoryview, Masks]:
     """Pixels of 16 or 32 bits under `masks`, as 32 bits of blue, green, red and alpha, and the masks of these.
 
-    Each channel is scaled to 8 bits, to the nearest; of more than 8 bits the upper 8 are taken. An alpha that is 0
-    everywhere is none. `pixels` are whole rows, of which the last one may lack what fills it up to four bytes.
+    Each channel is scaled to 8 bits, to the nearest; of more than 8 bits the upper 8 are taken. `pixels` are whole
+    rows, of which the last one may lack what fills it up to four bytes.
     """
     width, height = size
     row_bytes = (width * depth + 31) // 32 * 4
@@ -43,8 +43,7 @@ def unmasked(pixels: memoryview, size: Size, depth: int, masks: Masks) -> tuple[
         for channel, mask in zip((2, 1, 0, 3), masks, strict=True):
             if mask:
                 colours[top : top + count, :, channel] = _levels(words, mask)
-    has_alpha = bool(masks[3]) and bool(colours[..., 3].any())
-    return colours.data.cast("B"), BGRA if has_alpha else BGRX
+    return colours.data.cast("B"), BGRA if masks[3] else BGRX
 
 
 def _levels(words: NDArray[np.uint16] | NDArray[np.uint32], mask: int) -> NDArray[np.uint8]:
@@ -60,7 +59,7 @@ def _levels(words: NDArray[np.uint16] | NDArray[np.uint32], mask: int) -> NDArra
 
 def unpacked(data: memoryview, size: Size, palette: bytes, *, is_4_bit: bool) -> tuple[memoryview, memoryview | None]:
     """The palette's numbers of a picture in runs, in rows filled up to four bytes; where the runs pass over pixels, the
-    colours instead, in which these are transparent.
+    colours instead, of which these are black.
 
     Raises `ImageCorrupt` where the runs end early, and `ImageTooComplex`.
     """
@@ -70,7 +69,6 @@ def unpacked(data: memoryview, size: Size, palette: bytes, *, is_4_bit: bool) ->
         return memoryview(runs.indices), None
     width, height = size
     colours = np.frombuffer(palette.ljust(1024, b"\0"), np.uint8).reshape(256, 4).copy()
-    colours[:, 3] = 255
     made = np.zeros((height, width, 4), np.uint8)
     for row in range(height):
         begin = row * runs.row_bytes
@@ -143,10 +141,12 @@ class _Runs:
         if begin >= end or self._y >= self._height:
             return
         counts, values = self._pairs[begin:end, 0], self._pairs[begin:end, 1]
+        total = np.cumsum(counts, dtype=np.int64)
+        used = int(np.searchsorted(total, self._width - self._x)) + 1
+        counts, values, total = counts[:used], values[:used], total[:used]
         if not self._is_4_bit:
             self._paint(np.repeat(values, counts).tobytes())
             return
-        total = np.cumsum(counts, dtype=np.int64)
         odd = (np.arange(total[-1]) - np.repeat(total - counts, counts)) & 1
         self._paint(np.where(odd, np.repeat(values & 15, counts), np.repeat(values >> 4, counts)).tobytes())
 

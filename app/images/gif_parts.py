@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 import struct
 
+import numpy as np
+
 from ..errors import ImageCorrupt, ImageTooComplex
 from .picture import DecodeLimits, Picture, Piece
 
-# Comments, an animation's settings and XMP lie in front of a frame, in blocks of up to 255 bytes: so many are 16 MB of
-# them, or 2 MB of XMP, whose blocks are shorter. To go past them takes 10 ms.
+# Comments, an animation's settings and XMP lie in front of a frame, in blocks of up to 255 bytes. Many of one size in a
+# row, as in every long comment, count as one; others are in XMP, whose 2 MB are so many. To go past them takes 10 ms.
 MAX_BLOCKS = 65_536
+# From so many blocks of one size on, the ones behind them are looked at together, some of a window at a time.
+_MANY_OF_ONE_SIZE = 32
+_WINDOW_BYTES = 1 << 20
 _EXTENSION, _FRAME, _TRAILER = 0x21, 0x2C, 0x3B
 _GRAPHIC_CONTROL = 0xF9
 _SCREEN = struct.Struct("<6sHHBBB")
@@ -76,16 +81,37 @@ def _first_frame(data: bytes, at: int) -> tuple[int, int | None]:
         body = data[at + 1 : at + 1 + data[at]] if at < len(data) else b""
         if label == bytes([_GRAPHIC_CONTROL]) and len(body) >= 4:
             transparent = body[3] if body[0] & _IS_TRANSPARENT else None
-        try:
-            while length := data[at]:
-                at += length + 1
-                blocks += 1
-                if blocks == MAX_BLOCKS:
-                    break
-        except IndexError:
-            raise ImageCorrupt() from None
-        at += 1
-        blocks += 1
+        at, passed = _past_blocks(data, at, MAX_BLOCKS - blocks)
+        blocks += passed
     raise ImageTooComplex(
         f"The image has over {MAX_BLOCKS:,} GIF blocks in front of its first frame, and this server reads no more."
     )
+
+
+def _past_blocks(data: bytes, at: int, most: int) -> tuple[int, int]:
+    """What is behind the blocks at `at` and the empty one that ends them, and how many were counted: `most` at most."""
+    count = same = last = 0
+    try:
+        while (length := data[at]) and count < most:
+            same = same + 1 if length == last else 0
+            last = length
+            at += length + 1
+            count += 1
+            if same == _MANY_OF_ONE_SIZE:
+                at, same = _past_equal_blocks(data, at, length), 0
+    except IndexError:
+        raise ImageCorrupt() from None
+    return at + 1, count + 1
+
+
+def _past_equal_blocks(data: bytes, at: int, length: int) -> int:
+    """The first block at or behind `at` that is not of `length`, or what is behind the data."""
+    step = length + 1
+    window = _WINDOW_BYTES // step * step
+    while at < len(data):
+        lengths = np.frombuffer(data, np.uint8, min(window, len(data) - at), at)[::step]
+        others = np.flatnonzero(lengths != length)
+        if len(others):
+            return at + step * int(others[0])
+        at += step * len(lengths)
+    return at

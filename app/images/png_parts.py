@@ -175,7 +175,7 @@ def _transparent(found: _Found, depth: int, colour: int) -> tuple[bytes | None, 
         return None, None
     if colour == _PALETTE:
         entries = len(found.palette or b"") // 3
-        return (body if 0 < len(body) <= entries else None), None
+        return body[:entries] or None, None
     if colour not in (_GREY, _RGB) or len(body) != 2 * _CHANNELS[colour]:
         return None, None
     levels = [level & ((1 << depth) - 1) for level in struct.unpack(f">{_CHANNELS[colour]}H", body)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..errors import UnsupportedImageFormat
-from .bmp_parts import bmp_picture
+from .bmp_parts import bmp_picture, is_bmp
 from .gif_parts import gif_picture
 from .jpeg_markers import SIGNATURE as JPEG_SIGNATURE
 from .jpeg_parts import jpeg_picture
@@ -37,7 +37,7 @@ def image_format(data: bytes) -> str | None:
         return "gif"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    return "bmp" if data[:2] == b"BM" and data[6:10] == b"\0\0\0\0" else None
+    return "bmp" if is_bmp(data) else None
 
 
 def picture_of(data: bytes, limits: DecodeLimits) -> Picture:
