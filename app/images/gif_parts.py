@@ -13,9 +13,9 @@ from .picture import DecodeLimits, Picture, Piece
 # Comments, an animation's settings and XMP lie in front of a frame, in blocks of up to 255 bytes. Many of one size in a
 # row, as in every long comment, count as one; others are in XMP, whose 2 MB are so many. To go past them takes 10 ms.
 MAX_BLOCKS = 65_536
-# From so many blocks of one size on, the ones behind them are looked at together, some of a window at a time.
+# From so many blocks of one size on, the ones behind them are looked at together, in windows that become larger.
 _MANY_OF_ONE_SIZE = 32
-_WINDOW_BYTES = 1 << 20
+_FIRST_WINDOW_BLOCKS, _WINDOW_BLOCKS = 64, 1 << 18
 _EXTENSION, _FRAME, _TRAILER = 0x21, 0x2C, 0x3B
 _GRAPHIC_CONTROL = 0xF9
 _SCREEN = struct.Struct("<6sHHBBB")
@@ -107,11 +107,12 @@ def _past_blocks(data: bytes, at: int, most: int) -> tuple[int, int]:
 def _past_equal_blocks(data: bytes, at: int, length: int) -> int:
     """The first block at or behind `at` that is not of `length`, or what is behind the data."""
     step = length + 1
-    window = _WINDOW_BYTES // step * step
+    window = _FIRST_WINDOW_BLOCKS
     while at < len(data):
-        lengths = np.frombuffer(data, np.uint8, min(window, len(data) - at), at)[::step]
+        lengths = np.frombuffer(data, np.uint8, min(window * step, len(data) - at), at)[::step]
         others = np.flatnonzero(lengths != length)
         if len(others):
             return at + step * int(others[0])
         at += step * len(lengths)
+        window = min(2 * window, _WINDOW_BLOCKS)
     return at

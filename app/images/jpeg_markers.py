@@ -30,6 +30,8 @@ _IS_MARKER[[*_MARKERS]] = True
 # What libjpeg gives a file up for when it meets it in or behind a scan's data, and `_IS_MARKER` passes over.
 _IS_INVALID = np.zeros(256, np.bool_)
 _IS_INVALID[0x02:0xC0] = True
+# In a scan's data one byte of 256 or fewer is FF. Of fill bytes every one is, which places in a list are slow for.
+_RARE = 32
 _NONE_FOUND = np.empty(0, np.int64)
 # As many fill bytes as no encoder writes: what is longer is left out, see `without_fill`.
 _LONG_FILL = b"\xff" * 256
@@ -83,7 +85,11 @@ class MarkerSearch:
 
     def _in_window(self, begin: int, wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
         window = self._bytes[begin : begin + _WINDOW_BYTES + 1]
-        found = np.flatnonzero(window[:-1] == 0xFF)
+        is_found = window[:-1] == 0xFF
+        if np.count_nonzero(is_found) > len(window) // _RARE:
+            is_found &= np.take(wanted, window[1:])
+            return np.flatnonzero(is_found) + begin
+        found = np.flatnonzero(is_found)
         return found[wanted[window[found + 1]]] + begin
 
 
