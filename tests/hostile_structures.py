@@ -52,7 +52,8 @@ def _webp(piece: bytes) -> bytes:
 
 
 def _interleaved_frames(data: bytes) -> bytes:
-    return data[:-1] + data[data.rindex(b"\x21\xf9") : -1] * ((MOST_BYTES - len(data)) // len(data)) + b";"
+    last = data[data.rindex(b"\x21\xf9") : -1]
+    return _filled(data[:-1], last, b";")
 
 
 def _bmp_runs(piece: bytes, compression: int) -> bytes:
