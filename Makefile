@@ -31,8 +31,9 @@ parity: $(VENV)/.dev ## Rebuild the stored fixtures with the real frameworks, an
 	@PYTHONPATH=.:$$(echo $(VENV)/lib/python3*/site-packages) CUDA_VISIBLE_DEVICES= .venv-parity/bin/python -m tests.parity.make_transformers
 	@$(BIN)/pytest -q tests/test_parity_*.py tests/test_saved_model.py
 
-hostile: $(VENV)/.dev ## Read 4,000 damaged checkpoints; send 10,000 damaged images beside good traffic, the largest bodies of every kind, and thousands of requests from the OpenAPI document (20 min)
+hostile: $(VENV)/.dev ## Read 4,000 damaged checkpoints; decode hostile structures of 64 MB; send 10,000 damaged images beside good traffic, the largest bodies of every kind, and thousands of requests from the OpenAPI document (20 min)
 	@$(BIN)/python -m tests.checkpoint_fuzz
+	@$(BIN)/python -m tests.hostile_structures
 	@$(BIN)/python -m tests.hostile_run
 	@$(BIN)/python -m tests.large_bodies
 	@HOSTILE_EXAMPLES=1000 $(BIN)/pytest -q tests/test_openapi_fuzz.py

@@ -252,7 +252,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(10_000_000, ge=1, description="Largest body of POST /predict.")
     max_batch_body_bytes: int = Field(64_000_000, ge=1, description="Largest body of POST /predict/batch.")
     max_images: int = Field(64, ge=1, description="Most images in one POST /predict/batch.")
-    max_megapixels_jpeg: float = Field(50, gt=0, description="Largest JPEG that is decoded, in millions of pixels.")
+    max_megapixels_jpeg: float = Field(64, gt=0, description="Largest JPEG that is decoded, in millions of pixels.")
     max_megapixels: float = Field(25, gt=0, description="Largest image of any other format, in millions of pixels.")
     max_side: int = Field(16_384, ge=1, description="Longest side of an image that is decoded, in pixels.")
     max_jpeg_scans: int = Field(64, ge=1, description="Most scans of a progressive JPEG that is decoded.")

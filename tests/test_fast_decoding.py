@@ -188,7 +188,7 @@ def test_a_large_jpeg_is_decoded_smaller() -> None:
     """A photo of 12 megapixels is decoded at a quarter of its width and height, and one of half a megapixel whole."""
     for size, divisor in (((4000, 3000), 4), ((3000, 4000), 4), ((800, 600), 1), ((9000, 8200), 8)):
         with JpegImageFile(io.BytesIO(made.forged_jpeg(*size))) as image:
-            assert fast.shrink_jpeg(image, RESNET50) == divisor
+            assert fast.shrink_jpeg(image, 1, RESNET50) == divisor
 
 
 sides = st.integers(1, 16_384)
@@ -218,7 +218,7 @@ def test_no_jpeg_is_decoded_below_twice_its_final_size(
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
     with JpegImageFile(io.BytesIO(bytes(data))) as image:
-        divisor = fast.shrink_jpeg(image, preprocessing)
+        divisor = fast.shrink_jpeg(image, orientation, preprocessing)
         assert divisor in (1, 2, 4, 8)
         assert image.size == (-(-width // divisor), -(-height // divisor))
     least = min(width / final[0], height / final[1])
@@ -248,6 +248,11 @@ def test_any_size_gives_a_whole_crop(
 # --- what is left out
 
 
+def refined(data: bytes) -> bytes:
+    """What is left of a file in one piece."""
+    return b"".join(without_refinements(data))
+
+
 def refinements(data: bytes) -> list[int]:
     """Where the scans begin that bring a bit more of what lies behind a block's mean; their heads are 10 bytes long."""
     heads = [at for at in range(len(data)) if data[at : at + 4] == b"\xff\xda\x00\x08"]
@@ -257,17 +262,17 @@ def refinements(data: bytes) -> list[int]:
 def test_what_is_left_out_of_a_progressive_jpeg() -> None:
     """Of a progressive file the data of the last scans goes, and no scan's head; any other file stays as it is."""
     progressive = FILES["progressive JPEG"]
-    shorter = without_refinements(progressive)
+    shorter = refined(progressive)
     assert len(shorter) < 0.7 * len(progressive)
     assert count_scans(shorter, 99) == count_scans(progressive, 99) == 10
-    assert without_refinements(FILES["JPEG"]) == FILES["JPEG"]
-    assert without_refinements(b"") == b""
+    assert refined(FILES["JPEG"]) == FILES["JPEG"]
+    assert refined(b"") == b""
 
 
 def test_a_scan_that_has_no_end_is_not_left_out() -> None:
     """Of a file that ends in the middle of a scan, the end is kept: it must be seen to be missing."""
     cut = FILES["progressive JPEG"][:-2000]
-    assert without_refinements(cut)[-1000:] == cut[-1000:]
+    assert refined(cut)[-1000:] == cut[-1000:]
 
 
 def test_coarse_bits_are_not_left_out() -> None:
@@ -278,8 +283,8 @@ def test_coarse_bits_are_not_left_out() -> None:
     at = refining[0]
     coarse = data[: at + 9] + b"\x32" + data[at + 10 :]
     mean = data[: at + 7] + b"\x00" + data[at + 8 :]
-    assert len(data) > len(without_refinements(coarse)) > len(without_refinements(data))
-    assert len(without_refinements(mean)) == len(without_refinements(coarse))
+    assert len(data) > len(refined(coarse)) > len(refined(data))
+    assert len(refined(mean)) == len(refined(coarse))
 
 
 # --- hostile bytes
@@ -349,7 +354,7 @@ def test_wrong_codes_in_what_is_left_out_do_not_show() -> None:
     data = SMALL_PROGRESSIVE["4:4:4"]
     at = refinements(data)[-1] + 12
     wrong = data[:at] + bytes(byte ^ 0x2A for byte in data[at : at + 40]) + data[at + 40 :]
-    assert without_refinements(wrong) == without_refinements(data)
+    assert refined(wrong) == refined(data)
     whole = Preprocessing(None, (48, 64), Interpolation.BILINEAR, RESNET50.mean, RESNET50.std)
     assert largest_difference(decode(data, whole, LIMITS), decode(wrong, whole, LIMITS)) > 0
     assert np.array_equal(decode(data, THUMBNAIL, LIMITS, "fast"), decode(wrong, THUMBNAIL, LIMITS, "fast"))
@@ -388,5 +393,5 @@ def test_what_is_damaged_here_would_be_left_out(name: str) -> None:
     """The small files are decoded so much smaller that data is left out of them."""
     data = SMALL_PROGRESSIVE[name]
     with JpegImageFile(io.BytesIO(data)) as image:
-        assert fast.shrink_jpeg(image, THUMBNAIL) >= fast.REFINED_BELOW
-    assert len(without_refinements(data)) < len(data)
+        assert fast.shrink_jpeg(image, 1, THUMBNAIL) >= fast.REFINED_BELOW
+    assert len(refined(data)) < len(data)

@@ -67,8 +67,6 @@ BOMBS = {
     "BMP of 60,000 × 60,000": (made.forged_bmp(60_000, 60_000), "image_too_large", 0.02),
     "JPEG of 60,000 × 60,000": (made.forged_jpeg(60_000, 60_000), "image_too_large", 0.02),
     "JPEG of 1,000 scans": (made.scan_bomb((7000, 7000), 1000), "image_too_complex", 0.05),
-    "PNG with 200 MB of text": (text_chunk(b"zTXt", zlib.compress(bytes(200_000_000), 9)), "image_corrupt", 0.1),
-    "PNG with 200 MB of Unicode": (text_chunk(b"iTXt", zlib.compress(bytes(200_000_000), 9)), "image_corrupt", 0.1),
     "65,500 × 1": (encode(Image.new("RGB", (65_500, 1)), "PNG"), "image_too_large", 0.02),
 }
 
@@ -79,6 +77,15 @@ def test_bombs_are_defused(service: ServiceProcess, client: httpx.Client, name: 
     data, code, seconds = BOMBS[name]
     assert outcome(client, data) == (422, code)
     assert quickest(lambda: client.post("/predict", content=data)) < seconds
+    assert growth(service, lambda: client.post("/predict", content=data)) < 5 * MEGABYTE
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt"])
+def test_packed_texts_are_not_unpacked(service: ServiceProcess, client: httpx.Client, kind: bytes) -> None:
+    """A PNG whose text would be 200 MB shows its pixels, in their time and with 5 MB more."""
+    data = text_chunk(kind, zlib.compress(bytes(200_000_000), 9))
+    assert best(client, data) == null_classes(encode(PHOTO, "PNG"))[0]
+    assert quickest(lambda: client.post("/predict", content=data)) < 0.1
     assert growth(service, lambda: client.post("/predict", content=data)) < 5 * MEGABYTE
 
 

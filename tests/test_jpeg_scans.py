@@ -9,7 +9,8 @@ import pytest
 from app.checkpoints import published_resnet50_preprocessing
 from app.errors import ImageCorrupt, ImageTooComplex
 from app.images import DecodeLimits, decode
-from app.images.jpeg_scans import MAX_SEGMENTS, count_scans
+from app.images.jpeg_markers import MAX_SEGMENTS
+from app.images.jpeg_scans import count_scans
 from tests import images_made as made
 from tests.images_made import decoded, noise, photo
 from tests.photos import LIMITS, encode

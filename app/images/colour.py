@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from .geometry import Size
+
 # What shows through transparent pixels: what a browser's empty page shows.
 _BACKGROUND = (255, 255, 255)
+
+_STRIPE_ROWS = 64
 
 _TRANSPARENT_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 _DEEP_GREY_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
@@ -44,3 +48,25 @@ def _over_background(image: Image.Image) -> Image.Image:
     background = Image.new("RGB", image.size, _BACKGROUND)
     background.paste(image, mask=image)
     return background
+
+
+def on_canvas(picture: Image.Image, size: Size, offset: tuple[int, int]) -> Image.Image:
+    """An RGB picture on a transparent canvas of `size`, of which the background shows."""
+    canvas = Image.new("RGB", size, _BACKGROUND)
+    canvas.paste(picture, offset)
+    return canvas
+
+
+def without_colour(upper: Image.Image, lower: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """An RGB image of 16 bits with the background where a pixel has `colour`: its upper 8 bits are in `upper`, which is
+    returned, and its lower ones in `lower`.
+    """
+    wanted = np.array(colour, ">u2").view(np.uint8).reshape(3, 2)
+    shown = upper.copy()
+    for top in range(0, upper.height, _STRIPE_ROWS):
+        stripe = (0, top, upper.width, min(top + _STRIPE_ROWS, upper.height))
+        is_upper = (np.asarray(upper.crop(stripe)) == wanted[:, 0]).all(axis=2)
+        is_lower = (np.asarray(lower.crop(stripe)) == wanted[:, 1]).all(axis=2)
+        mask = (is_upper & is_lower).astype(np.uint8) * 255
+        shown.paste(_BACKGROUND, stripe, Image.fromarray(mask))
+    return shown

@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from ..errors import ImageCorrupt, ImageTooComplex, ImageTooLarge, ServiceError, UnsupportedImageFormat
+from ..errors import ImageCorrupt, ImageTooLarge, ServiceError
 from ..types import DecodeMode, Pixels, Preprocessing
-from . import fast, jpeg_scans
-from .colour import to_rgb
+from . import fast
+from .colour import on_canvas, to_rgb, without_colour
 from .geometry import cropped_pixels
-from .orientation import orientation_of, turn_upright
+from .jpeg_end import check_is_whole
+from .jpeg_scans import without_refinements
+from .orientation import turn_upright
+from .picture import DecodeLimits, Picture
 from .resample import usable_kernel
+from .structure import image_format, picture_of
 
-# Pillow tries these decoders and no other, whatever the client calls its file. MPO, a phone's JPEG with more pictures
-# behind the first, opens through the JPEG plugin.
+__all__ = ["FORMATS", "DecodeLimits", "decode", "decode_for_each", "image_format", "opened"]
+
+# Pillow tries the decoder of the picture's format and no other, whatever the client calls its file.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-_JPEG_FAMILY = frozenset({"JPEG", "MPO"})
 
+# What a decoder gets at a time. To hand over a part holds the interpreter lock, and most files are one part: between
+# two, the lock is waited for.
+_PART_BYTES = 8 << 20
 # What a grey level of fewer bits becomes at 8, by Pillow's name of how it is stored.
 _WIDENED = {"L;2": 85, "L;4": 17}
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeLimits:
-    """What is refused from an image's header and markers, before any pixel is decoded."""
-
-    max_pixels_jpeg: int
-    max_pixels: int
-    max_side: int
-    max_jpeg_scans: int = 64
-    max_jpeg_megapixel_scans: float = 1_000.0
-    """Millions of pixels times scans: a scan goes over every pixel again."""
-
-    @property
-    def most_megapixels(self) -> float:
-        """Of any format."""
-        return max(self.max_pixels_jpeg, self.max_pixels) / 1e6
+# Pillow's name of samples of 16 bits, lower half first. Of a PNG's, where the upper one is first, it takes the lower.
+_LOWER = "RGB;16L"
 
 
 def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits, mode: DecodeMode = "exact") -> Pixels:
@@ -51,113 +42,92 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits, mode
     Returns `(height, width, 3)` uint8 of `preprocessing.crop`: with `exact` the reference transform's pixels, with
     `fast` what `fast` says (of a resize that it comes not close to, the exact ones). Raises, in both,
     `UnsupportedImageFormat` (the bytes are none of the five formats), `ImageTooLarge` (by its header),
-    `ImageTooComplex` (a JPEG of too many scans) or `ImageCorrupt`. Blocks: call it through a `Decoder`.
+    `ImageTooComplex` (by its structure) or `ImageCorrupt`. Blocks: call it through a `Decoder`.
     """
-    with opened(data, limits) as image:
-        return (_fast if mode == "fast" and fast.may_shrink(preprocessing) else _exact)(image, data, preprocessing)
+    picture = picture_of(data, limits)
+    with opened(picture) as image:
+        if mode == "fast" and fast.may_shrink(preprocessing):
+            return _fast(image, picture, data, preprocessing)
+        return cropped_pixels(_upright(image, picture), preprocessing)
 
 
 def decode_for_each(data: bytes, preprocessings: Sequence[Preprocessing], limits: DecodeLimits) -> list[Pixels]:
     """What `decode` with `exact` returns for each of `preprocessings`, decoded once. Raises as it does."""
-    with opened(data, limits) as image:
-        _load(image, data)
-        upright = to_rgb(turn_upright(image, orientation_of(image)))
+    picture = picture_of(data, limits)
+    with opened(picture) as image:
+        upright = _upright(image, picture)
         return [cropped_pixels(upright, preprocessing) for preprocessing in preprocessings]
 
 
 @contextmanager
-def opened(data: bytes, limits: DecodeLimits) -> Iterator[ImageFile.ImageFile]:
-    """The image, of which the header is read and no pixel yet, within the limits; what Pillow raises of it within is
-    `ImageCorrupt`. Raises as `decode` does.
+def opened(picture: Picture) -> Iterator[ImageFile.ImageFile]:
+    """The picture's file, of which the header is read and no pixel yet; what Pillow raises of it within is
+    `ImageCorrupt`.
     """
-    scans = _count_scans(data, limits)
-    with _pillow_errors(ImageCorrupt), _open(data) as image:
-        _check_size(image, limits)
-        _check_cost(image, scans, limits)
+    with _pillow_errors(), _open(picture) as image:
         yield image
 
 
-def _exact(image: ImageFile.ImageFile, data: bytes, preprocessing: Preprocessing) -> Pixels:
-    _load(image, data)
-    return _cropped(image, preprocessing)
+def _upright(image: ImageFile.ImageFile, picture: Picture) -> Image.Image:
+    """All of the picture's pixels, in RGB and upright."""
+    _load(image)
+    if picture.is_unfinished:
+        _check_is_whole(image, picture)
+    return to_rgb(turn_upright(_shown(image, picture), picture.orientation))
 
 
-def _cropped(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    return cropped_pixels(to_rgb(turn_upright(image, orientation_of(image))), preprocessing)
-
-
-def _fast(image: ImageFile.ImageFile, data: bytes, preprocessing: Preprocessing) -> Pixels:
-    stored = image.size
-    divisor = fast.shrink_jpeg(image, preprocessing) if image.format in _JPEG_FAMILY else 1
-    if divisor >= fast.REFINED_BELOW and "progressive" in image.info:
-        data = jpeg_scans.without_refinements(data)
+def _fast(image: ImageFile.ImageFile, picture: Picture, data: bytes, preprocessing: Preprocessing) -> Pixels:
+    if picture.kind != "jpeg":
+        _load(image)
+        return np.asarray(fast.upright_crop(_shown(image, picture), picture, 1, preprocessing))
+    divisor = fast.shrink_jpeg(image, picture.orientation, preprocessing)
+    if divisor == 1 and usable_kernel() is not None:
+        return cropped_pixels(_upright(image, picture), preprocessing)  # costs less, and is exact
+    if picture.is_unfinished:
+        with _open(picture) as whole:
+            _load(whole)
+            _check_is_whole(whole, picture)
+    elif divisor >= fast.REFINED_BELOW and "progressive" in image.info:
         image.close()
-        image = _open(data)
-        fast.shrink_jpeg(image, preprocessing)
-    _load(image, data)
-    if divisor == 1 and image.format in _JPEG_FAMILY and usable_kernel() is not None:
-        return _cropped(image, preprocessing)  # costs less, and is exact
-    return np.asarray(fast.upright_crop(image, stored, divisor, preprocessing))
+        refined = without_refinements(data, picture.scans_begin)
+        image = _open(replace(picture, pieces=[picture.pieces[0], *refined]))
+        fast.shrink_jpeg(image, picture.orientation, preprocessing)
+    _load(image)
+    return np.asarray(fast.upright_crop(image, picture, divisor, preprocessing))
 
 
-def _load(image: ImageFile.ImageFile, data: bytes) -> None:
-    """The pixels of the first frame; `load` stops there for GIF, APNG, animated WebP and MPO."""
+def _shown(image: ImageFile.ImageFile, picture: Picture) -> Image.Image:
+    """A loaded image on its canvas."""
+    shown: Image.Image = image
+    if picture.deep_transparent is not None:
+        with _open(picture) as lower:
+            lower.tile = [tile._replace(args=_LOWER) for tile in lower.tile]
+            _load(lower)
+            shown = without_colour(image, lower, picture.deep_transparent)
+    return shown if picture.offset is None else on_canvas(to_rgb(shown), picture.size, picture.offset)
+
+
+def _check_is_whole(image: Image.Image, picture: Picture) -> None:
+    """Raises `ImageCorrupt` for a JPEG that ends before its pixels do."""
+    with _open(picture, is_filled=True) as other:
+        _load(other)
+        check_is_whole(image, other)
+
+
+def _open(picture: Picture, *, is_filled: bool = False) -> ImageFile.ImageFile:
+    image = Image.open(picture.file(is_filled=is_filled), formats=(picture.kind.upper(),))
+    left, top = picture.offset or (0, 0)
+    # The limits were checked with the size that was read here. Pillow's reader of headers must have found the same.
+    is_inside = left + image.width <= picture.size[0] and top + image.height <= picture.size[1]
+    if not is_inside or (picture.offset is None and image.size != picture.size):
+        raise ImageCorrupt()
+    return image
+
+
+def _load(image: ImageFile.ImageFile) -> None:
     _widen_transparency(image)
-    # In one piece: between two the interpreter lock is waited for.
-    image.decodermaxblock = len(data)
+    image.decodermaxblock = _PART_BYTES
     image.load()
-
-
-def image_format(data: bytes) -> str | None:
-    """The name of the supported format whose signature the first bytes are; None for any other."""
-    if data.startswith(jpeg_scans.SIGNATURE):
-        return "jpeg"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "gif"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    return "bmp" if data[:2] == b"BM" and data[6:10] == b"\0\0\0\0" else None
-
-
-def _count_scans(data: bytes, limits: DecodeLimits) -> int:
-    """0 for other formats. Before Pillow opens the file, because its own reader walks every segment too."""
-    scans = jpeg_scans.count_scans(data, limits.max_jpeg_scans) if image_format(data) == "jpeg" else 0
-    if scans > limits.max_jpeg_scans:
-        raise ImageTooComplex(f"The image has more scans than the {limits.max_jpeg_scans} that this server decodes.")
-    return scans
-
-
-def _open(data: bytes) -> ImageFile.ImageFile:
-    """The image's header, read by the decoder that its first bytes ask for."""
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError):
-        raise
-    except Exception:
-        # Pillow says UnidentifiedImageError of a foreign format and of one of ours with a broken header; of text that
-        # begins with "BM", and of other near misses, whatever its header's reader met.
-        raise (ImageCorrupt if image_format(data) else UnsupportedImageFormat)() from None
-
-
-def _check_size(image: Image.Image, limits: DecodeLimits) -> None:
-    width, height = image.size
-    most = limits.max_pixels_jpeg if image.format in _JPEG_FAMILY else limits.max_pixels
-    if width * height > most or max(width, height) > limits.max_side:
-        raise ImageTooLarge(
-            f"The image is {width}×{height}; this server decodes up to {most / 1e6:g} megapixels of this format "
-            f"and sides of up to {limits.max_side} pixels."
-        )
-
-
-def _check_cost(image: Image.Image, scans: int, limits: DecodeLimits) -> None:
-    width, height = image.size
-    if width * height / 1e6 * scans > limits.max_jpeg_megapixel_scans:
-        raise ImageTooComplex(
-            f"The image is {width}×{height} in {scans} scans; megapixels times scans may be "
-            f"{limits.max_jpeg_megapixel_scans:g} at the most."
-        )
 
 
 def _widen_transparency(image: ImageFile.ImageFile) -> None:
@@ -168,8 +138,8 @@ def _widen_transparency(image: ImageFile.ImageFile) -> None:
 
 
 @contextmanager
-def _pillow_errors(error: type[ServiceError]) -> Iterator[None]:
-    """Turn whatever Pillow's decoders raise into `error`.
+def _pillow_errors() -> Iterator[None]:
+    """Turn whatever Pillow's decoders raise into `ImageCorrupt`.
 
     They raise OSError, SyntaxError, ValueError, struct.error, NotImplementedError, EOFError and more, all of which mean
     one thing for one file: it cannot be decoded. Running out of memory is not the file's fault and passes through.
@@ -181,7 +151,7 @@ def _pillow_errors(error: type[ServiceError]) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageTooLarge() from None
     except Exception as failure:
-        raise error() from failure
+        raise ImageCorrupt() from failure
 
 
 # A warning of Pillow's about one client's file is not news for the service's log, and the size check above is stricter

@@ -15,7 +15,8 @@ from .decode import DecodeLimits, image_format, opened
 from .geometry import Size, crop_axes, is_short, resized_and_crop_box
 from .jpeg_baseline import baseline_end
 from .kernel import Axis
-from .orientation import lies_on_its_side, mirrored, orientation_of, turned_size
+from .orientation import lies_on_its_side, mirrored, turned_size
+from .structure import picture_of
 
 # As many as `resample` remembers of the weights that these are made of, both ways round.
 _REMEMBERED = 128
@@ -100,8 +101,9 @@ def device_image(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits
     end = baseline_end(data) if image_format(data) == "jpeg" else None
     if end is None:
         return None
-    with opened(data, limits) as image:
-        plan = crop_plan(image.size, orientation_of(image), preprocessing) if image.mode == "RGB" else None
+    picture = picture_of(data, limits)
+    with opened(picture) as image:
+        plan = crop_plan(picture.size, picture.orientation, preprocessing) if image.mode == "RGB" else None
     return None if plan is None else DeviceImage(data, end, plan)
 
 

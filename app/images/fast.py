@@ -17,7 +17,8 @@ from PIL import Image, ImageFile
 from ..types import Interpolation, Preprocessing
 from .colour import to_rgb
 from .geometry import FILTERS, Size, Window, in_source, resized_and_crop_box, visible_part, within
-from .orientation import orientation_of, stored_window, turn_upright, turned_size
+from .orientation import stored_window, turn_upright, turned_size
+from .picture import Picture
 from .resample import resized_window
 
 # How many times the final size an image has, at the least, before the filter of the model's preprocessing makes it
@@ -35,12 +36,11 @@ def may_shrink(preprocessing: Preprocessing) -> bool:
     return preprocessing.resizer == "pillow" and preprocessing.interpolation is not Interpolation.NEAREST
 
 
-def shrink_jpeg(image: ImageFile.ImageFile, preprocessing: Preprocessing) -> int:
+def shrink_jpeg(image: ImageFile.ImageFile, orientation: int, preprocessing: Preprocessing) -> int:
     """Have a JPEG that is not loaded yet decoded at 1/1, 1/2, 1/4 or 1/8 of its size; the divisor.
 
     `image.size` becomes smaller, where it cannot be divided rounded up.
     """
-    orientation = orientation_of(image)
     resized, _ = resized_and_crop_box(turned_size(image.size, orientation), preprocessing)
     least_width, least_height = turned_size(resized, orientation)
     # Pillow takes the largest divisor whose result is not smaller than this.
@@ -49,10 +49,10 @@ def shrink_jpeg(image: ImageFile.ImageFile, preprocessing: Preprocessing) -> int
     return 1 if drafted is None else round(stored_width / drafted[1][2])
 
 
-def upright_crop(image: Image.Image, stored: Size, divisor: int, preprocessing: Preprocessing) -> Image.Image:
-    """The centre crop, upright and in RGB, of an image of the size `stored` that was loaded at 1/`divisor` of it."""
-    orientation = orientation_of(image)
-    upright = turned_size(stored, orientation)
+def upright_crop(image: Image.Image, picture: Picture, divisor: int, preprocessing: Preprocessing) -> Image.Image:
+    """The centre crop, upright and in RGB, of a picture that was loaded at 1/`divisor` of its size."""
+    orientation = picture.orientation
+    upright = turned_size(picture.size, orientation)
     resized, box = resized_and_crop_box(upright, preprocessing)
     visible = visible_part(box, resized)
     left, top, right, bottom = in_source(visible, resized, upright)

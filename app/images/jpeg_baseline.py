@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .jpeg_scans import MAX_SEGMENTS, SIGNATURE
+from .jpeg_markers import MAX_SEGMENTS, SIGNATURE
 
 _SOF0, _DHT, _EOI, _SOS, _DQT, _DRI, _APP14, _COM = 0xC0, 0xC4, 0xD9, 0xDA, 0xDB, 0xDD, 0xEE, 0xFE
 _PASSED_OVER = frozenset({*range(0xE0, 0xF0), _COM, _DRI})
@@ -17,6 +17,8 @@ _WHOLE_SPECTRUM = b"\x00\x3f\x00"
 _YCC_TRANSFORM = 1
 # What ends a scan's data: any marker but a restart (D0 to D7); FF 00 is a level of 255.
 _END = re.compile(rb"\xff[^\x00\xd0-\xd7]")
+# What is looked through at a time, since a search holds the interpreter lock.
+_WINDOW_BYTES = 1 << 20
 
 
 def baseline_end(data: bytes) -> int | None:
@@ -41,14 +43,22 @@ def baseline_end(data: bytes) -> int | None:
             return None
         if code == _SOS:
             is_ordinary = is_framed and tables == {_DHT, _DQT} and _is_whole_scan(body)
-            end = _END.search(data, at) if is_ordinary else None
-            return end.end() if end and data[end.end() - 1] == _EOI else None
+            return _end_of_scan(data, at) if is_ordinary else None
         if code == _SOF0 and not is_framed and _is_ordinary_frame(body):
             is_framed = True
         elif code in (_DHT, _DQT):
             tables.add(code)
         elif code not in _PASSED_OVER or (code == _APP14 and not _says_ycc(body)):
             return None
+    return None
+
+
+def _end_of_scan(data: bytes, at: int) -> int | None:
+    """Behind the EOI that ends the scan at `at`; None where something else does."""
+    for begin in range(at, len(data), _WINDOW_BYTES):
+        end = _END.search(data, begin, begin + _WINDOW_BYTES + 1)
+        if end is not None:
+            return end.end() if data[end.end() - 1] == _EOI else None
     return None
 
 

@@ -6,25 +6,12 @@ smaller than 200 bytes: what a file of this kind costs is its area times its sca
 
 from __future__ import annotations
 
-import re
+from .jpeg_markers import FRAMES, SOS, MarkerSearch, segments
 
-from ..errors import ImageTooComplex
-
-SIGNATURE = b"\xff\xd8\xff"
-
-# A marker that libjpeg acts upon, found as its jdmarker.c finds it: behind any other bytes, which makes a scan's data
-# such bytes too. There FF 00 is a level of 255, and RST0 to RST7 (D0 to D7) are no ends. Codes below C0 have no segment
-# to skip: where libjpeg looks for a restart it goes on behind them, and elsewhere it gives the file up.
-_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
-# What libjpeg gives a file up for when it meets it in or behind a scan's data, and `_MARKER` passes over.
-_INVALID_MARKER = re.compile(rb"\xff[\x02-\xbf]")
-_SOI, _EOI, _SOS, _PROGRESSIVE_HUFFMAN = 0xD8, 0xD9, 0xDA, 0xC2
-# Frames (ITU T.81, B.1.1.3): baseline, extended and arithmetic ones are sequential, and DHT, JPG and DAC are none.
+_PROGRESSIVE_HUFFMAN = 0xC2
+# Baseline, extended and arithmetic.
 _SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# A segment holds up to 64 kB, so that a file of 10 MB needs 160 of them; ICC profiles have 255 at the most. Segments
-# of 4 bytes are millions, each of which costs Pillow's reader microseconds.
-MAX_SEGMENTS = 4096
+_LAST_COEFFICIENT = 63
 
 
 def count_scans(data: bytes, most: int) -> int:
@@ -33,34 +20,50 @@ def count_scans(data: bytes, most: int) -> int:
     Counts no further than `most + 1`, and no further than 1 where a sequential frame's first scan has all of its
     components: libjpeg decodes such a scan by itself and gives the file up where another one follows (jdinput.c,
     `has_multiple_scans`). That is the usual photo, of which only the head is looked at. Raises `ImageTooComplex` for a
-    file of over `MAX_SEGMENTS` segments. Bytes that are no JPEG have no scans, or some; what reads them next will tell.
+    file of too many segments. Bytes that are no JPEG have no scans, or some; what reads them next will tell.
     """
-    scans = segments = frames = components = 0
-    found = _MARKER.search(data, 2)
-    while found is not None:
-        code, at = data[found.end() - 1], found.end()
-        if code == _EOI:
-            break
-        if code in _FRAMES:
+    scans = frames = components = 0
+    for code, _, body, _ in segments(data):
+        if code in FRAMES:
             frames += 1
-            components = data[at + 7] if code in _SEQUENTIAL and frames == 1 and at + 7 < len(data) else 0
-        if code == _SOS:
+            components = data[body + 5] if code in _SEQUENTIAL and frames == 1 and body + 5 < len(data) else 0
+        elif code == SOS:
             scans += 1
-            is_whole = scans == 1 and components and data[at + 2 : at + 3] == bytes([components])
+            is_whole = scans == 1 and components and data[body : body + 1] == bytes([components])
             if scans > most or is_whole:
                 break
-        segments += 1
-        if segments > MAX_SEGMENTS:
-            raise ImageTooComplex(f"The image has over {MAX_SEGMENTS:,} JPEG segments, and this server reads no more.")
-        if code != _SOI:
-            # The length counts its own two bytes; libjpeg takes a smaller one for these two.
-            at += max(2, int.from_bytes(data[at : at + 2], "big"))
-        found = _MARKER.search(data, at)
     return scans
 
 
-def without_refinements(data: bytes) -> bytes:
-    """A JPEG that `count_scans` lets in, without what makes its details more precise than a smaller picture shows.
+def has_all_scans(data: bytes) -> bool:
+    """Whether the scans bring every coefficient of every component to its last bit. Raises as `count_scans` does.
+
+    Of a file without an end, that is the one sign that no scan is missing.
+    """
+    is_progressive = False
+    components: set[int] = set()
+    # Of each component's coefficients, the bits that are still to come.
+    missing: dict[int, list[int]] = {}
+    for code, _, body, end in segments(data):
+        head = data[body:end]
+        if code in FRAMES and len(head) >= 6:
+            is_progressive = code not in _SEQUENTIAL
+            components = set(head[6::3])
+        if code != SOS or not head or len(head) < 4 + 2 * head[0]:
+            continue
+        first, last, bits = head[1 + 2 * head[0] : 4 + 2 * head[0]]
+        if not is_progressive:
+            first, last, bits = 0, _LAST_COEFFICIENT, 0
+        for component in head[1 : 1 + 2 * head[0] : 2]:
+            left = missing.setdefault(component, [1] * (_LAST_COEFFICIENT + 1))
+            for coefficient in range(first, min(last, _LAST_COEFFICIENT) + 1):
+                left[coefficient] = bits & 0x0F
+    return bool(components) and all(not any(missing.get(component, [1])) for component in components)
+
+
+def without_refinements(data: bytes, begin: int = 0) -> list[memoryview]:
+    """A JPEG that `count_scans` lets in, from `begin` on, without what makes its details more precise than a smaller
+    picture shows.
 
     A progressive JPEG (Huffman coded, SOF2) first gives each coefficient without its last bits, and then scan by scan
     the bits. Of the scans that bring the last and the last but one bit of the coefficients behind a block's mean, the
@@ -72,26 +75,21 @@ def without_refinements(data: bytes) -> bytes:
     and a file with an invalid marker in what would go stays as it is. Damaged Huffman codes it
     takes for other pixels: with their scan left out, these do not show.
     """
-    kept: list[bytes] = []
-    begin = 0
+    view, search = memoryview(data), MarkerSearch(data)
+    kept: list[memoryview] = []
     is_progressive = False
-    found = _MARKER.search(data, 2)
-    while found is not None:
-        code, at = data[found.end() - 1], found.end()
-        if code == _EOI:
-            break
-        if code != _SOI:
-            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+    end_of_head: int | None = None
+    whole, at = [view[begin:]], begin
+    for code, marker, body, end in segments(data):
+        if end_of_head is not None:
+            if search.has_invalid(end_of_head, marker):
+                return whole
+            kept.append(view[at:end_of_head])
+            at, end_of_head = marker, None
         is_progressive |= code == _PROGRESSIVE_HUFFMAN
-        end_of_head = at
-        is_left_out = is_progressive and code == _SOS and _brings_last_bits(data[found.end() + 2 : at])
-        found = _MARKER.search(data, at)
-        if is_left_out and found is not None:
-            if _INVALID_MARKER.search(data, end_of_head, found.start()):
-                return data
-            kept.append(data[begin:end_of_head])
-            begin = found.start()
-    return b"".join([*kept, data[begin:]])
+        if is_progressive and code == SOS and _brings_last_bits(data[body:end]):
+            end_of_head = end
+    return [*kept, view[at:]]
 
 
 def _brings_last_bits(head: bytes) -> bool:

@@ -16,7 +16,7 @@ from . import kernel_build
 logger = logging.getLogger(__name__)
 
 # Pillow keeps an image in blocks of 16 MB unless it is told otherwise, and hands out, without a copy, only what lies in
-# one block. A block is no larger than its image; this is what the default's 50 megapixels of 4 bytes need.
+# one block. A block is no larger than its image; this is what the default's 64 megapixels of 4 bytes need.
 _BLOCK_BYTES = 256 * 1024 * 1024
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from .geometry import Size, Window
 
-UPRIGHT = 1
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -19,20 +18,6 @@ _TURNS = {
 _MIRRORED_X = frozenset({2, 3, 6, 7})
 _MIRRORED_Y = frozenset({3, 4, 7, 8})
 _FIRST_ON_ITS_SIDE = 5
-
-
-def orientation_of(image: Image.Image) -> int:
-    """1 to 8; 1, which is upright, where the file does not say or its metadata is damaged.
-
-    Of a PNG it may stand behind the pixels, which this loads.
-    """
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    except Exception:
-        # Damaged metadata says nothing about the pixels: the image is taken as it is stored. Pillow's EXIF reader
-        # fails with whatever its parsing meets (struct.error, SyntaxError, KeyError, …).
-        return UPRIGHT
-    return orientation if isinstance(orientation, int) and orientation in _TURNS else UPRIGHT
 
 
 def turn_upright(image: Image.Image, orientation: int) -> Image.Image:

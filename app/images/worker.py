@@ -26,15 +26,14 @@ from .exchange import Exchange
 from .resample import usable_kernel
 
 _NO_MEMORY = "Decoding this image takes more memory than this server sets aside for one."
-_PLUGINS = {"JPEG": ("Jpeg", "Mpo"), "PNG": ("Png",), "WEBP": ("WebP",), "GIF": ("Gif",), "BMP": ("Bmp",)}
+_PLUGINS = {"JPEG": "Jpeg", "PNG": "Png", "WEBP": "WebP", "GIF": "Gif", "BMP": "Bmp"}
 
 
 def main(descriptor: str, memory: str, options: str) -> None:
     settings = json.loads(options)
     # Now, so that the limit on memory is for images alone.
     for name in FORMATS:
-        for plugin in _PLUGINS[name]:
-            importlib.import_module(f"PIL.{plugin}ImagePlugin")
+        importlib.import_module(f"PIL.{_PLUGINS[name]}ImagePlugin")
     usable_kernel()
     exchange = Exchange(int(memory), settings["place_bytes"])
     os.close(int(memory))
