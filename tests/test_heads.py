@@ -111,7 +111,7 @@ HEADS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
         ),
         True,
     ),
-    "normalised first": (lambda: nn.Sequential(nn.BatchNorm1d(2048), nn.Linear(2048, CLASSES)), False),
+    "normalised first": (lambda: nn.Sequential(nn.BatchNorm1d(2048), nn.Linear(2048, CLASSES)), True),
     "normalised between": (
         lambda: nn.Sequential(nn.Linear(2048, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, CLASSES)),
         True,
@@ -153,6 +153,15 @@ def test_another_activation_is_what_the_warning_is_for(tmp_path: Path) -> None:
     assert distance(examined, expected) > 0.05
     (warning,) = assumptions(examined)
     assert "assuming ReLU" in warning
+
+
+def test_another_epsilon_is_what_the_warning_is_for(tmp_path: Path) -> None:
+    """A head's normalisation with an epsilon of its own is served with the one that the warning names."""
+    state, expected = with_head(nn.Sequential(nn.BatchNorm1d(2048, eps=1.0), nn.Linear(2048, CLASSES)))
+    examined = opened(state, tmp_path)
+    assert distance(examined, expected) > 0.05
+    (warning,) = assumptions(examined)
+    assert "does not say the epsilon of the normalisations in its head (fc.0): assuming 1e-05" in warning
 
 
 def test_a_layer_behind_a_whole_network_in_a_sequential_follows_its_classifier(tmp_path: Path) -> None:

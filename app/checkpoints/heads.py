@@ -110,16 +110,23 @@ def find_head(
     unused = _names_of(module for module in modules if module not in order)
     if len(order) == 1:
         return Head(_single(order[0]), unused)
-    layers = tuple(_with_activations(order, _KERAS_EPSILON if is_keras else _EPSILON))
+    epsilon = _KERAS_EPSILON if is_keras else _EPSILON
+    layers = tuple(_with_activations(order, epsilon))
     warnings: tuple[str, ...] = ()
+    whole = "model.save('model.keras')" if is_keras else "torch.save(model, ...)"
     is_assumed = _is_open(order)
     if is_assumed:
         names = ", ".join(module.name[:60] for module in order)
-        whole = "model.save('model.keras')" if is_keras else "torch.save(model, ...)"
         between = "ReLU" if any(layer.kind == "relu" for layer in layers) else "nothing"
         warnings = (
             f"{path.name} does not say what lies between the layers of its head ({names}): assuming {between}. If it "
             f"is something else, save the whole model ({whole}) or export it to ONNX.",
+        )
+    normalisations = ", ".join(module.name[:60] for module in order if module.kind != "linear")
+    if normalisations:
+        warnings += (
+            f"{path.name} does not say the epsilon of the normalisations in its head ({normalisations}): assuming "
+            f"{epsilon:g}. If it is another one, save the whole model ({whole}) or export it to ONNX.",
         )
     return Head(_numbered(layers, order), unused, layers, "its shapes and names", is_assumed, warnings=warnings)
 
