@@ -132,7 +132,7 @@ def test_when_no_decoder_is_left_it_says_so(monkeypatch: pytest.MonkeyPatch) -> 
         port=0,
         log_level="error",
         decode_threads=1,
-        decode_memory_bytes=700_000_000,
+        decode_memory_bytes=900_000_000,
         decode_timeout_seconds=0.1,
     )
     with running_server(settings) as server, httpx.Client(base_url=server.address, timeout=30) as client:

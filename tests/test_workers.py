@@ -300,7 +300,7 @@ def test_shares_add_up() -> None:
 
 def test_every_front_end_decodes_something() -> None:
     """Where as many decoders were set as there are front-ends, each has one; with fewer the start says so."""
-    enough = Settings(decode_threads=3, decode_memory_bytes=2_000_000_000)
+    enough = Settings(decode_threads=3, decode_memory_bytes=2_500_000_000)
     assert [share.decode_threads for share in divide(enough, 3)] == [1, 1, 1]
     with pytest.raises(SettingError, match="all together decode 3"):
         divide(enough, 4)
@@ -322,7 +322,7 @@ def test_the_default_goes_by_cores_and_device(cpus: int, device: str, workers: i
 
 def test_the_default_is_no_more_than_memory_decodes_for() -> None:
     """Where memory holds two of the largest images, two front-ends are all that the default takes."""
-    assert count_workers(Settings(device="cpu", decode_memory_bytes=1_400_000_000), 64) == 2
+    assert count_workers(Settings(device="cpu", decode_memory_bytes=1_700_000_000), 64) == 2
 
 
 def test_restarts_wait_longer_each_time_and_give_up() -> None:

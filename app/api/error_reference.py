@@ -67,7 +67,10 @@ _ADVICE = {
         "wait `Retry-After`, then again",
     ),
     "out_of_memory": ("the device's memory is full", "wait `Retry-After`, then again"),
-    "draining": ("the server is shutting down", "send it to another instance"),
+    "draining": (
+        "the server is shutting down, or its grace period ended before the answer was ready",
+        "send it to another instance",
+    ),
     "engine_unavailable": ("the model cannot answer", "retry; look at `/healthz`"),
     "deadline_exceeded": ("the image was not classified before its deadline", "retry, or allow more time"),
 }
