@@ -52,7 +52,7 @@ def own_temporary_folder(name: str) -> Path:
             return folder
     with contextlib.suppress(OSError):
         return Path(tempfile.mkdtemp(prefix=f"{name}-"))
-    return folder  # it cannot be written: whoever writes there says so
+    return folder  # not writable: the caller that writes reports it
 
 
 _KINDS = (

@@ -53,7 +53,7 @@ _ADVICE = {
     ),
     "invalid_parameter": (
         "`top_k` or `X-Request-Timeout-Ms` is out of range or no number, or query and body disagree",
-        "mend the parameter",
+        "correct the parameter",
     ),
     "headers_too_large": (
         "over `RESNET_MAX_HEADER_BYTES` or `RESNET_MAX_HEADERS`",

@@ -1,4 +1,4 @@
-"""When a refusal may be sent: refusing must not cost the work that it protects."""
+"""Paces refusals, so that they do not take CPU time from accepted requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEPT = 0.98
 class Turns:
     """Spaces refusals so that all of them take no more than a share of a core (a leaky bucket as a meter: GCRA).
 
-    None waits for more than a second: what does not fit into that is sent all the same.
+    No refusal waits for more than a second, even if the share is then exceeded.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class Batcher(Generic[Item, Result]):
 
     1. While a slot is free and something waits, a batch starts (`max_delay_seconds` 0), or starts as soon as it is
        full or its oldest item has waited that long.
-    2. While all slots are busy the queue grows, up to `max_waiting` items and `max_waiting_bytes`; what comes then is
+    2. While all slots are busy the queue grows, up to `max_waiting` items and `max_waiting_bytes`; later items are
        refused with `Overloaded`. Whether an item can be answered in time is decided before it is decoded (`Schedule`).
     3. A batch takes the earliest deadlines first, up to `cap.now`, all with one `key`, and never so many that it would
        take longer than its first item has.

@@ -7,7 +7,7 @@ from collections import deque
 
 # Of the images that are admitted with no time to spare, about this share may miss their deadline.
 _MAY_MISS = 0.005
-# So many say how wrong predictions are now: what disturbed the machine a while ago is forgotten.
+# Older answers are dropped, so that an earlier disturbance of the machine does not count for long.
 _WINDOW = 400
 _AT_FIRST = 0.1
 _MOST = 0.5

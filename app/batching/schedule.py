@@ -1,7 +1,7 @@
 """Reservations in the device's schedule: one for each image, from its admission to its answer.
 
-Admission by the lengths of queues lets in several times what the device can do, because an image between two queues is
-in neither. A reservation is held wherever the image is on its road, so that what is decoded is answered.
+Admission by queue lengths accepts several times more images than the device can run, because an image between two
+queues is in neither. A reservation is held through every stage, so that decoded images are answered.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class DeviceForecast:
     def ends_in(self, position: int, last: int | None = None) -> float:
         """Seconds until its batch ends. Images wait up to the position `last`, and up to its own at least.
 
-        The batch may grow: who is admitted later must not make it too long for one that is in it.
+        The batch may grow: an image is refused if its batch would become too slow for another image in it.
         """
         behind = max(0, (last or 0) - position)
         images = min(position % self.batch_size + 1 + behind, self.batch_size)
@@ -92,10 +92,10 @@ class SharedReservations(Protocol):
 
 
 class Schedule:
-    """Decides who is admitted, and keeps account of who was. Belongs to one event loop.
+    """Admits images and keeps their reservations. Belongs to one event loop.
 
-    An image is admitted where it and everybody admitted before it can still be answered in time: the reservations ahead
-    of it, at most `most_waiting` beside those that fill the device, say when its batch would start. Where nothing is
+    An image is admitted if it and all images admitted before it can still meet their deadlines. The reservations ahead
+    of it, at most `most_waiting` beside those that fill the device, give the start of its batch. Where nothing is
     reserved an image is always admitted: a prediction that only refuses would never be corrected.
     """
 
@@ -205,7 +205,7 @@ class Schedule:
 
 
 class _Line:
-    """Those who wait for the device, in the order of their deadlines; the others' wait before all of this process's."""
+    """The images that wait for the device, by deadline. Those of other processes count as ahead of all others."""
 
     def __init__(self, deadlines: Sequence[float], device: DeviceForecast, others: int) -> None:
         self._waiting = list(deadlines)

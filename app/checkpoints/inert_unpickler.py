@@ -431,7 +431,7 @@ def _answer(container: str, content: bytes) -> dict[str, Any]:
 
 
 def main() -> None:
-    # Whoever asked can tell an interpreter that does not start from a pickle that ends it.
+    # The parent can then distinguish an interpreter that did not start from a pickle that crashed it.
     sys.stdout.write(STARTED)
     sys.stdout.flush()
     # A parent that holds these back hands that on.

@@ -1,9 +1,9 @@
 """A queue that requests share fairly: no batch of large images keeps a single photo waiting.
 
-Two classes take turns, single images and batches, and among the batches their requests do. A turn goes to the one that
-has had less decoding time so far; one that had nothing to decode gains nothing by that (start-time fair queueing:
-Goyal, Vin and Cheng, 1996). A single image waits for those that are being decoded and for other single ones. What an
-image took beyond its estimate counts too, so that no header that makes it look cheap gains anything.
+Two classes take turns, single images and batches, and among the batches their requests do. The next turn goes
+to the one with less decoding time so far; idle time is not credited (start-time fair queueing: Goyal, Vin and Cheng,
+1996). A single image waits for the images that are being decoded and for other single ones. Decoding time beyond the
+estimate is charged too, so that a header that understates the cost has no effect.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
             del work, made, error
 
     def _has_begun(self, work: _Work[Any]) -> None:
-        """In one step with leaving the queue: were it in neither, a hang that began now would be noticed by nobody."""
+        """Called while the queue is locked: a work in neither the queue nor `_running` could hang undetected."""
         work.began = self._clock()
         self._running[work] = None
 
