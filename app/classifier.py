@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from .batching import Announcement, Schedule, SharedReservations
+from .batching import Announcement, Schedule, SharedReservations, Shed
 from .engine import Scored
 from .errors import DeadlineExceeded, EngineUnavailable, InvalidParameter, ModelOutputInvalid, NotReady, ServiceError
 from .images import Decoder
@@ -69,10 +69,11 @@ class Classifier:
         self.draining = False
         self.failure: str | None = None
         self.decoder = decoder
+        shed = {reason: metrics.shed.labels(reason) for reason in get_args(Shed)}
         self.schedule = Schedule(
             max_queue,
             clock=clock,
-            count_shed=lambda reason: metrics.shed.labels(reason).inc(),
+            count_shed=lambda reason: shed[reason].inc(),
             shared=shared,
         )
         self._longest_seconds = longest_seconds
@@ -107,13 +108,14 @@ class Classifier:
 
         Raises `NotReady`, `EngineUnavailable`, or `Overloaded` with when to come again.
         """
+        seconds = min(seconds or self._longest_seconds, self._longest_seconds)
+        self.schedule.repeat_refusal(seconds)
         model = self.model
         engine = model.engine.state() if model is not None else None
         if model is None or engine is None or not engine.ready or not self.decoder.usable:
             state = self.state()
             kind = EngineUnavailable if state.phase in ("failed", "stuck", "restarting") else NotReady
             raise kind(state.reason, retry_after_seconds=2.0)
-        seconds = min(seconds or self._longest_seconds, self._longest_seconds)
         self.schedule.check(engine.device, seconds, self.decoder.predicted_seconds())
         return model
 

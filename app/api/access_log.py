@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prometheus_client import Counter
 from starlette.datastructures import Headers
 
 from ..errors import ServiceError
@@ -34,6 +35,7 @@ class AccessLog:
         self._metrics = metrics
         self._fixed_paths = fixed_paths
         self._sample = LineSample()
+        self._refused_early: dict[tuple[str, str], Counter] = {}
 
     def answered(
         self, scope: Mapping[str, Any], status: int, began: float, received_bytes: int, sent_bytes: int
@@ -77,10 +79,14 @@ class AccessLog:
             },
         )
 
-    def refused_early(self, error: ServiceError, scope: Mapping[str, Any], user_agent: str, seconds: float) -> None:
+    def refused_early(self, error: ServiceError, scope: Mapping[str, Any], user_agent: bytes, seconds: float) -> None:
         """A request was refused by its headers, and answered `seconds` after them."""
         path = scope["path"]
-        self._metrics.requests.labels(path, str(error.status), error.code).inc()
+        counter = self._refused_early.get((path, error.code))
+        if counter is None:
+            counter = self._metrics.requests.labels(path, str(error.status), error.code)
+            self._refused_early[path, error.code] = counter
+        counter.inc()
         if not logger.isEnabledFor(logging.INFO) or (omitted := self._sample.take()) is None:
             return
         logger.info(
@@ -98,7 +104,7 @@ class AccessLog:
                 "status": error.status,
                 "code": error.code,
                 "total_ms": round(seconds * 1e3, 2),
-                "user_agent": user_agent[:_MAX_TEXT] or None,
+                "user_agent": user_agent[:_MAX_TEXT].decode("latin-1") or None,
                 **({"omitted": omitted} if omitted else {}),
             },
         )

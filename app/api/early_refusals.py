@@ -6,12 +6,14 @@ fifth of an answer; here it costs some microseconds: the headers are looked at, 
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 import json
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -25,22 +27,34 @@ from .turns import Turns
 # A small body is on its way already: it is read to its end, and the connection lives on.
 SMALL_BYTES = 256 * 1024
 _NO_ID = "-"
+# Refusals whose turns come within so long are sent together, on one timer.
+_TOGETHER_SECONDS = 0.005
+# Of so many, one is timed: reading a thread's CPU time is a system call.
+_TIMED_ONE_IN = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EarlyRefusal:
     """A request that is refused."""
 
     error: Unavailable
     path: str
     request_id: str
-    user_agent: str
+    user_agent: bytes
     keeps_connection: bool
     """Whether the connection can serve another request."""
 
 
+class Refused(Protocol):
+    """A refusal that waits for its turn."""
+
+    def send(self) -> None:
+        """Answer now."""
+        ...
+
+
 class EarlyRefusals:
-    """Decides by a request's headers whether it is refused, and says how."""
+    """Decides by a request's headers whether it is refused, and says how and when."""
 
     def __init__(
         self,
@@ -58,9 +72,17 @@ class EarlyRefusals:
         self._admit = admit
         self._log = log
         self.turns = turns
-        self._paths = frozenset(path.encode() for path in paths)
+        self._paths = {path.encode(): path for path in paths}
         self._has_cors = has_cors
         self._bodies: dict[tuple[str, str, str], tuple[bytes, bytes]] = {}
+        self._looks = 0
+        # A heap of those whose turn is later: the loop's time when it comes, and a number for those of one moment. The
+        # timer is the first one's.
+        self._waiting: list[tuple[float, int, Refused]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        # The server's own header lines, made anew with each second's date.
+        self._default_headers: list[tuple[bytes, bytes]] = []
+        self._default_lines = b""
 
     def concern(self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]]) -> bool:
         """Whether a request is decided on here. `headers` have names in lower case."""
@@ -70,23 +92,52 @@ class EarlyRefusals:
 
     def look(self, url: bytes, headers: list[tuple[bytes, bytes]]) -> EarlyRefusal | Admitted:
         """Refuse or admit a request that this concerns."""
-        path = url.partition(b"?")[0]
+        self._looks += 1
+        is_timed = self._looks % _TIMED_ONE_IN == 0
+        began = time.thread_time() if is_timed else 0.0
         # Of a header that comes twice the first counts, as in a request that is not refused.
         named = dict(reversed(headers))
-        began = time.thread_time()
         try:
             return self._admit(asked_seconds(named.get(b"x-request-timeout-ms", b"")))
         except Unavailable as error:
             is_small = b"transfer-encoding" not in named and int(named.get(b"content-length", b"0")) <= SMALL_BYTES
             refusal = EarlyRefusal(
                 error,
-                path.decode(),
+                self._paths[url.partition(b"?")[0]],
                 request_id_of(named.get(b"x-request-id", b"").decode("latin-1")),
-                named.get(b"user-agent", b"").decode("latin-1"),
-                keeps_connection=is_small and b"expect" not in named,
+                named.get(b"user-agent", b""),
+                is_small and b"expect" not in named,
             )
-            self.turns.took(time.thread_time() - began)
+            if is_timed:
+                self.turns.took(time.thread_time() - began)
             return refusal
+
+    def await_turn(self, refused: Refused, loop: asyncio.AbstractEventLoop) -> None:
+        """Have it sent when its turn has come, which may be now."""
+        wait = self.turns.wait_seconds()
+        if wait <= 0:
+            refused.send()
+            return
+        turn_at = loop.time() + wait
+        if self._timer is not None and turn_at < self._waiting[0][0]:
+            self._timer.cancel()
+            self._timer = None
+        heapq.heappush(self._waiting, (turn_at, self._looks, refused))
+        if self._timer is None:
+            self._timer = loop.call_later(wait, self._send_due, loop)
+
+    def _send_due(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        due = loop.time() + _TOGETHER_SECONDS / 2
+        began, sent = time.thread_time(), 0
+        while self._waiting and self._waiting[0][0] <= due:
+            heapq.heappop(self._waiting)[2].send()
+            sent += 1
+        if sent:
+            self.turns.took((time.thread_time() - began) / sent)
+        if self._waiting:
+            wait = max(_TOGETHER_SECONDS, self._waiting[0][0] - loop.time())
+            self._timer = loop.call_later(wait, self._send_due, loop)
 
     def render(
         self, refusal: EarlyRefusal, default_headers: list[tuple[bytes, bytes]], root_path: str, *, closes: bool
@@ -97,22 +148,27 @@ class EarlyRefusals:
         if key not in self._bodies:
             self._bodies[key] = _body_around_id(error, root_path)
         before, behind = self._bodies[key]
+        if default_headers is not self._default_headers:
+            self._default_headers = default_headers
+            self._default_lines = b"".join(b"%b: %b\r\n" % header for header in default_headers)
         wait = error.retry_after_seconds
         end = b"}" if wait is None else b',"retry_after_ms":%d}' % round(wait * 1e3)
+        retry = b"" if wait is None else b"retry-after: %d\r\n" % max(1, math.ceil(wait))
+        says_close = closes and (b"connection", b"close") not in default_headers
         request_id = refusal.request_id.encode()
-        body = before + request_id + behind + end
-        lines = [STATUS_LINE[error.status]]
-        lines += [b"%b: %b\r\n" % header for header in default_headers]
-        if wait is not None:
-            lines.append(b"retry-after: %d\r\n" % max(1, math.ceil(wait)))
-        if closes and (b"connection", b"close") not in default_headers:
-            lines.append(b"connection: close\r\n")
-        lines.append(
-            b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n"
-            % (MEDIA_TYPE.encode(), len(body), request_id)
+        return b"%b%b%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b%b%b%b" % (
+            STATUS_LINE[error.status],
+            self._default_lines,
+            retry,
+            b"connection: close\r\n" if says_close else b"",
+            MEDIA_TYPE.encode(),
+            len(before) + len(request_id) + len(behind) + len(end),
+            request_id,
+            before,
+            request_id,
+            behind,
+            end,
         )
-        lines.append(body)
-        return b"".join(lines)
 
     def sent(self, refusal: EarlyRefusal, client: tuple[str, int] | None, seconds: float) -> None:
         """Count and log one that was answered, `seconds` after its headers."""

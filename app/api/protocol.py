@@ -72,7 +72,7 @@ class HttpProtocol(HttpToolsProtocol):
         # Runs while headers are awaited: from the connection on, or from a later request's first byte.
         self._head_timer: asyncio.TimerHandle | None = None
         self._is_silent = True
-        self._in_message = False
+        self._in_message = self._in_head = False
         self._message_bytes = 0
         self._body_bytes = 0
         self._head_bytes = 0
@@ -131,13 +131,15 @@ class HttpProtocol(HttpToolsProtocol):
                 self.transport.abort()
             return
         self._is_silent = False
-        if not self._in_message:
-            self._await_head()
+        self._in_head = self._in_head or not self._in_message
         self._unset_keepalive_if_required()
         try:
             self._feed(data)
         except httptools.HttpParserError:
             self.send_400_response("")
+        if self._in_head and not self._is_refused:
+            # A head that came whole, as most do, needs no timer.
+            self._await_head()
         self._tell_app()
         if self._in_message and not self._is_refused:
             # Names and values that are not complete, trailers and chunks' extensions reach no callback: whatever came
@@ -171,9 +173,8 @@ class HttpProtocol(HttpToolsProtocol):
         # Where it comes in one piece with a request that was refused by its headers, that one's end has set it.
         self._unset_keepalive_if_required()
         super().on_message_begin()
-        self._in_message = True
+        self._in_message = self._in_head = True
         self._message_bytes = self._body_bytes = self._head_bytes = 0
-        self._await_head()
 
     def on_url(self, url: bytes) -> None:
         if self._repeats_head or self._is_refused:
@@ -185,7 +186,10 @@ class HttpProtocol(HttpToolsProtocol):
         if self._repeats_head or self._is_refused:
             return
         self._count(len(name) + len(value) + 4)
-        super().on_header(name, value)
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
         if len(self.headers) > self._limits.header_count:
             self._raise(HeadersTooLarge())
 
@@ -195,6 +199,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if self._is_refused:
             return
+        self._in_head = False
         self._stop_awaiting_head()
         if self.parser.get_http_version() not in ("1.1", "1.0"):
             self._raise(MalformedRequest(_NOT_HTTP))

@@ -46,11 +46,7 @@ class RefusedRequest:
 
     def begin(self) -> None:
         """Answer when its turn has come, which may be now."""
-        wait = self._refusals.turns.wait_seconds()
-        if wait > 0:
-            self._timer = self._connection.loop.call_later(wait, self.send)
-        else:
-            self.send()
+        self._refusals.await_turn(self, self._connection.loop)
 
     def send(self, *, closes: bool = False) -> None:
         """Answer now. `closes`: the connection serves no other request."""
@@ -63,13 +59,11 @@ class RefusedRequest:
         connection = self._connection
         if connection.transport.is_closing():
             return
-        began = time.thread_time()
         headers = connection.server_state.default_headers
         closes = closes or not self._keeps_connection or (b"connection", b"close") in headers
         self._keeps_connection = not closes
         connection.transport.write(self._refusals.render(self._refusal, headers, connection.root_path, closes=closes))
         self._refusals.sent(self._refusal, connection.client, time.monotonic() - self._began)
-        self._refusals.turns.took(time.thread_time() - began)
         if closes or self.has_ended:
             self._end()
         else:

@@ -6,6 +6,7 @@ queues is in neither. A reservation is held through every stage, so that decoded
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
@@ -22,6 +23,8 @@ Shed = Literal["full", "late"]
 # A body whose headers were accepted counts as an image ahead for so long: most bodies end within it. A longer upload
 # counts from its end, so that slow clients hold no room in the schedule.
 _ANNOUNCED_SECONDS = 0.1
+# A refusal is repeated for so long where no reservation has ended since: nothing else makes room sooner than time does.
+_REPEATED_SECONDS = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,10 @@ class Schedule:
         self._shared = shared
         self._deadlines: list[float] = []
         self._announced: OrderedDict[Announcement, None] = OrderedDict()
+        # The last refusal by `check`: until when it is repeated, to whom, and what it said.
+        self._repeated_until = -math.inf
+        self._repeated_to_seconds = 0.0
+        self._refused: tuple[Shed, float] = ("late", 0.0)
 
     @property
     def held(self) -> int:
@@ -127,7 +134,19 @@ class Schedule:
         `decode_seconds` is when it is expected to be decoded. Raises `Overloaded`.
         """
         now = self._clock()
-        self._expected_at(device, now, now + seconds, decode_seconds, self._still_announced(now))
+        try:
+            self._expected_at(device, now, now + seconds, decode_seconds, self._still_announced(now))
+        except Overloaded:
+            self._repeated_until = now + _REPEATED_SECONDS
+            self._repeated_to_seconds = seconds
+            raise
+
+    def repeat_refusal(self, seconds: float) -> None:
+        """Raise `Overloaded` where `check` did so for an image with as much time, a moment ago, and no reservation has
+        ended since. Under overload that answers most requests, at a tenth of the cost.
+        """
+        if seconds <= self._repeated_to_seconds and self._clock() < self._repeated_until:
+            raise self._refusal(*self._refused)
 
     def announce(self) -> Announcement:
         """Count a request whose headers were accepted; `withdraw` ends that, and so does a tenth of a second."""
@@ -137,6 +156,7 @@ class Schedule:
 
     def withdraw(self, announcement: Announcement) -> None:
         """Its body has ended, or never will. May be called again."""
+        self._repeated_until = -math.inf
         self._announced.pop(announcement, None)
 
     def reserve(self, device: DeviceForecast, deadline: float, decode_seconds: float = 0.0) -> Reservation:
@@ -154,6 +174,7 @@ class Schedule:
         """The image has been answered, or is not wanted any more. May be called again."""
         if reservation.is_held:
             reservation.is_held = False
+            self._repeated_until = -math.inf
             del self._deadlines[bisect_left(self._deadlines, reservation.deadline)]
             self._publish()
 
@@ -178,15 +199,18 @@ class Schedule:
         starts_in = device.starts_in(position)
         held = len(self._deadlines) + self._others() + announced
         if held >= self._most_waiting + device.capacity:
-            self._count_shed("full")
-            raise Overloaded(retry_after_seconds=retry_after_seconds(starts_in))
+            raise self._refusal("full", starts_in)
         expected_at = now + device.ends_in(position) + max(0.0, decode_seconds - starts_in)
         late_by = expected_at + self.headroom.share * max(0.0, deadline - now) - deadline
         late_by = max(late_by, line.delays_by(own, now))
         if held and late_by > 0:
-            self._count_shed("late")
-            raise Overloaded(retry_after_seconds=retry_after_seconds(late_by))
+            raise self._refusal("late", late_by)
         return expected_at
+
+    def _refusal(self, reason: Shed, wait_seconds: float) -> Overloaded:
+        self._count_shed(reason)
+        self._refused = (reason, wait_seconds)
+        return Overloaded(retry_after_seconds=retry_after_seconds(wait_seconds))
 
     def _others(self) -> int:
         return self._shared.others() if self._shared is not None else 0
