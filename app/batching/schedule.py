@@ -23,8 +23,8 @@ Shed = Literal["full", "late"]
 # A body whose headers were accepted counts as an image ahead for so long: most bodies end within it. A longer upload
 # counts from its end, so that slow clients hold no room in the schedule.
 _ANNOUNCED_SECONDS = 0.1
-# A refusal is repeated for so long where no reservation has ended since: nothing else makes room sooner than time does.
-_REPEATED_SECONDS = 0.002
+# A refusal is repeated at most for so long: another process's reservations may have ended since.
+_REPEATED_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,10 @@ class Schedule:
         try:
             self._expected_at(device, now, now + seconds, decode_seconds, self._still_announced(now))
         except Overloaded:
-            self._repeated_until = now + _REPEATED_SECONDS
+            reason, wait_seconds = self._refused
+            # Where no reservation ends, only time makes room: an image that would be late by more is still late.
+            is_late_for = math.inf if reason == "full" else wait_seconds
+            self._repeated_until = now + min(is_late_for, _REPEATED_SECONDS)
             self._repeated_to_seconds = seconds
             raise
 
@@ -193,13 +196,14 @@ class Schedule:
         self, device: DeviceForecast, now: float, deadline: float, decode_seconds: float, announced: int
     ) -> float:
         """When an image with this deadline would be answered. Raises `Overloaded` where it is not admitted."""
-        line = _Line(self._deadlines, device, self._others() + announced)
+        others = self._others() + announced
+        held = len(self._deadlines) + others
+        if held >= self._most_waiting + device.capacity:
+            raise self._refusal("full", device.starts_in(held - len(device.running)))
+        line = _Line(self._deadlines, device, others)
         own = line.place_of(deadline)
         position = line.before + own
         starts_in = device.starts_in(position)
-        held = len(self._deadlines) + self._others() + announced
-        if held >= self._most_waiting + device.capacity:
-            raise self._refusal("full", starts_in)
         expected_at = now + device.ends_in(position) + max(0.0, decode_seconds - starts_in)
         late_by = expected_at + self.headroom.share * max(0.0, deadline - now) - deadline
         late_by = max(late_by, line.delays_by(own, now))
