@@ -9,6 +9,8 @@ sending of it, so the shortest of a few sendings is what counts.
 
 from __future__ import annotations
 
+import io
+import random
 import re
 import signal
 import sys
@@ -19,6 +21,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from tests.process_costs import MEGABYTE, growth
 from tests.raw_http import Answer, answers_in, connect, receive_all
@@ -213,6 +218,50 @@ CASES: dict[str, Case] = {
 }
 
 
+def image_case(mode: str, megapixels: float, image_format: str, **options: Any) -> Case:
+    """One image of one colour, as large as its format may be."""
+
+    def body() -> bytes:
+        side = int((megapixels * 1e6) ** 0.5)
+        return encoded(Image.new(mode, (side, side), "teal" if mode != "P" else 5), image_format, **options)
+
+    return Case(ONE, f"image/{image_format.lower()}", body, ("answered",))
+
+
+def noise_case(megapixels: float, image_format: str, **options: Any) -> Case:
+    """One image of noise in a batch, as large as the body may be."""
+
+    def body() -> bytes:
+        side = int((megapixels * 1e6) ** 0.5)
+        noise = Image.frombytes("RGB", (side, side), random.Random(0).randbytes(3 * side * side))
+        head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        return head + encoded(noise, image_format, **options) + b"\r\n--b--\r\n"
+
+    return Case(MANY, "multipart/form-data; boundary=b", body, ("answered",))
+
+
+def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
+IMAGES: dict[str, Case] = {
+    "a JPEG": image_case("RGB", 64, "JPEG"),
+    "a progressive JPEG": image_case("RGB", 64, "JPEG", progressive=True),
+    "a CMYK JPEG": image_case("CMYK", 64, "JPEG"),
+    "a PNG": image_case("RGB", 25, "PNG"),
+    "a PNG with alpha": image_case("RGBA", 25, "PNG"),
+    "a PNG with a palette": image_case("P", 25, "PNG"),
+    "a WebP": image_case("RGB", 25, "WEBP", method=0),
+    "a WebP with alpha": image_case("RGBA", 25, "WEBP", method=0),
+    "a lossless WebP": image_case("RGB", 25, "WEBP", method=0, lossless=True),
+    "a GIF": image_case("P", 25, "GIF"),
+    "a BMP of noise": noise_case(20, "BMP"),
+    "a PNG of noise": noise_case(20, "PNG", compress_level=0),
+}
+
+
 def send(clocked: ClockedService, request: bytes, codes: tuple[str, ...]) -> None:
     """Send it, and see that it is answered with these codes and no others."""
     with connect(clocked.service.address) as connection:
@@ -245,7 +294,7 @@ def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as folder, clocked_service(Path(folder)) as clocked:
         print(f"{'body':40} {'seconds':>8} {'skip ms':>8} {'memory MB':>10}")
-        for name, case in CASES.items():
+        for name, case in (CASES | IMAGES).items():
             sending = partial(send, clocked, case.request(), case.codes)
             began = time.perf_counter()
             grown = growth(clocked.service, sending)

@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 
 from ..errors import ImageCorrupt, ImageTooLarge, ServiceError
 from ..types import DecodeMode, Pixels, Preprocessing
-from . import fast
+from . import fast, libwebp
 from .colour import on_canvas, to_rgb, without_colour
 from .geometry import cropped_pixels
 from .jpeg_end import check_is_whole
@@ -115,7 +115,11 @@ def _check_is_whole(image: Image.Image, picture: Picture) -> None:
 
 
 def _open(picture: Picture, *, is_filled: bool = False) -> ImageFile.ImageFile:
-    image = Image.open(picture.file(is_filled=is_filled), formats=(picture.kind.upper(),))
+    image: ImageFile.ImageFile
+    if picture.kind == "webp" and (webp := libwebp.library()) is not None:
+        image = libwebp.WebPImage(picture, webp)
+    else:
+        image = Image.open(picture.file(is_filled=is_filled), formats=(picture.kind.upper(),))
     left, top = picture.offset or (0, 0)
     # The limits were checked with the size that was read here. Pillow's reader of headers must have found the same.
     is_inside = left + image.width <= picture.size[0] and top + image.height <= picture.size[1]

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import ImageTooComplex, Internal, ServiceError
 from ..types import Preprocessing
-from . import wire
+from . import libwebp, wire
 from .decode import FORMATS, DecodeLimits, decode
 from .exchange import Exchange
 from .resample import usable_kernel
@@ -35,6 +35,7 @@ def main(descriptor: str, memory: str, options: str) -> None:
     for name in FORMATS:
         importlib.import_module(f"PIL.{_PLUGINS[name]}ImagePlugin")
     usable_kernel()
+    libwebp.library()
     exchange = Exchange(int(memory), settings["place_bytes"])
     os.close(int(memory))
     _limit(settings["memory_bytes"])
