@@ -16,7 +16,7 @@ serve: $(VENV)/.serve ## Serve on http://127.0.0.1:8000: your checkpoint in mode
 	@RESNET_WEIGHTS_FALLBACK=$${RESNET_WEIGHTS_FALLBACK:-offline-demo} exec $(BIN)/resnet-serve serve
 
 test: $(VENV)/.dev ## Run the tests
-	@$(BIN)/pytest
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses=4 --dist loadfile
 
 check: $(VENV)/.dev ## Check style, types and the import rule
 	$(BIN)/ruff check .
