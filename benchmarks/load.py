@@ -66,6 +66,8 @@ class Step:
     statuses: Counter[int] = field(default_factory=Counter)
     answers: list[tuple[float, float, int]] = field(default_factory=list)
     """Of each request: when it was due after the step's beginning, its latency, its status."""
+    sent_late: list[float] = field(default_factory=list)
+    """Of each request: how much later than due the generator, which shares the cores, has sent it."""
 
     @property
     def goodput(self) -> float:
@@ -75,6 +77,11 @@ class Step:
     def percentile(self, percent: int) -> float:
         """Of the latencies of what was accepted."""
         return statistics.quantiles(self.accepted, n=100)[percent - 1] if len(self.accepted) > 1 else float("nan")
+
+    @property
+    def generator_late(self) -> float:
+        """The 99th percentile; 0 where requests are sent without a plan."""
+        return statistics.quantiles(self.sent_late, n=100)[98] if len(self.sent_late) > 1 else 0.0
 
     def add(self, due: float, latency: float, status: int) -> None:
         self.answers.append((due, latency, status))
@@ -116,6 +123,8 @@ class Row:
     """504s as a share of what was accepted."""
     others: dict[int, int]
     generator_cores: float
+    generator_late_ms: float
+    """How late the slowest hundredth of the requests was sent; part of the latencies."""
 
 
 @dataclass(frozen=True)
@@ -225,9 +234,11 @@ class Load:
             late,
             {status: count for status, count in step.statuses.items() if status not in (200, 503, 504)},
             taken,
+            step.generator_late * 1e3,
         )
         _say(
-            f"  {name}: {row.goodput:.1f}/s, {row.share:.0%} of {allowed:.1f}; p99 {row.p99_ms:.0f} ms; "
+            f"  {name}: {row.goodput:.1f}/s, {row.share:.0%} of {allowed:.1f}; p99 {row.p99_ms:.0f} ms "
+            f"({row.generator_late_ms:.0f} ms of it late sending); "
             f"{row.decoded_per_answer:.2f} decoded an answer; {step.statuses}"
         )
         return row, after
@@ -238,6 +249,7 @@ class Load:
         began = time.monotonic()
 
         async def one(due: float) -> None:
+            step.sent_late.append(time.monotonic() - due)
             status = await self._clients.ask()
             step.add(due - began, time.monotonic() - due, status)
 
@@ -325,15 +337,15 @@ def table(report: Report) -> str:
             f"{max(_TIMES)}x",
             "",
             "| load | asked/s | goodput/s | allowed/s | share | p50 ms | p99 ms | decoded ÷ answered | refused | "
-            "504 | others | generator, cores |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+            "504 | others | generator, cores | generator, p99 ms late |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
         for row in case.rows:
             others = ", ".join(f"{n} x {status or 'no answer'}" for status, n in sorted(row.others.items())) or "none"
             lines.append(
                 f"| {row.load} | {row.asked:.0f} | {row.goodput:.1f} | {row.allowed:.1f} | {row.share:.2f} | "
                 f"{row.p50_ms:.0f} | {row.p99_ms:.0f} | {row.decoded_per_answer:.2f} | {row.refused:,} | "
-                f"{row.late:.1%} | {others} | {row.generator_cores:.2f} |"
+                f"{row.late:.1%} | {others} | {row.generator_cores:.2f} | {row.generator_late_ms:.0f} |"
             )
     return "\n".join(lines)
 
