@@ -138,12 +138,6 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livesum",
         )
-        self.device_decodes = Counter(
-            "resnet_device_decodes",
-            "JPEGs given to the GPU to decode, by outcome: decoded, or refused, which the CPU then decodes.",
-            ["outcome"],
-            registry=self.registry,
-        )
         self.batch_size = Histogram(
             "resnet_batch_size",
             "Images in each batch that ran.",

@@ -39,12 +39,10 @@ from .api import (
     predict_router,
     problem_handlers,
 )
-from .backends import open_jpeg_device
 from .batching import SharedReservations
 from .classifier import Classifier
 from .errors import StartError
 from .images import DecodeLimits, Decoder, decode, usable_kernel
-from .images.on_device import DeviceDecoder
 from .images.processes import ProcessDecoder
 from .images.threads import ThreadDecoder
 from .loading import Cancellation, LoadedModel, load_model, plan_decoding
@@ -127,18 +125,6 @@ def build_classifier(settings: Settings, metrics: Metrics, shared: SharedReserva
             timeout_seconds=settings.decode_timeout_seconds,
             mode=settings.decode,
             observe=observe,
-        )
-    elif settings.decoder == "gpu":
-        decoder = DeviceDecoder(
-            limits,
-            partial(open_jpeg_device, settings.device),
-            slots=plan.slots,
-            spare=plan.spare,
-            max_waiting=settings.max_queue,
-            timeout_seconds=settings.decode_timeout_seconds,
-            mode=settings.decode,
-            observe=observe,
-            count=lambda outcome: metrics.device_decodes.labels(outcome).inc(),
         )
     else:
         decoder = ThreadDecoder(
@@ -265,7 +251,6 @@ async def _load_and_watch(
         model = await in_a_thread(
             lambda: load_model(settings, metrics, hooks.reporter, cancellation.is_cancelled), "load"
         )
-        # Before the engine: what a card's decoder allocates at its first call would break the engine's captures.
         await classifier.decoder.start()
         classifier.model = model
         hooks.reporter.step(f"Warming up {model.identity.name} on {model.device}")
@@ -275,7 +260,7 @@ async def _load_and_watch(
         logger.info(
             "Images are decoded by %d %s, %s, and resized by %s.",
             decoder.slots,
-            "threads" if settings.decoder == "gpu" else settings.decoder,
+            settings.decoder,
             settings.decode,
             resized,
         )

@@ -198,11 +198,10 @@ class Settings(BaseSettings):
             "pixels and probabilities differ a little."
         ),
     )
-    decoder: Literal["threads", "processes", "gpu"] = Field(
+    decoder: Literal["threads", "processes"] = Field(
         "threads",
         description=(
-            "Where images are decoded: in threads, in processes that are killed at the time limit and replaced, or "
-            "ordinary JPEGs on the CUDA card and all else in threads (gpu)."
+            "Where images are decoded: in threads, or in processes that are killed at the time limit and replaced."
         ),
     )
     decode_threads: AutoOrCount = Field(
@@ -297,8 +296,7 @@ class Settings(BaseSettings):
         "auto",
         description=(
             "Processes that take requests and decode images. 1: the whole service is one process; else the model has "
-            "one more, of its own. auto: one for every four CPUs, with a GPU for every two, up to 8; 1 where JPEGs are "
-            "decoded on the GPU."
+            "one more, of its own. auto: one for every four CPUs, with a GPU for every two, up to 8."
         ),
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -383,22 +381,6 @@ class Settings(BaseSettings):
             _ = self.preprocessing_facts
         except ValidationError as error:
             raise ValueError(named_settings(error.errors()[0]["msg"].removeprefix(VALUE_ERROR)) + ".") from None
-        return self
-
-    @model_validator(mode="after")
-    def _one_process_decodes_on_a_card(self) -> Settings:
-        if self.decoder != "gpu":
-            return self
-        if self.device == "cpu":
-            raise ValueError(
-                "RESNET_DECODER gpu needs a CUDA card, and RESNET_DEVICE is cpu: set it to auto or cuda, or "
-                "RESNET_DECODER to threads."
-            )
-        if self.http_workers not in ("auto", 1):
-            raise ValueError(
-                f"RESNET_DECODER gpu decodes in the process that has the card, and RESNET_HTTP_WORKERS is "
-                f"{self.http_workers}: set it to auto or 1, or RESNET_DECODER to threads."
-            )
         return self
 
     @model_validator(mode="after")

@@ -31,12 +31,8 @@ class Threads:
         """What `call` returns or raises. To cancel the future changes nothing for a call that has been handed over."""
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[T] = loop.create_future()
-        self.begin(partial(_perform, call, loop, outcome))
+        self._calls.put(partial(_perform, call, loop, outcome))
         return outcome
-
-    def begin(self, call: Callable[[], None]) -> None:
-        """A call that raises nothing, and tells by itself whom it concerns how it ended."""
-        self._calls.put(call)
 
     def stop(self) -> None:
         """Forget the calls that have not begun, and end each thread when it is free; nothing is waited for."""

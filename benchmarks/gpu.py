@@ -2,8 +2,7 @@
 
     python -m benchmarks.gpu [--device cuda] [--precision auto] [--max-batch 128] [--seconds 3] [--json FILE]
 
-ResNet-50 with made weights (speed does not depend on them), pixels that are ready; HTTP is not in it. Then, apart from
-it, decoding on the card (`benchmarks.gpu_decode`).
+ResNet-50 with made weights (speed does not depend on them), pixels that are ready; HTTP and decoding are not in it.
 Each figure is the median of rounds that the things compared take in turns. With --device cpu it runs the same road on
 the CPU, to try the program and not the speed.
 """
@@ -35,9 +34,8 @@ from app.backends.torch.cuda import CudaDevice
 from app.backends.torch.devices import CpuDevice, Device
 from app.backends.torch.precision import place_network
 from app.checkpoints import published_resnet50_preprocessing
-from app.errors import SettingError, StartError
+from app.errors import SettingError
 from app.types import Pixels, Want
-from benchmarks.gpu_decode import DecodeReport, measure_decoding, write_decoding
 
 ROUNDS = 5
 PREPROCESSING = published_resnet50_preprocessing()
@@ -56,7 +54,6 @@ class Report:
     one_image_ms: dict[str, float] = field(default_factory=dict)
     transfer_gb_a_second: dict[str, float] = field(default_factory=dict)
     plans: dict[int, str] = field(default_factory=dict)
-    decoding: DecodeReport = field(default_factory=DecodeReport)
 
 
 def machine(plan: DevicePlan) -> dict[str, str]:
@@ -243,10 +240,6 @@ def measure(options: argparse.Namespace, console: Console) -> Report:
         status.update("Stages")
         device: Device = CudaDevice(plan.device) if plan.is_cuda else CpuDevice()
         stages(report, device, plan, sizes, options.seconds)
-        try:
-            report.decoding = measure_decoding(str(plan.device), options.photos, options.seconds, status.update)
-        except StartError as error:
-            report.decoding.device = f"none: {error}"
     return report
 
 
@@ -277,7 +270,6 @@ def write(report: Report, console: Console) -> None:
     )
     odd = {count: plan for count, plan in report.plans.items() if plan != f"{count} in {count}"}
     console.print("\nBatches between the buckets: " + "; ".join(f"{count}: {plan}" for count, plan in odd.items()))
-    write_decoding(report.decoding, partial(console.print, end=""))
 
 
 def main() -> None:
@@ -287,7 +279,6 @@ def main() -> None:
     parser.add_argument("--max-batch", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each figure")
     parser.add_argument("--compare-folding", action="store_true", help="run the network as it is, too")
-    parser.add_argument("--photos", type=Path, help="a folder of photos to decode, in place of scikit-image's")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     try:

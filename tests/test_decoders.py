@@ -1,4 +1,4 @@
-"""The decoders behind their border: what holds for all, and what each does with an image that hangs or crashes."""
+"""The two decoders: what holds for both, and what each does with an image that hangs or crashes."""
 
 from __future__ import annotations
 
@@ -34,15 +34,12 @@ from app.errors import (
     ServiceError,
     UnsupportedImageFormat,
 )
-from app.images import Decoder, decode, on_device, threads, wire
-from app.images.device_images import device_image
-from app.images.on_device import DeviceDecoder
+from app.images import Decoder, decode, threads, wire
 from app.images.processes import ProcessDecoder
 from app.images.threads import ThreadDecoder
 from app.settings import Settings
 from app.types import Interpolation, Pixels, Preprocessing
 from tests import images_made as made
-from tests.jpeg_devices import ScriptedJpegs
 from tests.photos import LIMITS, encode, make_jpeg, null_classes
 from tests.running import post_image, running_server, service_process, wait_until
 
@@ -76,16 +73,13 @@ class HeldThreads(Held):
         self.begun: list[bytes] = []
 
         def held(data: bytes, *how: Any) -> Pixels:
-            self.wait(data)
+            self.begun.append(data)
+            if self._to_hold > 0:
+                self._to_hold -= 1
+                assert self._opened.wait(60)
             return decode(data, *how)
 
         monkeypatch.setattr(threads, "decode", held)
-
-    def wait(self, data: bytes) -> None:
-        self.begun.append(data)
-        if self._to_hold > 0:
-            self._to_hold -= 1
-            assert self._opened.wait(60)
 
     def hold(self, count: int) -> None:
         self._opened.clear()
@@ -94,21 +88,6 @@ class HeldThreads(Held):
     def release(self) -> None:
         self._to_hold = 0
         self._opened.set()
-
-
-class HeldBesideADevice(HeldThreads):
-    """Held where an image is looked at; the device, libjpeg in nvJPEG's place, decodes what is ordinary."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
-        super().__init__(monkeypatch, **options)
-        self.device = ScriptedJpegs()
-        self.decoder = DeviceDecoder(LIMITS, lambda: self.device, **options)
-
-        def held(data: bytes, *how: Any) -> Any:
-            self.wait(data)
-            return device_image(data, *how)
-
-        monkeypatch.setattr(on_device, "device_image", held)
 
 
 class HeldProcesses(Held):
@@ -135,21 +114,14 @@ class HeldProcesses(Held):
 Make = Callable[..., Awaitable[Held]]
 
 
-KINDS: dict[str, Callable[..., Held]] = {
-    "threads": HeldThreads,
-    "processes": lambda monkeypatch, **options: HeldProcesses(**options),
-    "gpu": HeldBesideADevice,
-}
-
-
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=["threads", "processes"])
 async def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     """Makes started decoders of one kind, under a watch for blocking calls; they are released and closed at the end."""
     made_here: list[Held] = []
 
     async def build(slots: int = 2, max_waiting: int = 64, timeout_seconds: float = 60.0, **options: Any) -> Held:
         options |= {"slots": slots, "max_waiting": max_waiting, "timeout_seconds": timeout_seconds}
-        held = KINDS[request.param](monkeypatch, **options)
+        held = HeldThreads(monkeypatch, **options) if request.param == "threads" else HeldProcesses(**options)
         made_here.append(held)
         await held.decoder.start()
         return held
@@ -186,7 +158,7 @@ async def outcome_of(task: asyncio.Task[Pixels]) -> Pixels | BaseException:
     return outcome
 
 
-# --- all
+# --- both
 
 
 async def test_each_caller_gets_its_own_pixels(make: Make) -> None:
@@ -216,7 +188,7 @@ async def test_the_models_own_preprocessing_is_applied(make: Make, preprocessing
 
 async def test_the_mode_is_applied(make: Make) -> None:
     """A decoder in fast mode gives the pixels of fast mode, which are not those of exact mode."""
-    data = encode(made.photo("coffee").resize((1800, 1203)), progressive=True)
+    data = encode(made.photo("coffee").resize((1800, 1203)))
     pixels = {mode: await ask((await make(mode=mode)).decoder, data) for mode in ("exact", "fast")}
     assert np.array_equal(pixels["exact"], decode(data, RESNET50, LIMITS))
     assert np.array_equal(pixels["fast"], decode(data, RESNET50, LIMITS, "fast"))

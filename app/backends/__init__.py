@@ -1,6 +1,6 @@
 """What runs a network: the contract (`base`), the registry, and one file for each backend."""
 
 from .base import Backend, BackendOptions
-from .registry import create_backend, null_checkpoint, open_jpeg_device
+from .registry import create_backend, null_checkpoint
 
-__all__ = ["Backend", "BackendOptions", "create_backend", "null_checkpoint", "open_jpeg_device"]
+__all__ = ["Backend", "BackendOptions", "create_backend", "null_checkpoint"]

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ..checkpoints import Checkpoint
 from ..errors import SettingError
 from .base import Backend, BackendOptions
-
-if TYPE_CHECKING:
-    from ..images.device_images import JpegDevice
 
 
 def _torch(checkpoint: Checkpoint, options: BackendOptions) -> Backend:
@@ -48,16 +44,6 @@ def create_backend(name: str, checkpoint: Checkpoint, options: BackendOptions) -
     if name not in _FACTORIES:
         raise SettingError(f"RESNET_BACKEND cannot be {name!r}: supported are auto, {', '.join(sorted(_FACTORIES))}.")
     return _FACTORIES[name](checkpoint, options)
-
-
-def open_jpeg_device(device: str) -> JpegDevice:
-    """What decodes JPEGs on the device that the setting `device` means. Blocks for seconds.
-
-    Raises `SettingError` where that is no card, or the installed torchvision cannot.
-    """
-    from .torch.jpeg import open_jpegs
-
-    return open_jpegs(device)
 
 
 def null_checkpoint() -> Checkpoint:

@@ -22,7 +22,7 @@ from .picture import DecodeLimits, Picture
 from .resample import usable_kernel
 from .structure import image_format, picture_of
 
-__all__ = ["FORMATS", "DecodeLimits", "decode", "decode_for_each", "image_format", "opened"]
+__all__ = ["FORMATS", "DecodeLimits", "decode", "decode_for_each", "image_format"]
 
 # Pillow tries the decoder of the picture's format and no other, whatever the client calls its file.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -45,7 +45,7 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits, mode
     `ImageTooComplex` (by its structure) or `ImageCorrupt`. Blocks: call it through a `Decoder`.
     """
     picture = picture_of(data, limits)
-    with opened(picture) as image:
+    with _pillow_errors(), _open(picture) as image:
         if mode == "fast" and fast.may_shrink(preprocessing):
             return _fast(image, picture, data, preprocessing)
         return cropped_pixels(_upright(image, picture), preprocessing)
@@ -54,18 +54,9 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits, mode
 def decode_for_each(data: bytes, preprocessings: Sequence[Preprocessing], limits: DecodeLimits) -> list[Pixels]:
     """What `decode` with `exact` returns for each of `preprocessings`, decoded once. Raises as it does."""
     picture = picture_of(data, limits)
-    with opened(picture) as image:
+    with _pillow_errors(), _open(picture) as image:
         upright = _upright(image, picture)
         return [cropped_pixels(upright, preprocessing) for preprocessing in preprocessings]
-
-
-@contextmanager
-def opened(picture: Picture) -> Iterator[ImageFile.ImageFile]:
-    """The picture's file, of which the header is read and no pixel yet; what Pillow raises of it within is
-    `ImageCorrupt`.
-    """
-    with _pillow_errors(), _open(picture) as image:
-        yield image
 
 
 def _upright(image: ImageFile.ImageFile, picture: Picture) -> Image.Image:

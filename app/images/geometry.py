@@ -8,9 +8,8 @@ import numpy as np
 from PIL import Image
 
 from ..types import Interpolation, Pixels, Preprocessing
-from .kernel import Axis
-from .resample import SUPPORT, axes_of, resized_part
-from .torchvision_resize import torchvision_axes, torchvision_part
+from .resample import SUPPORT, resized_part
+from .torchvision_resize import torchvision_part
 
 FILTERS = {each: Image.Resampling[each.name] for each in Interpolation}
 # Pillow holds an RGB pixel in 4 bytes.
@@ -32,7 +31,7 @@ def cropped_pixels(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     if preprocessing.resizer != "pillow":
         is_smooth = preprocessing.resizer == "torchvision"
         return torchvision_part(image, resized, box, preprocessing.interpolation, is_smooth)
-    pixels = resized_part(image, resized, box, FILTERS[preprocessing.interpolation]) if is_short(resized) else None
+    pixels = resized_part(image, resized, box, FILTERS[preprocessing.interpolation]) if _is_short(resized) else None
     return np.asarray(resize_and_crop(image, preprocessing)) if pixels is None else pixels
 
 
@@ -47,7 +46,7 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
         return Image.fromarray(cropped_pixels(image, preprocessing))
     (width, height), box = resized_and_crop_box(image.size, preprocessing)
     # Pillow's first pass, width × source rows, is never larger than both the source and the result.
-    if is_short((width, height)):
+    if _is_short((width, height)):
         resized = (
             image
             if image.size == (width, height)
@@ -75,16 +74,6 @@ def resized_and_crop_box(size: Size, preprocessing: Preprocessing) -> tuple[Size
     return (width, height), (left, top, left + crop_width, top + crop_height)
 
 
-def crop_axes(source: Size, resized: Size, box: Box, preprocessing: Preprocessing) -> tuple[Axis, Axis] | None:
-    """The weights of a `box` that is inside: along the rows, and then down the columns. None where Pillow's resize is
-    no such sums.
-    """
-    interpolation = preprocessing.interpolation
-    if preprocessing.resizer != "pillow":
-        return torchvision_axes(source, resized, box, interpolation, preprocessing.resizer == "torchvision")
-    return axes_of(source, resized, (0, 0, *source), box, FILTERS[interpolation])
-
-
 def in_source(box: Box, resized: Size, source: Size) -> Window:
     """The part of a `source` that becomes `box` when it is resized to `resized`."""
     scale_x, scale_y = source[0] / resized[0], source[1] / resized[1]
@@ -104,7 +93,7 @@ def within(shown: Image.Image, visible: Box, box: Box) -> Image.Image:
     return shown.crop((box[0] - left, box[1] - top, box[2] - left, box[3] - top))
 
 
-def is_short(resized: Size) -> bool:
+def _is_short(resized: Size) -> bool:
     """Whether the whole of it may be an intermediate."""
     return resized[0] * resized[1] <= _MAX_INTERMEDIATE_PIXELS
 

@@ -30,16 +30,6 @@ def turned_size(size: Size, orientation: int) -> Size:
     return size if orientation < _FIRST_ON_ITS_SIDE else (size[1], size[0])
 
 
-def mirrored(orientation: int) -> tuple[bool, bool]:
-    """Whether x, and y, of the upright image count from the other end of what is stored."""
-    return orientation in _MIRRORED_X, orientation in _MIRRORED_Y
-
-
-def lies_on_its_side(orientation: int) -> bool:
-    """Whether a row of the upright image is a column of what is stored."""
-    return orientation >= _FIRST_ON_ITS_SIDE
-
-
 def stored_window(upright: Window, size: Size, orientation: int) -> Window:
     """Where a window of the upright image of `size` lies in the stored one."""
     left, top, right, bottom = upright

@@ -87,10 +87,7 @@ class ProcessDecoder(QueuedDecoder["_Work"]):
     ) -> Pixels:
         """As `Decoder` says. `EngineUnavailable` also where no process can be started, or it was killed by others."""
         outcome: asyncio.Future[Pixels] = asyncio.get_running_loop().create_future()
-        pixels: Pixels = await self._run(
-            _Work(data, outcome, *self._work_of(data, batch), preprocessing=preprocessing), deadline
-        )
-        return pixels
+        return await self._run(_Work(data, preprocessing, outcome, *self._work_of(data, batch)), deadline)
 
     async def close(self) -> None:
         """Refuse what waits, kill what runs, and return once no process is left."""
@@ -291,8 +288,7 @@ class ProcessDecoder(QueuedDecoder["_Work"]):
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class _Work(Work[Pixels]):
-    preprocessing: Preprocessing
+class _Work(Work):
     worker: WorkerProcess | None = None
     """Who has it …"""
     place: int = 0
@@ -302,6 +298,4 @@ class _Work(Work[Pixels]):
         """What a process still has when its caller waits for another one."""
         nobody = self.outcome.get_loop().create_future()
         nobody.cancel()
-        return _Work(
-            b"", nobody, self.cost, self.seconds, preprocessing=self.preprocessing, worker=self.worker, place=self.place
-        )
+        return _Work(b"", self.preprocessing, nobody, self.cost, self.seconds, worker=self.worker, place=self.place)

@@ -6,31 +6,30 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
-
-import numpy as np
+from typing import Generic, TypeVar
 
 from ..errors import DeadlineExceeded, EngineUnavailable, Overloaded, ServiceError
+from ..types import Pixels, Preprocessing
 from .base import Observe
 from .cost import Cost, Costs, cost_of
 from .decode import image_format
 from .fair import FairQueue
 
-T = TypeVar("T")
-W = TypeVar("W", bound="Work[Any]")
+W = TypeVar("W", bound="Work")
 
 ALL_LOST = "Every decoder is held by an image that takes longer than this server allows."
-CLOSED = "This server decodes no more images."
+_CLOSED = "This server decodes no more images."
 
 
 @dataclass(slots=True, eq=False)
-class Work(Generic[T]):
+class Work:
     """One image on its way. `seconds` is how long its decoding is expected to take, `began` the monotonic time when
     that began, and `batch` its request, where that carries several images.
     """
 
     data: bytes
-    outcome: asyncio.Future[T]
+    preprocessing: Preprocessing
+    outcome: asyncio.Future[Pixels]
     cost: Cost
     seconds: float
     batch: Hashable | None = None
@@ -87,7 +86,7 @@ class QueuedDecoder(ABC, Generic[W]):
         return before + own
 
     def _work_of(self, data: bytes, batch: Hashable | None) -> tuple[Cost, float, Hashable | None]:
-        """What a `Work` says of its image, beside its bytes."""
+        """The rest of a `Work`, from its image's header."""
         cost = self.cost_of(data)
         return cost, self._costs.seconds(cost), batch
 
@@ -106,7 +105,7 @@ class QueuedDecoder(ABC, Generic[W]):
     def _has_left(self, work: W) -> None:
         """Nobody waits for it any more; it is not in the queue."""
 
-    async def _run(self, work: W, deadline: float) -> Any:
+    async def _run(self, work: W, deadline: float) -> Pixels:
         """What becomes of a piece of work, as `Decoder.decode` says."""
         if self._refusal or not self.usable:
             raise EngineUnavailable(self._refusal or ALL_LOST, retry_after_seconds=5.0)
@@ -134,17 +133,17 @@ class QueuedDecoder(ABC, Generic[W]):
         """How many images wait beside those that have a slot, or will in a moment; below 0 where a slot is free."""
         return self.waiting + sum(1 for _ in self._begun()) - self.usable
 
-    def _settle(self, work: W, result: object | None, error: BaseException | None, seconds: float) -> None:
+    def _settle(self, work: W, pixels: Pixels | None, error: BaseException | None, seconds: float) -> None:
         """Tell its caller, if there still is one, and whoever observes; `seconds` is what it took."""
         self._charge(work, seconds)
-        known = image_format(work.data) if isinstance(result, np.ndarray) else None
+        known = image_format(work.data) if pixels is not None else None
         if known is not None:
             self._observe(known, seconds)
             self._costs.took(work.cost, seconds)
         if work.outcome.done():
             return
-        if result is not None:
-            work.outcome.set_result(result)
+        if pixels is not None:
+            work.outcome.set_result(pixels)
         elif error is not None:
             work.outcome.set_exception(error)
 
@@ -175,17 +174,17 @@ class QueuedDecoder(ABC, Generic[W]):
 
     def _stop_taking(self) -> None:
         """Refuse what waits and what comes."""
-        self._refusal = CLOSED
-        self._refuse_all(CLOSED)
+        self._refusal = _CLOSED
+        self._refuse_all(_CLOSED)
         if self._timer is not None:
             self._timer.cancel()
 
 
-def fail(work: Work[Any], error: ServiceError) -> None:
+def fail(work: Work, error: ServiceError) -> None:
     """Tell its caller, who may have been told already."""
     if not work.outcome.done():
         work.outcome.set_exception(error)
 
 
-def _is_late(work: Work[Any]) -> None:
+def _is_late(work: Work) -> None:
     fail(work, DeadlineExceeded())

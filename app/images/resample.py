@@ -66,25 +66,11 @@ def _resampled(
     resampling: Resampling,
 ) -> Pixels | None:
     kernel = usable_kernel()
-    axes = None if kernel is None or image.mode != "RGB" else axes_of(image.size, size, window, box, resampling)
-    return None if kernel is None or axes is None else kernel.resample(image, *axes)
-
-
-def axes_of(
-    source: tuple[int, int],
-    size: tuple[int, int],
-    window: tuple[float, float, float, float],
-    box: tuple[int, int, int, int],
-    resampling: Resampling,
-) -> tuple[Axis, Axis] | None:
-    """How the pixels of `box` in `resize(size, resampling, box=window)` come of a `source`: along the rows, and then
-    down the columns. None where the filter or the order of Pillow's passes is another, or the source too small to ask.
-    """
-    if resampling not in _SUMS or not _rows_first(source, size):
+    if kernel is None or image.mode != "RGB" or resampling not in _SUMS or not _rows_first(image.size, size):
         return None
-    x = axis_of(source[0], (window[0], window[2]), size[0], box[0], box[2], resampling)
-    y = axis_of(source[1], (window[1], window[3]), size[1], box[1], box[3], resampling)
-    return None if x is None or y is None else (x, y)
+    x = axis_of(image.width, (window[0], window[2]), size[0], box[0], box[2], resampling)
+    y = axis_of(image.height, (window[1], window[3]), size[1], box[1], box[3], resampling)
+    return None if x is None or y is None else kernel.resample(image, x, y)
 
 
 @lru_cache(maxsize=_REMEMBERED)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, TypeVar
 
 from ..errors import ImageTooComplex, ServiceError
 from ..threads import in_a_thread
@@ -24,10 +23,8 @@ from .decode import DecodeLimits, decode
 from .queued import ALL_LOST, QueuedDecoder, Work, fail
 from .resample import usable_kernel
 
-T = TypeVar("T")
 
-
-class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
+class ThreadDecoder(QueuedDecoder["_Work"]):
     """A `Decoder` of threads. Pillow releases the interpreter lock while it decodes and resizes.
 
     A thread cannot be ended from outside. At the time limit its caller is answered and its slot is lost: it holds up to
@@ -56,7 +53,7 @@ class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
         self._stuck_since: float | None = None
         # What takes a piece of work out of the queue, or out of this, has it: a thread, to decode it or as decoded, or
         # the loop, because its caller has left or its time is over.
-        self._running: dict[_Work[Any], None] = {}
+        self._running: dict[_Work, None] = {}
         # One for each piece of work that was put into the queue, also of those whose callers have left.
         self._calls: SimpleQueue[bool] = SimpleQueue()
         # Threads that will take another image.
@@ -74,15 +71,11 @@ class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
         self, data: bytes, preprocessing: Preprocessing, deadline: float, batch: Hashable | None = None
     ) -> Pixels:
         """As `Decoder` says. A decode that has begun runs to its end, also when its caller has left."""
-        return await self.run(lambda: decode(data, preprocessing, self._limits, self._mode), data, deadline, batch)
-
-    async def run(self, make: Callable[[], T], data: bytes, deadline: float, batch: Hashable | None = None) -> T:
-        """What `make` makes of `data`, under all that `decode` is under. Only pixels are observed."""
         # Nothing here holds the future: its error's frames hold this one, and with it the image.
-        made: T = await self._run(
-            _Work(data, asyncio.get_running_loop().create_future(), *self._work_of(data, batch), make=make), deadline
+        return await self._run(
+            _Work(data, preprocessing, asyncio.get_running_loop().create_future(), *self._work_of(data, batch)),
+            deadline,
         )
-        return made
 
     async def close(self) -> None:
         """Refuse what waits. What runs ends by itself; its threads are daemons, which hold up no exit."""
@@ -94,7 +87,7 @@ class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
         self._calls.put(True)
         self._fill()
 
-    def _begun(self) -> Iterable[_Work[Any]]:
+    def _begun(self) -> Iterable[_Work]:
         return list(self._running)
 
     def _fill(self) -> None:
@@ -121,24 +114,34 @@ class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
                 self._running.pop(work, None)
                 del work  # its caller is leaving
                 continue
-            made, error = _made_of(work)
+            pixels, error = self._decoded(work)
             seconds = self._clock() - work.began
             # Before the next one is taken, which the event loop may be too late for.
             self._charge(work, seconds)
             is_lost = self._running.pop(work, _GONE) is _GONE
             with suppress(RuntimeError):  # the loop is closed: nobody asks any more
-                loop.call_soon_threadsafe(self._has_ended, work, made, error, seconds)
+                loop.call_soon_threadsafe(self._has_ended, work, pixels, error, seconds)
             # While the thread waits it holds nobody's image.
-            del work, made, error
+            del work, pixels, error
 
-    def _has_begun(self, work: _Work[Any]) -> None:
+    def _has_begun(self, work: _Work) -> None:
         """Called while the queue is locked: a work in neither the queue nor `_running` could hang undetected."""
         work.began = self._clock()
         self._running[work] = None
 
+    def _decoded(self, work: _Work) -> tuple[Pixels | None, BaseException | None]:
+        try:
+            return decode(work.data, work.preprocessing, self._limits, self._mode), None
+        except ServiceError as told:
+            # Without its frames, which hold the image: what it says is all that is wanted of it.
+            told.__traceback__ = told.__cause__ = told.__context__ = None
+            return None, told
+        except BaseException as raised:
+            return None, raised
+
     # --- on the event loop
 
-    def _has_ended(self, work: _Work[Any], made: object | None, error: BaseException | None, seconds: float) -> None:
+    def _has_ended(self, work: _Work, pixels: Pixels | None, error: BaseException | None, seconds: float) -> None:
         if work.is_lost:
             self.lost -= 1
             if work.is_replaced:
@@ -146,9 +149,9 @@ class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
             else:
                 self.usable += 1
                 self._stuck_since = None
-        self._settle(work, made, error, seconds)
+        self._settle(work, pixels, error, seconds)
 
-    def _has_hung(self, work: _Work[Any]) -> None:
+    def _has_hung(self, work: _Work) -> None:
         if self._running.pop(work, _GONE) is _GONE:
             return  # it has just ended
         work.is_lost = True
@@ -172,19 +175,7 @@ class ThreadDecoder(QueuedDecoder["_Work[Any]"]):
 _GONE = object()
 
 
-def _made_of(work: _Work[T]) -> tuple[T | None, BaseException | None]:
-    try:
-        return work.make(), None
-    except ServiceError as told:
-        # Without its frames, which hold the image: what it says is all that is wanted of it.
-        told.__traceback__ = told.__cause__ = told.__context__ = None
-        return None, told
-    except BaseException as raised:
-        return None, raised
-
-
 @dataclass(slots=True, eq=False, kw_only=True)
-class _Work(Work[T]):
-    make: Callable[[], T]
+class _Work(Work):
     is_lost: bool = False
     is_replaced: bool = False

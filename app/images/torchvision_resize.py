@@ -2,7 +2,7 @@
 
 torch (aten/src/ATen/native/cpu/UpSampleKernel.cpp) goes along the rows and then down the columns, and rounds to a byte
 after each. Weights are whole numbers of 2⁻ᵖ, with the largest p at which those of one direction fit 16 bits. As numbers
-of 2⁻²² they are the same, so that `resample.c` and the devices do these sums too. Where torch has neither AVX2 nor an
+of 2⁻²² they are the same, so that `resample.c` does these sums too. Where torch has neither AVX2 nor an
 ARM processor, torchvision resizes bilinearly in floating point instead, a level apart here and there.
 """
 
@@ -47,7 +47,8 @@ def torchvision_part(
     """
     left, top, right, bottom = box
     inside = max(left, 0), max(top, 0), min(right, size[0]), min(bottom, size[1])
-    x, y = torchvision_axes(image.size, size, inside, interpolation, smooth)
+    x = _axis(image.width, size[0], inside[0], inside[2], interpolation, smooth)
+    y = _axis(image.height, size[1], inside[1], inside[3], interpolation, smooth)
     kernel = usable_kernel()
     shown = None if kernel is None else kernel.resample(image, x, y)
     if shown is None:
@@ -59,24 +60,8 @@ def torchvision_part(
     return pixels
 
 
-def torchvision_axes(
-    source: tuple[int, int],
-    size: tuple[int, int],
-    box: tuple[int, int, int, int],
-    interpolation: Interpolation,
-    smooth: bool,
-) -> tuple[Axis, Axis]:
-    """How the pixels of `box`, which is inside, come of a `source`: along the rows, and then down the columns."""
-    return (
-        torchvision_axis(source[0], size[0], box[0], box[2], interpolation, smooth),
-        torchvision_axis(source[1], size[1], box[1], box[3], interpolation, smooth),
-    )
-
-
 @lru_cache(maxsize=_REMEMBERED)
-def torchvision_axis(
-    source: int, resized: int, first: int, end: int, interpolation: Interpolation, smooth: bool
-) -> Axis:
+def _axis(source: int, resized: int, first: int, end: int, interpolation: Interpolation, smooth: bool) -> Axis:
     """The weights by which torchvision makes pixels `first` to `end` of `resized` from `source` pixels."""
     if source == resized:
         return Axis(source, np.arange(first, end, dtype=np.int32), np.full((end - first, 1), _ONE, np.int32))

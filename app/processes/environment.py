@@ -41,9 +41,7 @@ _BY_NEED = {
         *("OMP_*", "GOMP_*", "KMP_*", "MKL_*", "OPENBLAS_*", "BLIS_*", "NUMEXPR_*", "VECLIB_*", "ATEN_*", "DNNL_*"),
         *("ONEDNN_*", "ORT_*", "TORCH_*", "TORCHINDUCTOR_*", "PYTORCH_*", "XDG_CACHE_HOME"),
     ),
-    Need.GPU: (
-        *("CUDA_*", "NVIDIA_*", "CUBLAS_*", "CUDNN_*", "NVJPEG_*", "NCCL_*", "TRITON_*", "HIP_*", "ROCR_*", "HSA_*"),
-    ),
+    Need.GPU: (*("CUDA_*", "NVIDIA_*", "CUBLAS_*", "CUDNN_*", "NCCL_*", "TRITON_*", "HIP_*", "ROCR_*", "HSA_*"),),
     Need.DOWNLOAD: (
         *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
         *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "OPENSSL_CONF"),

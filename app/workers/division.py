@@ -23,8 +23,7 @@ def count_workers(settings: Settings, cpus: int | None = None) -> int:
     Raises `SettingError` where there cannot be several.
     """
     if settings.http_workers == "auto":
-        # Each further process that decodes on the card would hold a CUDA context of its own.
-        if sys.platform != "linux" or settings.decoder == "gpu":
+        if sys.platform != "linux":
             return 1
         cpus = cpus or available_cpus()
         each = _CPUS_EACH_BESIDE_A_GPU if _uses_gpu(settings) else _CPUS_EACH

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ import pytest
 import torch
 
 from app.backends.torch import DevicePlan, TorchBackend, plan_device
+from app.backends.torch.cuda import CudaDevice
 from app.backends.torch.precision import formats_for
 from app.backends.torch.slots import Slot
 from app.engine import InProcessEngine
@@ -193,6 +195,58 @@ def test_a_waiting_thread_leaves_the_cpu(network: torch.nn.Module, batch: Pixels
     wall, busy = time.perf_counter() - began, time.thread_time() - used
     assert busy < 0.7 * wall
     backend.close()
+
+
+# --- the device contract
+
+
+def test_buffers_are_on_the_card_and_pinned_on_the_host() -> None:
+    """Both ends of a copy are memory that it crosses without a wait."""
+    device = CudaDevice(torch.device("cuda", 0))
+    assert device.buffer((2, 3), torch.uint8).device == torch.device("cuda", 0)
+    assert device.host_buffer((2, 3), torch.uint8).is_pinned()
+
+
+def test_one_capture_at_a_time() -> None:
+    """A second thread's capture, and calls that concern the whole device, wait until the first capture has ended."""
+    device = CudaDevice(torch.device("cuda", 0))
+    numbers = torch.zeros(8, device="cuda")
+    where = [(device.stream(), device.pool()) for _ in range(2)]
+    device.drain()
+    inside, may_end = threading.Event(), threading.Event()
+    ended: list[str] = []
+
+    def slow() -> None:
+        numbers.add_(1)
+        inside.set()
+        assert may_end.wait(30)
+        ended.append("first")
+
+    def quick() -> None:
+        numbers.add_(1)
+        ended.append("second")
+
+    def whole_device(call: Callable[[], None], name: str) -> None:
+        call()
+        ended.append(name)
+
+    first = threading.Thread(target=device.capture, args=(slow, *where[0]))
+    first.start()
+    assert inside.wait(30)
+    others = [
+        threading.Thread(target=device.capture, args=(quick, *where[1])),
+        threading.Thread(target=whole_device, args=(device.free_memory, "free")),
+        threading.Thread(target=whole_device, args=(device.drain, "drain")),
+    ]
+    for thread in others:
+        thread.start()
+        thread.join(0.2)
+    assert ended == []
+    may_end.set()
+    for thread in [first, *others]:
+        thread.join(30)
+    assert ended[0] == "first"
+    assert sorted(ended[1:]) == ["drain", "free", "second"]
 
 
 # --- captures that break

@@ -7,7 +7,6 @@ forward.py    pixels -> logits: normalisation and the network
 runners.py    what runs a batch: as it comes (CPU), or in a slot
 slots.py      a stream, its buffers and its programs, one for each bucket
 buckets.py    which buckets a batch is run in: padded, or split
-jpeg.py       JPEGs decoded, resized and cropped on the card, where the setting asks for it
 devices.py    what a slot asks of a device, and the CPU's answer; cuda.py has CUDA's
 faults.py     what a CUDA error means: less memory, a lost device, or one batch's failure
 """
