@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,14 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     yield
     del os.environ[CACHE_DIR]
     os.environ.update(saved)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_imported_is_not_collected() -> Iterator[None]:
+    """Python's collector leaves out what lives when a module begins: some tests have it run, each time through all."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -140,6 +140,8 @@ def service_process(
         cwd=folder,
         env=clean_environment()
         | {"PYTHONPATH": str(Path(__file__).parent.parent), "RESNET_HTTP_WORKERS": "1"}
+        # No load balancer has to notice that it stops.
+        | {"RESNET_SHUTDOWN_LINGER_SECONDS": "0"}
         | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
