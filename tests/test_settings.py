@@ -1,4 +1,4 @@
-"""Settings: flags before the environment, one error for each wrong one, and a table that holds."""
+"""Settings: flags before the environment, one error for each wrong one, groups, and tables that hold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ import pytest
 
 from app.cli.options import show_default
 from app.errors import SettingError
-from app.settings import ENV_PREFIX, Settings, load_settings, unknown_variables
+from app.settings import (
+    ENV_PREFIX,
+    EXPORT_SETTINGS,
+    GROUPS,
+    ModelSettings,
+    Settings,
+    load_settings,
+    unknown_variables,
+)
 
 
 def test_flags_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +101,41 @@ def test_unknown_variables_are_told(monkeypatch: pytest.MonkeyPatch, name: str, 
     (line,) = unknown_variables()
     assert line.startswith(f"{name} is not a setting")
     assert ("Did you mean" in line) is hint
+
+
+def test_every_setting_is_of_one_group() -> None:
+    """The flat class has the fields of all groups, in the groups' order; ModelSettings has some of them."""
+    assert [name for group in GROUPS for name in group.model_fields] == list(Settings.model_fields)
+    assert len({group.title for group in GROUPS}) == len(GROUPS)
+    assert ModelSettings.model_fields.keys() < Settings.model_fields.keys()
+
+
+def test_the_settings_of_the_model_are_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have the values that were set, know which those are, and reach another process as JSON without the rest."""
+    monkeypatch.setenv("RESNET_EPSILON", "0.001")
+    settings = load_settings(weights="mine.pth", mean="0.5", std="0.25", port="8100")
+    model = settings.model_settings()
+    assert type(model) is ModelSettings
+    assert model.model_fields_set == {"weights", "mean", "std", "epsilon", "cache_dir"}
+    assert all(getattr(model, name) == getattr(settings, name) for name in ModelSettings.model_fields)
+    assert ModelSettings.model_validate_json(model.model_dump_json()) == model.model_settings() == model
+
+
+def test_a_setting_of_the_model_is_in_the_key_of_exports_unless_it_is_excepted() -> None:
+    """Exports that are kept stay valid: their keys have these settings, as this text."""
+    settings = Settings(weights="mine.pth", epsilon=1e-3, device="cpu", model_name="mine")
+    assert settings.export_settings() == settings.model_settings().export_settings()
+    assert settings.export_settings() == {
+        **{"weights": "mine.pth", "architecture": "auto", "preprocessing": "auto", "activation": "auto"},
+        **{"stride_in": "auto", "stem": "auto", "pool": "auto", "epsilon": "0.001"},
+        **{"resize": "None", "crop": "None", "interpolation": "auto", "resizer": "auto"},
+        **{"mean": "None", "std": "None", "scale": "auto", "channels": "auto"},
+        **{"labels": "None", "onnx_output": "None", "max_checkpoint_bytes": "1073741824"},
+    }
+    assert ModelSettings.model_fields.keys() - set(EXPORT_SETTINGS) == {
+        *("weights_fallback", "cache_dir", "download_mirror", "model_name", "min_agreement"),
+        *("backend", "device", "precision", "compute_threads"),
+    }
 
 
 def test_the_readme_has_every_setting(repository: Path) -> None:
