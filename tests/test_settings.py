@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from app.cli.options import show_default
 from app.errors import SettingError
 from app.settings import (
     ENV_PREFIX,
@@ -18,6 +19,8 @@ from app.settings import (
     load_settings,
     unknown_variables,
 )
+from app.settings.tables import HEAD, row
+from tests.running import clean_environment
 
 
 def test_flags_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,12 +141,29 @@ def test_a_setting_of_the_model_is_in_the_key_of_exports_unless_it_is_excepted()
     }
 
 
-def test_the_readme_has_every_setting(repository: Path) -> None:
-    """README's table lists each setting with its default and its meaning, in the code's own words."""
+def test_the_document_is_the_generated_one(repository: Path) -> None:
+    """docs/configuration.md is what `python -m app.settings` prints: each setting, its default and its meaning."""
+    run = subprocess.run(
+        [sys.executable, "-m", "app.settings"],
+        cwd=repository,
+        env=clean_environment() | {"XDG_CACHE_HOME": "/elsewhere"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=True,
+    )
+    text = (repository / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert text == run.stdout, "Run: python -m app.settings > docs/configuration.md"
+    assert re.findall(r"^\| `(RESNET_\w+)` \|", text, re.MULTILINE) == [
+        f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields
+    ]
+
+
+def test_the_readme_has_some_of_the_settings(repository: Path) -> None:
+    """README's table has lines of docs/configuration.md, in its order, and links to the rest."""
     text = (repository / "README.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(RESNET_[A-Z0-9_]+)` \| (.*) \|$", text, re.MULTILINE))
-    expected = {
-        f"{ENV_PREFIX}{name.upper()}": f"`{show_default(field)}` | {field.description}"
-        for name, field in Settings.model_fields.items()
-    }
-    assert rows == expected
+    _, _, table = text.partition("\n## Configuration\n")[2].partition("\n## ")[0].partition(HEAD)
+    given = table.splitlines(keepends=True)
+    assert 10 <= len(given) <= 15
+    assert given == [line for name, field in Settings.model_fields.items() if (line := row(name, field)) in given]
+    assert "](docs/configuration.md)" in text

@@ -9,6 +9,7 @@ from .limits import LimitSettings
 from .model import EXPORT_SETTINGS, ModelSettings
 from .preprocessing import PREPROCESSING_FACTS
 from .server import LogSettings
+from .tables import show_default
 
 __all__ = [
     "ENV_PREFIX",
@@ -27,5 +28,6 @@ __all__ = [
     "Settings",
     "load_settings",
     "named_settings",
+    "show_default",
     "unknown_variables",
 ]
