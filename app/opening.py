@@ -23,7 +23,7 @@ from .checkpoints import (
 from .errors import MAY_FALL_BACK, StartError, printable
 from .labels import Labels, are_labels_of, choose_labels, labels_beside, labels_not_used
 from .networks import count_classes
-from .settings import ENV_PREFIX, Settings
+from .settings import ENV_PREFIX, CheckpointSettings
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ Fetch = Callable[[PublishedWeights], Path]
 """Published weights → their file in the cache folder. Raises `DownloadError`."""
 
 
-def open_checkpoint(settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
+def open_checkpoint(settings: CheckpointSettings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
     """The checkpoint that the settings name, read and settled; where that is allowed, the fallback for it.
 
     Raises a `StartError` that says what is wrong and what to do. Blocks.
@@ -91,7 +91,7 @@ def open_checkpoint(settings: Settings, reporter: Reporter, is_cancelled: Callab
 
 
 def find_weights(
-    settings: Settings,
+    settings: CheckpointSettings,
     reporter: Reporter,
     is_cancelled: Callable[[], bool],
     look_up: LookUp = checkpoints.find_by_name,
@@ -125,7 +125,7 @@ def find_weights(
         )
 
 
-def read_found(settings: Settings, found: Found, reporter: Reporter) -> Checkpoint:
+def read_found(settings: CheckpointSettings, found: Found, reporter: Reporter) -> Checkpoint:
     """What was found, read and settled. Raises as `open_checkpoint` does. Blocks."""
     if isinstance(found.source, CheckpointFile):
         return _file(settings, found.source, reporter)
@@ -135,13 +135,13 @@ def read_found(settings: Settings, found: Found, reporter: Reporter) -> Checkpoi
     return replace(demo, is_fallback=True, warnings=(found.fallback_warning, *demo.warnings))
 
 
-def published_architecture(settings: Settings) -> str:
+def published_architecture(settings: CheckpointSettings) -> str:
     """Whose published weights are meant: a ResNet-50's, unless the setting names another."""
     return "resnet50" if settings.architecture == "auto" else settings.architecture
 
 
 def download(
-    settings: Settings,
+    settings: CheckpointSettings,
     published: PublishedWeights,
     reporter: Reporter,
     is_cancelled: Callable[[], bool] = lambda: False,
@@ -189,7 +189,7 @@ class Examined:
         )
 
 
-def examine(settings: Settings, path: Path) -> Examined:
+def examine(settings: CheckpointSettings, path: Path) -> Examined:
     """Read the checkpoint at `path`, check that it fits its network, and settle what it leaves open.
 
     Raises a `StartError` in one line: `CheckpointError`, `LabelsError` or `SettingError`.
@@ -215,7 +215,7 @@ def examine(settings: Settings, path: Path) -> Examined:
 
 
 def _labels(
-    settings: Settings, contents: Contents, class_count: int, architecture: str, path: Path
+    settings: CheckpointSettings, contents: Contents, class_count: int, architecture: str, path: Path
 ) -> tuple[Decision[Labels], tuple[str, ...]]:
     """The setting's file, the checkpoint's own word, a file beside it, ImageNet's, or the indices; and notes."""
     if settings.labels is not None:
@@ -244,12 +244,12 @@ def _warnings_of_labels(contents: Contents, labels: Decision[Labels], class_coun
     )
 
 
-def _file(settings: Settings, source: CheckpointFile, reporter: Reporter) -> Checkpoint:
+def _file(settings: CheckpointSettings, source: CheckpointFile, reporter: Reporter) -> Checkpoint:
     reporter.step(f"Reading {source.path}")
     return examine(settings, source.path).checkpoint
 
 
-def _offline_demo(settings: Settings, reporter: Reporter) -> Checkpoint:
+def _offline_demo(settings: CheckpointSettings, reporter: Reporter) -> Checkpoint:
     reporter.step("Reading the offline demo")
     from .checkpoints.offline_demo import ARCHITECTURE, PREPROCESSING
 

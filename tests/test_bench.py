@@ -45,7 +45,7 @@ from app.bench.target import Target, parse_target
 from app.bench.text import render
 from app.cli import bench as bench_command
 from app.errors import SettingError, StartError
-from app.settings import Settings, load_settings
+from app.settings import ModelSettings, Settings, load_settings
 from tests.certificates import self_signed
 from tests.photos import LIMITS, make_jpeg, null_classes
 from tests.running import CACHE_DIR, RunningServer, clean_environment, wait_until
@@ -640,19 +640,23 @@ def test_settings_reach_other_processes_as_they_are(monkeypatch: pytest.MonkeyPa
     """What was set is in their environment and nothing else is; the null service drops what is said of the model."""
     monkeypatch.setenv("RESNET_BACKEND", "torch")
     monkeypatch.setenv("RESNET_LOG_LEVEL", "error")
-    settings = load_settings(cors_origins="http://a.test,http://b.test", weights="x.pth", max_batch_size="4")
+    settings = load_settings(
+        cors_origins="http://a.test,http://b.test", weights="x.pth", max_batch_size="4", pool="ceil"
+    )
     given = {name: value for name, value in environment_of(settings).items() if name.startswith("RESNET_")}
     assert given == {
         "RESNET_BACKEND": "torch",
         "RESNET_LOG_LEVEL": "error",
         "RESNET_CORS_ORIGINS": "http://a.test,http://b.test",
         "RESNET_WEIGHTS": "x.pth",
+        "RESNET_POOL": "ceil",
         "RESNET_MAX_BATCH_SIZE": "4",
         CACHE_DIR: os.environ[CACHE_DIR],
     }
     null = null_settings(settings)
     assert isinstance(null, Settings)
     assert (null.backend, null.weights, null.max_batch_size, null.log_level) == ("null", None, 4, "error")
+    assert null.model_fields_set & ModelSettings.model_fields.keys() == {"backend"}
     assert "RESNET_WEIGHTS" not in environment_of(null)
 
 

@@ -30,10 +30,10 @@ from app.backends.onnx_sessions import Sessions, open_session, session_options
 from app.checkpoints import Checkpoint, CheckpointFile, Graph, PublishedWeights
 from app.errors import CheckpointError, ExportFailed, SettingError, StartError
 from app.exports import build, choice, key, open_served, process, store, timings_of, worker
-from app.exports.key import SETTINGS, code_digest, cpu_features, key_of, key_parts
+from app.exports.key import code_digest, cpu_features, key_of, key_parts
 from app.exports.store import Entry, Store
 from app.opening import Found, LoadCancelled, open_checkpoint
-from app.settings import Settings
+from app.settings import EXPORT_SETTINGS, Settings
 from app.types import Want
 from tests.checkpoints_made import Told
 from tests.onnx_graphs import Maker
@@ -212,7 +212,7 @@ def parts_of(weights: Path, cache: Path, **settings: Any) -> dict[str, Any]:
 )
 def test_each_setting_of_a_decision_changes_the_key(weights: Path, cache: Path, changed: dict[str, Any]) -> None:
     """An export is of one way to serve: another is another export."""
-    assert set(changed) <= set(SETTINGS)
+    assert set(changed) <= set(EXPORT_SETTINGS)
     assert key_of(parts_of(weights, cache)) == key_of(parts_of(weights, cache))
     assert key_of(parts_of(weights, cache)) != key_of(parts_of(weights, cache, **changed))
 

@@ -22,11 +22,10 @@ from app.checkpoints import CheckpointFile, Contents, Decision, Told, decide, de
 from app.checkpoints.own_preprocessing import read_own_preprocessing
 from app.checkpoints.presets import PRESETS
 from app.errors import CheckpointError, SettingError
-from app.exports.key import SETTINGS
 from app.images.geometry import cropped_pixels
 from app.opening import Examined, examine
 from app.preprocessing import PreprocessingFacts, document_of
-from app.settings import PREPROCESSING_FACTS, Settings, load_settings
+from app.settings import EXPORT_SETTINGS, PREPROCESSING_FACTS, Settings, load_settings
 from app.types import Interpolation, Preprocessing, Resizer, Want
 from tests.images_made import photo
 from tests.onnx_graphs import Maker
@@ -225,7 +224,7 @@ def test_every_preset_is_in_the_settings_description() -> None:
 
 def test_an_export_depends_on_every_fact() -> None:
     """Two starts that prepare images otherwise share no export."""
-    assert set(PREPROCESSING_FACTS) < set(SETTINGS)
+    assert set(PREPROCESSING_FACTS) < set(EXPORT_SETTINGS)
 
 
 # --- assumptions

@@ -1,15 +1,26 @@
-"""Settings: flags before the environment, one error for each wrong one, and a table that holds."""
+"""Settings: flags before the environment, one error for each wrong one, groups, and tables that hold."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from app.cli.options import show_default
 from app.errors import SettingError
-from app.settings import ENV_PREFIX, Settings, load_settings, unknown_variables
+from app.settings import (
+    ENV_PREFIX,
+    EXPORT_SETTINGS,
+    GROUPS,
+    ModelSettings,
+    Settings,
+    load_settings,
+    unknown_variables,
+)
+from app.settings.tables import HEAD, row
+from tests.running import clean_environment
 
 
 def test_flags_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,12 +106,64 @@ def test_unknown_variables_are_told(monkeypatch: pytest.MonkeyPatch, name: str, 
     assert ("Did you mean" in line) is hint
 
 
-def test_the_readme_has_every_setting(repository: Path) -> None:
-    """README's table lists each setting with its default and its meaning, in the code's own words."""
-    text = (repository / "README.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(RESNET_[A-Z0-9_]+)` \| (.*) \|$", text, re.MULTILINE))
-    expected = {
-        f"{ENV_PREFIX}{name.upper()}": f"`{show_default(field)}` | {field.description}"
-        for name, field in Settings.model_fields.items()
+def test_every_setting_is_of_one_group() -> None:
+    """The flat class has the fields of all groups, in the groups' order; ModelSettings has some of them."""
+    assert [name for group in GROUPS for name in group.model_fields] == list(Settings.model_fields)
+    assert len({group.title for group in GROUPS}) == len(GROUPS)
+    assert ModelSettings.model_fields.keys() < Settings.model_fields.keys()
+
+
+def test_the_settings_of_the_model_are_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have the values that were set, know which those are, and reach another process as JSON without the rest."""
+    monkeypatch.setenv("RESNET_EPSILON", "0.001")
+    settings = load_settings(weights="mine.pth", mean="0.5", std="0.25", port="8100")
+    model = settings.model_settings()
+    assert type(model) is ModelSettings
+    assert model.model_fields_set == {"weights", "mean", "std", "epsilon", "cache_dir"}
+    assert all(getattr(model, name) == getattr(settings, name) for name in ModelSettings.model_fields)
+    assert ModelSettings.model_validate_json(model.model_dump_json()) == model.model_settings() == model
+
+
+def test_a_setting_of_the_model_is_in_the_key_of_exports_unless_it_is_excepted() -> None:
+    """Exports that are kept stay valid: their keys have these settings, as this text."""
+    settings = Settings(weights="mine.pth", epsilon=1e-3, device="cpu", model_name="mine")
+    assert settings.export_settings() == settings.model_settings().export_settings()
+    assert settings.export_settings() == {
+        **{"weights": "mine.pth", "architecture": "auto", "preprocessing": "auto", "activation": "auto"},
+        **{"stride_in": "auto", "stem": "auto", "pool": "auto", "epsilon": "0.001"},
+        **{"resize": "None", "crop": "None", "interpolation": "auto", "resizer": "auto"},
+        **{"mean": "None", "std": "None", "scale": "auto", "channels": "auto"},
+        **{"labels": "None", "onnx_output": "None", "max_checkpoint_bytes": "1073741824"},
     }
-    assert rows == expected
+    assert ModelSettings.model_fields.keys() - set(EXPORT_SETTINGS) == {
+        *("weights_fallback", "cache_dir", "download_mirror", "model_name", "min_agreement"),
+        *("backend", "device", "precision", "compute_threads"),
+    }
+
+
+def test_the_document_is_the_generated_one(repository: Path) -> None:
+    """docs/configuration.md is what `python -m app.settings` prints: each setting, its default and its meaning."""
+    run = subprocess.run(
+        [sys.executable, "-m", "app.settings"],
+        cwd=repository,
+        env=clean_environment() | {"XDG_CACHE_HOME": "/elsewhere"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=True,
+    )
+    text = (repository / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert text == run.stdout, "Run: python -m app.settings > docs/configuration.md"
+    assert re.findall(r"^\| `(RESNET_\w+)` \|", text, re.MULTILINE) == [
+        f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields
+    ]
+
+
+def test_the_readme_has_some_of_the_settings(repository: Path) -> None:
+    """README's table has lines of docs/configuration.md, in its order, and links to the rest."""
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    _, _, table = text.partition("\n## Configuration\n")[2].partition("\n## ")[0].partition(HEAD)
+    given = table.splitlines(keepends=True)
+    assert 10 <= len(given) <= 15
+    assert given == [line for name, field in Settings.model_fields.items() if (line := row(name, field)) in given]
+    assert "](docs/configuration.md)" in text

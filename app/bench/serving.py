@@ -16,7 +16,7 @@ import httpx
 
 from ..errors import SettingError, StartError
 from ..processes import child_environment
-from ..settings import ENV_PREFIX, Settings
+from ..settings import ENV_PREFIX, ModelSettings, Settings
 from . import children
 from .target import Target
 
@@ -57,13 +57,11 @@ def given(settings: Settings) -> dict[str, str]:
 
 
 def null_settings(settings: Settings) -> Settings:
-    """The same service without a model: what is said of the model does not hold for the null backend."""
-    of_model = {"weights", "weights_fallback", "architecture", "labels", "preprocessing", "model_name", "device"}
-    of_network = {"stride_in", "stem", "pool", "epsilon", "precision", "backend"}
+    """The same service without a model: the null backend needs no setting that belongs to one."""
     kept = {
         name: getattr(settings, name)
         for name in type(settings).model_fields
-        if name in settings.model_fields_set and name not in of_model | of_network
+        if name in settings.model_fields_set and name not in ModelSettings.model_fields
     }
     return type(settings).model_construct(**kept, backend="null", _fields_set={*kept, "backend"})
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from ..errors import SettingError
-from ..settings import ENV_PREFIX, Settings
+from ..settings import ENV_PREFIX, SWITCHES, CheckpointSettings
 from ..types import Activation, Layer, Preprocessing, ResNetSwitches
 from .base import Contents, Decision
 from .own_preprocessing import decide_preprocessing, preprocessing_notes, preprocessing_warnings
@@ -17,7 +17,6 @@ from .state_dict import never_trained
 
 T = TypeVar("T")
 _USUAL = "the usual way"
-_SWITCHES = ("stride_in", "stem", "pool", "epsilon")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class Decisions:
         )
 
 
-def decide(settings: Settings, contents: Contents) -> Decisions:
+def decide(settings: CheckpointSettings, contents: Contents) -> Decisions:
     """Settle what `contents` leaves open.
 
     Raises `SettingError` or `CheckpointError` for a preprocessing that does not exist or does not fit.
@@ -90,7 +89,7 @@ def decide(settings: Settings, contents: Contents) -> Decisions:
     )
 
 
-def _chosen(settings: Settings, name: str) -> Decision[T] | None:
+def _chosen(settings: CheckpointSettings, name: str) -> Decision[T] | None:
     """A setting that somebody gave."""
     value = getattr(settings, name)
     if value in (None, "auto"):
@@ -98,9 +97,9 @@ def _chosen(settings: Settings, name: str) -> Decision[T] | None:
     return Decision(value, f"{ENV_PREFIX}{name.upper()}")
 
 
-def _refuse_switches(settings: Settings, architecture: str) -> None:
+def _refuse_switches(settings: CheckpointSettings, architecture: str) -> None:
     """A switch of a ResNet-50 would change nothing of another network; nobody should believe that it did."""
-    for name in _SWITCHES:
+    for name in SWITCHES:
         if _chosen(settings, name) is not None:
             raise SettingError(
                 f"{ENV_PREFIX}{name.upper()} is a setting of a resnet50, and this is {architecture}: unset it."

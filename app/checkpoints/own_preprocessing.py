@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ..errors import CheckpointError, SettingError, StartError
 from ..files import NotRegularError, TooLargeError, read_bounded
 from ..preprocessing import PreprocessingFacts
-from ..settings import ENV_PREFIX, VALUE_ERROR, Settings, named_settings
+from ..settings import ENV_PREFIX, VALUE_ERROR, CheckpointSettings, named_settings
 from ..types import Preprocessing
 from .base import Contents, Decision, Graph
 from .input_change import behind_change
@@ -60,7 +60,9 @@ def _explained(error: ValidationError) -> str:
     return f"{member!r} cannot be {str(first['input'])[:60]!r}: {reason}" if member else reason
 
 
-def decide_preprocessing(settings: Settings, contents: Contents, architecture: str) -> Decision[Preprocessing]:
+def decide_preprocessing(
+    settings: CheckpointSettings, contents: Contents, architecture: str
+) -> Decision[Preprocessing]:
     """A preset that is set, else what the checkpoint tells, else its usual way, with what the user states of it.
 
     Raises `SettingError` and `CheckpointError` for a preset that does not exist, facts that do not go together, and a
@@ -166,7 +168,9 @@ def _told_source(contents: Contents) -> str:
     return contents.told.preprocessing.source if contents.told.preprocessing else "its record"
 
 
-def _of_quantized(settings: Settings, contents: Contents, recorded: Decision[Preprocessing]) -> Decision[Preprocessing]:
+def _of_quantized(
+    settings: CheckpointSettings, contents: Contents, recorded: Decision[Preprocessing]
+) -> Decision[Preprocessing]:
     """The record's own: its weights were made for it. Raises as `decide_preprocessing` does for any other."""
     made = "but this model was quantized for its own preprocessing: unset it, or quantize the checkpoint again with it."
     if settings.preprocessing != "auto":

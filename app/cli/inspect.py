@@ -13,14 +13,13 @@ from rich.table import Table
 
 from ..errors import printable
 from ..logs import set_up_logging
-from ..settings import Settings
+from ..settings import SWITCHES, Settings
 from .console import stderr, stdout
 
 if TYPE_CHECKING:
     from ..opening import Examined
 
 
-_SWITCHES = ("stride_in", "stem", "pool", "epsilon")
 _LAYERS = ("altered", "head")
 
 
@@ -92,7 +91,7 @@ def _describe(examined: Examined) -> dict[str, Any]:
     named = {each.name: getattr(examined.decisions, each.name) for each in fields(examined.decisions)}
     if examined.checkpoint.switches is None:
         # They are a ResNet-50's, and would say of another network what is not so.
-        named = {name: decision for name, decision in named.items() if name not in _SWITCHES}
+        named = {name: decision for name, decision in named.items() if name not in SWITCHES}
     # Where the pool is another layer altogether, its padding is no fact of it.
     if any(layer.name == "maxpool" for layer in examined.decisions.altered.value):
         named.pop("pool", None)

@@ -10,6 +10,14 @@ import typer
 from .. import __version__
 from ..errors import StartError
 from ..interpreter import end_at_stop_signals, open_standard_streams
+from ..settings import (
+    BatchingSettings,
+    CheckpointSettings,
+    DecodingSettings,
+    LimitSettings,
+    LogSettings,
+    ModelSettings,
+)
 from .bench import bench
 from .classify import classify
 from .console import say_error
@@ -49,12 +57,12 @@ def _root(
 
 
 app.command()(with_settings(serve))
-app.command()(with_settings(classify, "Model", "Backend", "Batching", "Limits", "Log"))
-app.command()(with_settings(download, "Model", "Log"))
-app.command()(with_settings(inspect, "Model", "Limits", "Log"))
-app.command()(with_settings(convert, "Model", "Log"))
-app.command()(with_settings(evaluate, "Model", "Backend", "Limits", "Log"))
-app.command()(with_settings(quantize, "Model", "Backend", "Limits", "Log"))
+app.command()(with_settings(classify, ModelSettings, DecodingSettings, BatchingSettings, LimitSettings, LogSettings))
+app.command()(with_settings(download, CheckpointSettings, LogSettings))
+app.command()(with_settings(inspect, CheckpointSettings, LimitSettings, LogSettings))
+app.command()(with_settings(convert, CheckpointSettings, LogSettings))
+app.command()(with_settings(evaluate, ModelSettings, DecodingSettings, LimitSettings, LogSettings))
+app.command()(with_settings(quantize, ModelSettings, DecodingSettings, LimitSettings, LogSettings))
 app.command()(with_settings(doctor, takes_wrong=True))
 app.command()(probe)
 app.command()(bench)

@@ -11,25 +11,13 @@ import typer
 from pydantic.fields import FieldInfo
 
 from ..errors import SettingError
-from ..settings import ENV_PREFIX, Settings, load_settings
-
-# In the order of the Settings class: where a group of the help begins.
-_PANELS = {
-    "host": "Address",
-    "weights": "Model",
-    "backend": "Backend",
-    "max_batch_size": "Batching",
-    "max_body_bytes": "Limits",
-    "header_timeout_seconds": "Clients",
-    "http_workers": "Deployment",
-    "log_format": "Log",
-}
+from ..settings import ENV_PREFIX, GROUPS, Group, load_settings, show_default
 
 
-def with_settings(command: Callable[..., None], *panels: str, takes_wrong: bool = False) -> Callable[..., None]:
+def with_settings(command: Callable[..., None], *groups: type[Group], takes_wrong: bool = False) -> Callable[..., None]:
     """`command(settings, …)` as a command with a flag for each setting; the environment fills what no flag says.
 
-    With `panels` only the settings of those groups have flags. With `takes_wrong` it is `command(settings, wrong, …)`:
+    With `groups` only the settings of those groups have flags. With `takes_wrong` it is `command(settings, wrong, …)`:
     settings that are wrong are None, and the `SettingError` that says so.
     """
     hints = get_type_hints(command, include_extras=True)
@@ -38,12 +26,12 @@ def with_settings(command: Callable[..., None], *panels: str, takes_wrong: bool 
         for name, parameter in inspect.signature(command).parameters.items()
         if name not in ("settings", "wrong")
     ]
-    panel = ""
-    flags = []
-    for name, field in Settings.model_fields.items():
-        panel = _PANELS.get(name, panel)
-        if not panels or panel in panels:
-            flags.append(_flag(name, field, panel))
+    flags = [
+        _flag(name, field, each.title)
+        for each in GROUPS
+        if not groups or any(issubclass(group, each) for group in groups)
+        for name, field in each.model_fields.items()
+    ]
     names = {flag.name for flag in flags}
 
     @functools.wraps(command)
@@ -75,12 +63,3 @@ def _flag(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
     )
-
-
-def show_default(field: FieldInfo) -> str:
-    """A setting's default, as tables and help show it."""
-    if field.default_factory is not None:
-        return "~/.cache/resnet-serve"
-    if field.default in (None, "", ()):
-        return "unset"
-    return str(field.default)

@@ -8,10 +8,9 @@ from typing import Any
 
 from ..checkpoints import PRESETS, Checkpoint, Decision, Decisions
 from ..preprocessing import can_resize
-from ..settings import ENV_PREFIX, Settings
+from ..settings import ENV_PREFIX, SWITCHES, Settings
 from ..types import Activation, Preprocessing, ResNetSwitches
 
-SWITCHES = ("stride_in", "stem", "pool", "epsilon")
 PREPROCESSING = ("preprocessing", "channels", "mean", "resize", "interpolation", "crop")
 READING = ("labels", "activation")
 TRIED = (*SWITCHES, *PREPROCESSING, *READING)

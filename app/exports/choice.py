@@ -11,7 +11,7 @@ from ..checkpoints import Checkpoint
 from ..errors import ExportFailed, StartError
 from ..opening import LoadCancelled, Reporter, find_weights, open_checkpoint
 from ..resources import cuda_device_count
-from ..settings import Settings
+from ..settings import ModelSettings
 from .key import key_of, key_parts
 from .looking_up import NotRemembered, look_up_remembered
 from .process import CannotExport, CannotWrite, export_apart, first_line
@@ -26,7 +26,9 @@ _NO_CARD_FOR_TORCH = (
 )
 
 
-def open_served(settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> tuple[Checkpoint, str]:
+def open_served(
+    settings: ModelSettings, reporter: Reporter, is_cancelled: Callable[[], bool]
+) -> tuple[Checkpoint, str]:
     """The checkpoint that the settings name and the backend that is to serve it, "torch" or "onnx".
 
     For ONNX Runtime the checkpoint is a graph, kept on disk from the first start on: later ones import no torch. A
@@ -56,7 +58,7 @@ def open_served(settings: Settings, reporter: Reporter, is_cancelled: Callable[[
         return replace(checkpoint, warnings=(*warnings, *checkpoint.warnings, warning)), "torch"
 
 
-def is_for_cpu(settings: Settings) -> bool:
+def is_for_cpu(settings: ModelSettings) -> bool:
     """Whether ONNX Runtime is to serve: on the CPU, in float32, unless another backend is named."""
     if settings.backend not in ("auto", "onnx") or settings.precision not in ("auto", "float32"):
         return False
@@ -71,7 +73,7 @@ def _torch_sees_a_card() -> bool:
     return torch.cuda.is_available()
 
 
-def _exported(settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
+def _exported(settings: ModelSettings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
     store = Store(settings.cache_dir)
     kept = _kept(settings, store, reporter, is_cancelled)
     if kept is not None:
@@ -110,7 +112,9 @@ def _exported(settings: Settings, reporter: Reporter, is_cancelled: Callable[[],
         raise ExportFailed(f"{checkpoint.architecture} cannot be exported here: {first_line(error)}.", True) from None
 
 
-def _kept(settings: Settings, store: Store, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint | None:
+def _kept(
+    settings: ModelSettings, store: Store, reporter: Reporter, is_cancelled: Callable[[], bool]
+) -> Checkpoint | None:
     """The export of an earlier start, if there is a whole one. Imports no torch.
 
     Raises `ExportFailed` where an earlier start has found that there can be none.

@@ -13,14 +13,8 @@ from typing import Any
 
 from ..checkpoints import CheckpointFile, depends_on, offline_demo_file
 from ..opening import Found
-from ..settings import PREPROCESSING_FACTS, Settings
+from ..settings import ModelSettings
 
-# Of the settings, those that say which weights are meant or how they are to be served.
-SETTINGS = (
-    *("weights", "architecture", "stride_in", "stem", "pool", "epsilon", "preprocessing", "activation", "labels"),
-    *PREPROCESSING_FACTS,
-    *("onnx_output", "max_checkpoint_bytes"),
-)
 # What reads, builds, exports, optimises or checks.
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "h5py", "onnx", "onnxruntime")
 _ROOT = Path(__file__).parent.parent
@@ -28,7 +22,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_FIELDS = ("vendor_id", "model name", "flags", "Features", "CPU implementer", "CPU part")
 
 
-def key_parts(settings: Settings, found: Found) -> dict[str, Any]:
+def key_parts(settings: ModelSettings, found: Found) -> dict[str, Any]:
     """Everything that the export of `found` depends on, by name. Reads the checkpoint's bytes; imports no torch.
 
     Raises `CheckpointError` as reading the checkpoint would, and `OSError`.
@@ -37,7 +31,7 @@ def key_parts(settings: Settings, found: Found) -> dict[str, Any]:
     return {
         "files": depends_on(path, settings.labels, settings.max_checkpoint_bytes),
         "stands_in": found.fallback_warning,
-        "settings": {name: str(getattr(settings, name)) for name in SETTINGS},
+        "settings": settings.export_settings(),
         "code": code_digest(),
         "python": sys.version,
         "packages": {name: _version(name) for name in PACKAGES},

@@ -17,7 +17,7 @@ from .. import errors
 from ..errors import MAY_FALL_BACK, DownloadError, ExportFailed, StartError
 from ..opening import LoadCancelled, Reporter, download
 from ..processes import Need, child_environment, command
-from ..settings import Settings
+from ..settings import ModelSettings
 from .store import PUBLISHED
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(". ")
 
 
-def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> str:
+def export_apart(settings: ModelSettings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> str:
     """Have a process of its own export what the settings mean and keep it; returns its key. Blocks.
 
     Raises the `StartError` that was raised there, one that says how the process ended if it was killed, `CannotWrite`,
@@ -69,7 +69,10 @@ def export_apart(settings: Settings, reporter: Reporter, is_cancelled: Callable[
             # It may be gone already.
             with suppress(BrokenPipeError):
                 # It downloads nothing: a mirror's password is not for it.
-                _tell(process.stdin, settings.model_copy(update={"download_mirror": None}).model_dump_json())
+                _tell(
+                    process.stdin,
+                    settings.model_settings().model_copy(update={"download_mirror": None}).model_dump_json(),
+                )
             for line in _lines(process.stdout.fileno(), is_cancelled):
                 # A library's line may have begun without its end: both streams are one.
                 words, mark, told = line.partition(MARK)
@@ -124,7 +127,9 @@ def _tell(pipe: IO[bytes], line: str) -> None:
     pipe.flush()
 
 
-def _download(weights: str, settings: Settings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> dict[str, str]:
+def _download(
+    weights: str, settings: ModelSettings, reporter: Reporter, is_cancelled: Callable[[], bool]
+) -> dict[str, str]:
     """What the process is answered that asks for published weights. Raises `DownloadError` and `LoadCancelled`."""
     try:
         return {"file": str(download(settings, PUBLISHED.validate_json(weights), reporter, is_cancelled))}

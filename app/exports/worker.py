@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from ..checkpoints import PublishedWeights
 from ..errors import DownloadUnreachable, ExportFailed, StartError
 from ..opening import Fetch, find_weights, read_found
-from ..settings import Settings
+from ..settings import ModelSettings
 from .key import key_of, key_parts
 from .process import MARK, first_line
 from .store import PUBLISHED, Entry, Store
@@ -58,7 +58,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _leave)
     told: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_hear_parent, args=(told,), daemon=True).start()
-    settings = Settings.model_validate_json(told.get())
+    settings = ModelSettings.model_validate_json(told.get())
 
     def fetch(weights: PublishedWeights) -> Path:
         say("download", weights=PUBLISHED.dump_json(weights).decode())
@@ -80,7 +80,7 @@ def main() -> None:
         say("cannot_export", text=first_line(error))
 
 
-def export(settings: Settings, reporter: LineReporter, fetch: Fetch | None = None) -> str:
+def export(settings: ModelSettings, reporter: LineReporter, fetch: Fetch | None = None) -> str:
     """Find, read, export, check and keep; the key that it is kept under."""
     from .build import export_into
     from .looking_up import look_up_and_remember

@@ -1,0 +1,75 @@
+"""Settings that belong to a model: its checkpoint, and the backend that runs it."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ..resources import available_cpus
+from .checkpoint import CheckpointSettings
+from .group import AutoOrCount, Group
+
+
+class BackendSettings(Group):
+    """What runs the network, and on which device."""
+
+    title: ClassVar[str] = "Backend"
+
+    backend: Literal["auto", "torch", "onnx", "null"] = Field(
+        "auto",
+        description=(
+            "What runs the network. auto: onnx on the CPU and for an ONNX file, torch on CUDA. "
+            "null needs no weights and answers at once, to measure the service alone."
+        ),
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto (CUDA, else CPU), cpu, cuda or cuda:N."
+    )
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto",
+        description=(
+            "Number format of the network. auto: on a CUDA card with tensor cores float16, or the next that holds the "
+            "network; else float32."
+        ),
+    )
+    compute_threads: AutoOrCount = Field(
+        "auto", description="Threads of the network on CPU. auto: the CPUs it may use."
+    )
+
+    @property
+    def compute_thread_count(self) -> int:
+        """Threads of the network on CPU."""
+        return available_cpus() if self.compute_threads == "auto" else self.compute_threads
+
+
+class ModelSettings(BackendSettings, CheckpointSettings):
+    """Everything that loading a model needs; the rest of the settings belongs to the service."""
+
+    @model_validator(mode="after")
+    def _null_takes_no_weights(self) -> Self:
+        if self.backend == "null" and self.weights is not None:
+            raise ValueError("RESNET_BACKEND null needs no weights: unset RESNET_WEIGHTS or choose another backend.")
+        return self
+
+    def model_settings(self) -> ModelSettings:
+        """These settings alone, without those of the service that they may be a part of."""
+        return ModelSettings.model_construct(
+            _fields_set=self.model_fields_set & ModelSettings.model_fields.keys(),
+            **{name: getattr(self, name) for name in ModelSettings.model_fields},
+        )
+
+    def export_settings(self) -> dict[str, str]:
+        """The settings that an export depends on, as text: a part of its key."""
+        return {name: str(getattr(self, name)) for name in EXPORT_SETTINGS}
+
+
+# An export is the same whatever these are. A new setting of the model counts as one that changes it.
+_NOT_EXPORTED = frozenset(
+    {
+        *("weights_fallback", "cache_dir", "download_mirror"),  # where files come from: their bytes are in the key
+        *("model_name", "min_agreement"),  # read when the model is loaded
+        *("backend", "device", "precision", "compute_threads"),  # an export is made by one backend, for the CPU
+    }
+)
+EXPORT_SETTINGS = tuple(name for name in ModelSettings.model_fields if name not in _NOT_EXPORTED)
