@@ -7,7 +7,7 @@
     StartError              told to the person who starts the service; the process ends non-zero
     ├─ SettingError, CheckpointError, LabelsError, QuantizationError, EvaluationError, ExportFailed
     └─ DownloadError
-       ├─ DownloadUnreachable   the network's fault: a fallback is in order (a wrong checksum is not)
+       ├─ DownloadUnreachable   cannot be had from there: a fallback is in order (a wrong checksum is no reason)
        └─ DownloadNotWritten    the disk's: the same
 
 A `detail` is written for the client and never carries a path, a trace or what the client sent.
