@@ -86,6 +86,16 @@ class RequestTimeout(BadRequest):
     default_detail = "The request did not come in time. Send it without pauses, or over a faster connection."
 
 
+class HeadersTooSlow(RequestTimeout):
+    """Headers that were still on their way: sent again at the same pace, they would not come in time either."""
+
+    retryable = False
+    default_detail = (
+        "The headers came too slowly: they were still on their way when their time was over. Send fewer and shorter "
+        "headers, or send them over a faster connection."
+    )
+
+
 class BodyTooSlow(RequestTimeout):
     """A body that was still on its way: sent again at the same pace, it would not come in time either."""
 

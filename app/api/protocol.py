@@ -21,7 +21,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ..batching import retry_after_seconds
-from ..errors import HeadersTooLarge, MalformedRequest, Overloaded, RequestTimeout, ServiceError, Unavailable
+from ..errors import HeadersTooLarge, HeadersTooSlow, MalformedRequest, Overloaded, ServiceError, Unavailable
 from .early_refusals import EarlyRefusal, EarlyRefusals
 from .half_closed import HalfClosed
 from .joined_writes import JoinedWrites
@@ -29,6 +29,7 @@ from .problems import MEDIA_TYPE, problem
 from .refused_request import RefusedRequest
 from .request_id import new_request_id
 
+from .timeouts import timeout_of
 _NOT_HTTP = "This is not a valid HTTP/1.1 request."
 # After a refusal, how much more is read and thrown away, and for how long: closing a socket with unread data resets it,
 # and the client then never sees the answer.
@@ -74,6 +75,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_silent = True
         self._in_message = self._in_head = False
         self._message_bytes = 0
+        self._head_piece_at = 0.0
         self._body_bytes = 0
         self._head_bytes = 0
         self._refusal: ServiceError | None = None
@@ -145,6 +147,7 @@ class HttpProtocol(HttpToolsProtocol):
             # Names and values that are not complete, trailers and chunks' extensions reach no callback: whatever came
             # and is no body is counted here.
             self._message_bytes += len(data)
+            self._head_piece_at = self.loop.time()
             if self._message_bytes - _FRAMING * self._body_bytes > self._limits.header_bytes + len(data):
                 self._refuse(HeadersTooLarge())
 
@@ -281,7 +284,8 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._is_silent:
             self.transport.close()
         else:
-            self._refuse(RequestTimeout())
+            silent_seconds = self.loop.time() - self._head_piece_at
+            self._refuse(timeout_of(silent_seconds, self._limits.header_seconds, HeadersTooSlow))
 
     def _count(self, size: int) -> None:
         self._head_bytes += size
