@@ -120,6 +120,8 @@ class AccessLog:
     def refused(self, error: ServiceError, scope: Mapping[str, Any]) -> None:
         """A connection ended with `error` before it was a request, or in the middle of one."""
         self._metrics.requests.labels(self._route(scope), str(error.status), error.code).inc()
+        if (omitted := self._sample.take() if error.status == 503 else 0) is None:
+            return
         logger.info(
             "%d %s",
             error.status,
@@ -129,6 +131,7 @@ class AccessLog:
                 "client": _client(scope),
                 "status": error.status,
                 "code": error.code,
+                **({"omitted": omitted} if omitted else {}),
             },
         )
 
