@@ -7,7 +7,7 @@
     StartError              told to the person who starts the service; the process ends non-zero
     ├─ SettingError, CheckpointError, LabelsError, QuantizationError, EvaluationError, ExportFailed
     └─ DownloadError
-       ├─ DownloadUnreachable   the network's fault: a fallback is in order (a wrong checksum is not)
+       ├─ DownloadUnreachable   cannot be had from there: a fallback is in order (a wrong checksum is no reason)
        └─ DownloadNotWritten    the disk's: the same
 
 A `detail` is written for the client and never carries a path, a trace or what the client sent.
@@ -84,6 +84,16 @@ class RequestTimeout(BadRequest):
     title = "Request timeout"
     retryable = True
     default_detail = "The request did not come in time. Send it without pauses, or over a faster connection."
+
+
+class HeadersTooSlow(RequestTimeout):
+    """Headers that were still on their way: sent again at the same pace, they would not come in time either."""
+
+    retryable = False
+    default_detail = (
+        "The headers came too slowly: they were still on their way when their time was over. Send fewer and shorter "
+        "headers, or send them over a faster connection."
+    )
 
 
 class BodyTooSlow(RequestTimeout):

@@ -156,6 +156,7 @@ def download(
         published.sha256_prefix,
         progress=lambda received, expected: reporter.downloading(published.file_name, received, expected),
         is_cancelled=is_cancelled,
+        setting=f"{ENV_PREFIX}DOWNLOAD_MIRROR" if settings.download_mirror else None,
     )
 
 

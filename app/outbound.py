@@ -44,9 +44,31 @@ def redacted(url: str) -> str:
     """`url`, which may be no good one, without a user's name and password, and without a query."""
     scheme, separator, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
     # A password may have any sign in it, also "/" and "?": all before the last "@" goes.
-    _user, at, place = rest.rpartition("@")
+    user, at, place = rest.rpartition("@")
+    if re.search(r"[?#]", user) and not _is_user(user):
+        # That "@" may be one of a query, and what is behind it a part of a token.
+        begin = re.split(r"[?#]", rest, maxsplit=1)[0]
+        return f"{scheme}{separator}{'***' if '@' in begin or ':' in begin else begin}"
     place = re.split(r"[?#]", place if at else rest, maxsplit=1)[0]
     return f"{scheme}{separator}{'***@' if at else ''}{place}"
+
+
+def _is_user(text: str) -> bool:
+    """Whether it can only be a name and a password: in front of the first "/", "?" or "#" is no host with its port."""
+    begin = re.split(r"[/?#]", text, maxsplit=1)[0]
+    return "@" not in begin and ":" in begin and not begin.rpartition(":")[2].isdigit()
+
+
+def is_web_address(url: str) -> bool:
+    """Whether a request can be sent there, as far as that shows in the address itself."""
+    import httpx
+
+    try:
+        parsed = httpx.URL(url)
+        parsed.host.encode("idna")
+    except (httpx.InvalidURL, UnicodeError):
+        return False
+    return parsed.scheme in ("http", "https") and bool(parsed.host)
 
 
 def variable(name: str, environment: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
@@ -78,10 +100,11 @@ def checked_proxy(name: str, value: str) -> Proxy:
         cure = INSTALL_SOCKS if scheme in _PROXY_SCHEMES else "use socks5://"
         raise OutboundError(f"{shown}, a SOCKS proxy, which cannot be used here without more: {cure}")
     try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:  # its words may have a part of the password
+        host = httpx.URL(url).host
+        host.encode("idna")
+    except (httpx.InvalidURL, UnicodeError):  # their words may have a part of the password
         raise OutboundError(f"{shown}, which is no address: it is written http://HOST:PORT") from None
-    if not parsed.host:
+    if not host:
         raise OutboundError(f"{shown}, which names no host: it is written http://HOST:PORT")
     return Proxy(name, url)
 

@@ -10,13 +10,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
 
 import uvicorn
 
-from .api import SPARE_CONNECTIONS, ConnectionLimits, HttpProtocol
+from .api import SPARE_CONNECTIONS, ConnectionLimits, HttpProtocol, OpenFiles
 from .classifier import Classifier
 from .interpreter import leave, spare_requests_from_collection, take_stop_signals
 from .listening import BACKLOG, address_of, admit_no_more, listen
@@ -72,6 +72,7 @@ def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[ModelFacts
 def build_server(settings: Settings, hooks: Hooks, parts: Parts | None = None) -> Server:
     """A server of the app, not started yet."""
     app = create_app(settings, hooks, parts)
+    open_files = OpenFiles()
     limits = ConnectionLimits(
         header_seconds=settings.header_timeout_seconds,
         header_bytes=settings.max_header_bytes,
@@ -80,6 +81,7 @@ def build_server(settings: Settings, hooks: Hooks, parts: Parts | None = None) -
         connections=most_connections(settings),
         on_refusal=app.state.access_log.refused,
         early_refusals=app.state.early_refusals,
+        open_files=open_files,
     )
     config = uvicorn.Config(
         app,
@@ -108,7 +110,12 @@ def build_server(settings: Settings, hooks: Hooks, parts: Parts | None = None) -
         return was_ready
 
     return Server(
-        config, settings.shutdown_linger_seconds, settings.shutdown_grace_seconds, on_stop, app.state.drain.end
+        config,
+        settings.shutdown_linger_seconds,
+        settings.shutdown_grace_seconds,
+        on_stop,
+        app.state.drain.end,
+        are_files_out=open_files.are_out,
     )
 
 
@@ -139,15 +146,18 @@ class Server(uvicorn.Server):
         grace_seconds: float,
         on_stop: Callable[[], bool],
         on_grace_over: Callable[[], int],
+        are_files_out: Callable[[], bool] = lambda: False,
     ) -> None:
         """`on_stop` is told of each signal, and says whether requests were being served until it. `on_grace_over` ends
-        the requests that are open, and says how many.
+        the requests that are open, and says how many. `are_files_out` says whether nothing can be accepted.
         """
         super().__init__(config)
         self._linger_seconds = linger_seconds
         self._grace_seconds = grace_seconds
         self._on_stop = on_stop
         self._on_grace_over = on_grace_over
+        self._are_files_out = are_files_out
+        self._listeners: list[socket.socket] = []
         self._exit_at: float | None = None
         self._grace_ends_at = math.inf
 
@@ -184,7 +194,32 @@ class Server(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 if isinstance(connection, HttpProtocol):
                     connection.check_stall(now)
+        await self._accept_while_files_last()
         return await super().on_tick(counter)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._listeners = list(sockets or [])
+        for listener in self._listeners:
+            listener.setblocking(False)
+        # A server that closes takes its socket along: these are other names of the same ones.
+        await super().startup([listener.dup() for listener in self._listeners])
+
+    async def _accept_while_files_last(self) -> None:
+        """Without a file for a new connection libuv tries again at once, for ever, and takes a whole core for it: then
+        connections wait with the kernel.
+        """
+        are_out = self._are_files_out()
+        if are_out and self.servers:
+            for server in self.servers:
+                server.close()
+            self.servers.clear()
+        elif not are_out and not self.servers and not self.should_exit:
+            with suppress(OSError):  # gone again: at the next tick
+                for listener in self._listeners:
+                    server = await asyncio.get_running_loop().create_server(
+                        self._new_protocol, sock=listener.dup(), backlog=BACKLOG
+                    )
+                    self.servers.append(server)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._grace_ends_at = min(self._grace_ends_at, time.monotonic() + self._grace_seconds)

@@ -148,7 +148,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     metrics = parts.metrics if parts else Metrics()
     metrics.log_lines_dropped.set_function(dropped_lines)
     routers = (predict_router, health_router, docs_router, errors_router)
-    access_log = AccessLog(metrics, fixed_paths(routers))
+    access_log = AccessLog(metrics, fixed_paths(routers), settings.forwarded_allow_ips)
     drain = Drain()
     # Before the event loop runs: how much may be decoded at once is read from files.
     classifier = build_classifier(settings, metrics, parts.reservations if parts else None)

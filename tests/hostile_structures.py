@@ -32,6 +32,12 @@ def _png(piece: bytes) -> bytes:
     return _filled(whole[:33], piece, whole[33:])
 
 
+def _png_with_more(body: bytes) -> bytes:
+    """More IDAT behind those that have all pixels."""
+    whole = encode(odd.picture(), "PNG")
+    return _filled(whole[:-12], odd.png_chunk(b"IDAT", body), whole[-12:])
+
+
 def _jpeg(piece: bytes, at: int = 20) -> bytes:
     whole = encode(odd.picture(), quality=90)
     at = whole.index(b"\xff\xda") if at < 0 else at
@@ -74,6 +80,12 @@ STRUCTURES: dict[str, Callable[[], bytes]] = {
     "png, large tRNS": lambda: _png(odd.png_chunk(b"tRNS", bytes(6))),
     "png, palettes": lambda: _png(odd.png_chunk(b"PLTE", bytes(768))),
     "png, empty IDAT": lambda: _png(odd.png_chunk(b"IDAT", b"")),
+    "png, IDAT of one byte": lambda: _png(odd.png_chunk(b"IDAT", b"a")),
+    "png, IDAT of all sizes": lambda: _png(b"".join(odd.png_chunk(b"IDAT", bytes(size)) for size in range(999))),
+    "png, IDAT of 600 bytes": lambda: _png(odd.png_chunk(b"IDAT", bytes(600))),
+    "png, runs of small IDAT": lambda: _png(odd.png_chunk(b"IDAT", b"a") * 34 + odd.png_chunk(b"IDAT", b"bc")),
+    "png, data behind its pixels": lambda: _png_with_more(bytes(60_000)),
+    "png, much data behind its pixels": lambda: _png_with_more(bytes(63_000_000)),
     "png, frame controls": lambda: _png(
         odd.png_chunk(b"acTL", struct.pack(">II", 9, 0)) + odd.png_chunk(b"fcTL", bytes(26))
     ),

@@ -189,6 +189,11 @@ def test_the_engine_waits_longer_than_the_service_takes_to_stop() -> None:
     assert [line.words for line in named(dockerfile_stages()[-1], "STOPSIGNAL")] == [("SIGTERM",)]
 
 
+def test_a_container_ends_when_it_is_told_to_while_it_starts() -> None:
+    """The service is not the first process of its container, to which SIGTERM is lost before its handler is there."""
+    assert service()["init"] is True
+
+
 def test_the_service_comes_back_until_someone_stops_it() -> None:
     """The container is started again after a crash and after a reboot."""
     assert service()["restart"] == "unless-stopped"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -197,6 +203,67 @@ def test_two_checkpoints_stay_two_beside_other_files(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"text" if name == "notes" else b"\x00")
     with pytest.raises(CheckpointError, match=r"holds 2 checkpoints: a\.pth, b\.onnx\."):
         locate(None, tmp_path)
+
+
+def zipped(path: Path, *names: str) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"content")
+    return path
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> list[str]:
+    """Sources, photos and packed copies, of many kinds."""
+    zipped(tmp_path / "sources.zip", "sources/train.py", "sources/model.pth")
+    zipped(tmp_path / "photos.pth.zip", "a.jpg")
+    zipped(tmp_path / "saved.zip", "saved_model.pb", "variables/variables.index")
+    zipped(tmp_path / "features.npz", "x.npy")
+    (tmp_path / "cut.zip").write_bytes((tmp_path / "sources.zip").read_bytes()[:-30])
+    (tmp_path / "model.pth.gz").write_bytes(gzip.compress(b"weights"))
+    (tmp_path / "photos.bz2").write_bytes(bz2.compress(b"photos"))
+    (tmp_path / "photos.xz").write_bytes(lzma.compress(b"photos"))
+    for name, mode in (("photos.tar", "w"), ("photos.tar.gz", "w:gz"), ("photos.tgz", "w:gz")):
+        with tarfile.open(tmp_path / name, mode) as archive:  # type: ignore[call-overload]
+            archive.add(tmp_path / "photos.xz", "photos.xz")
+    return sorted(path.name for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("weights", ["model.pth", "model.zip", "model.mar"])
+def test_archives_beside_a_checkpoint_are_passed_over(
+    weights: str, archives: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Archives of other files are no checkpoints, and the log names them; a checkpoint that is a zip stays one."""
+    caplog.set_level("INFO", "app.checkpoints.locate")
+    if weights.endswith(".mar"):
+        zipped(tmp_path / weights, "MAR-INF/MANIFEST.json", "model.pth")
+    else:
+        torch.save({"fc.weight": torch.zeros(2, 3)}, tmp_path / weights)
+    assert locate(None, tmp_path) == CheckpointFile(tmp_path / weights)
+    assert f"archives and no checkpoints: {', '.join(archives)}." in caplog.text
+
+
+def test_two_checkpoints_that_are_zips_stay_two(archives: list[str], tmp_path: Path) -> None:
+    """A zip is known by what is in it, not by its name; one that is cut off may be a checkpoint."""
+    torch.save({"fc.weight": torch.zeros(2, 3)}, tmp_path / "a.zip")
+    (tmp_path / "b.pth").write_bytes((tmp_path / "a.zip").read_bytes()[:-30])
+    with pytest.raises(CheckpointError, match=r"holds 2 checkpoints: a\.zip, b\.pth\."):
+        locate(None, tmp_path)
+
+
+def test_archives_alone_are_no_checkpoint(archives: list[str], tmp_path: Path) -> None:
+    """Where only archives lie, the weights may be in one: another model is not served in their place."""
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint, but archives: .*Unpack the one"):
+        locate(None, tmp_path)
+    for name in archives[1:]:
+        (tmp_path / name).unlink()
+    assert locate(None, tmp_path) == CheckpointFile(tmp_path / archives[0])
+
+
+def test_a_checkpoint_folder_may_have_archives(archives: list[str], tmp_path: Path) -> None:
+    """A folder that is one checkpoint stays so with archives in it."""
+    write(tmp_path, RESNET, CONVNEXT)
+    assert locate(None, tmp_path) == CheckpointFile(tmp_path)
 
 
 def test_labels_lie_in_the_folder(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_wrong_settings_are_part_of_the_report(tmp_path: Path) -> None:
         ({"SSL_CERT_FILE": "/there/is/none"}, {}, "SSL_CERT_FILE is /there/is/none, which cannot be read"),
         ({"ALL_PROXY": "socks5://proxy:1080"}, {}, "ALL_PROXY is socks5://proxy:1080, a SOCKS proxy"),
         ({}, {"weights": "/there/is/none.pth"}, "RESNET_WEIGHTS is /there/is/none.pth, and there is no such file"),
+        ({}, {"weights": "IMAGENET1K_V2", "download_mirror": "mirror/x"}, "RESNET_DOWNLOAD_MIRROR is mirror/x, which"),
         ({}, {"device": "cuda"}, "RESNET_DEVICE is cuda, and no CUDA device can be used"),
         ({}, {"backend": "onnx", "device": "cuda"}, "RESNET_DEVICE is cuda, but ONNX graphs are served on the CPU"),
         ({}, {"cache_dir": "/dev/null/cache"}, "Nothing can be written to the cache folder /dev/null/cache"),

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from app.checkpoints import fetch, published
-from app.errors import DownloadError, DownloadUnreachable
+from app.errors import DownloadError, DownloadUnreachable, printable
 from tests import checkpoints_made as made
 from tests.checkpoints_made import Told, load, make_network, save_pth
 
@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         if fault == "redirect":
             self.send_response(302)
-            self.send_header("Location", self.path.replace("/redirect/", "/good/"))
+            self.send_header("Location", self.server.location or self.path.replace("/redirect/", "/good/"))
             self.send_header("Content-Length", "0")
             # Said, and not only done: a client that is not told would send its next request on a dying connection.
             self.send_header("Connection", "close")
@@ -84,6 +84,7 @@ class MirrorServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[str] = []
         self.content = CONTENT
+        self.location = ""
         self.released = threading.Event()
 
     @property
@@ -221,12 +222,41 @@ def test_a_name_that_does_not_resolve_is_the_networks_fault(tmp_path: Path) -> N
     assert_nothing_left(tmp_path)
 
 
-@pytest.mark.parametrize("address", ["http://[::1", "http://mirror:port"])
-def test_an_address_that_is_none_is_the_settings_fault(address: str, tmp_path: Path) -> None:
-    """A mirror with a mistyped address is an error that names the setting, and no reason to fall back."""
-    with pytest.raises(DownloadError, match="RESNET_DOWNLOAD_MIRROR") as failure:
-        fetch_quickly(f"{address}/weights.pth", tmp_path)
-    assert not isinstance(failure.value, DownloadUnreachable)
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://[::1",
+        "http://mirror:port",
+        "https://mirror..invalid",
+        f"https://{'a' * 64}.invalid",
+        "http://xn--a.invalid",
+        "http://.",
+        "https://",
+        "htps://mirror.invalid",
+        "ftp://mirror.invalid",
+        "mirror.invalid",
+        "http//mirror.invalid",
+        "http:/mirror.invalid",
+        "http://mir\x00ror.invalid",
+    ],
+)
+def test_an_address_that_is_none_can_be_fallen_back_from(address: str, tmp_path: Path) -> None:
+    """A mistyped mirror is the same error as one that does not answer, and the error names its setting."""
+    url = f"{address}/weights.pth"
+    with pytest.raises(DownloadUnreachable, match="that is no address of a web server") as failure:
+        fetch_quickly(url, tmp_path, setting="RESNET_DOWNLOAD_MIRROR")
+    assert "The address comes from RESNET_DOWNLOAD_MIRROR: check it." in str(failure.value)
+    assert_both_ways_out(str(failure.value), printable(url))
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["ftp://me:s3cr3t@elsewhere/w", "http://me:s3cr3t@[::1", "http://else..where/w"])
+def test_a_redirect_that_leads_nowhere_is_the_servers_fault(target: str, mirror: MirrorServer, tmp_path: Path) -> None:
+    """A server that sends on to what is no address is said to, without that address."""
+    mirror.location = target
+    with pytest.raises(DownloadUnreachable, match="the server redirects to something that is no address") as failure:
+        fetch_quickly(f"{mirror.address}/redirect/weights.pth", tmp_path)
+    assert "s3cr3t" not in str(failure.value)
     assert_nothing_left(tmp_path)
 
 
@@ -278,7 +308,7 @@ ON_A_FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from app.checkpoints import fetch
-from app.errors import DownloadError, DownloadUnreachable
+from app.errors import DownloadError, DownloadUnreachable, printable
 
 # A file may grow to 1 MB and no further, which is what a full disk looks like from here.
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
@@ -358,6 +388,19 @@ def test_a_mirror_that_is_down_stops_the_start(closed_port: int, tmp_path: Path)
         load(weights="IMAGENET1K_V2", cache_dir=tmp_path, download_mirror=mirror)
     assert_both_ways_out(str(failure.value), f"{mirror}/resnet50-11ad3fa6.pth")
     assert_nothing_left(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("mirror", ["htps://me:s3cr3t@mirror/x", "mirror/x", "https://mirror..invalid", "http://[::1"])
+def test_a_mistyped_mirror_falls_back(mirror: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With the fallback allowed the demo is served, and the log names the setting without its password."""
+    options = {"weights": "IMAGENET1K_V2", "cache_dir": tmp_path, "download_mirror": mirror}
+    model = load(**options, weights_fallback="offline-demo")
+    assert model.identity.name == "tf_efficientnet_lite0"
+    assert "that is no address of a web server" in caplog.text
+    assert "The address comes from RESNET_DOWNLOAD_MIRROR" in caplog.text
+    assert "s3cr3t" not in caplog.text
+    with pytest.raises(DownloadUnreachable, match="The address comes from RESNET_DOWNLOAD_MIRROR"):
+        load(**options)
 
 
 def test_the_fallback_goes_by_its_own_name(closed_port: int, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from app.api import EarlyRefusals, Turns
+from app.api.forwarded import ForwardedClients
 from app.api.protocol import HttpProtocol
 from app.classifier import Classifier
 from app.settings import Settings
@@ -141,6 +142,39 @@ def without_what_differs(answer: Answer) -> tuple[dict[str, Any], set[str], list
 
 
 # --- what is said
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    ("headers", "client"),
+    [
+        (("X-Forwarded-For: 203.0.113.7",), "203.0.113.7:0"),
+        (("X-Forwarded-For: 10.9.9.9", "X-Forwarded-For: 203.0.113.8:5000, 127.0.0.1"), "203.0.113.8:5000"),
+        (("X-Forwarded-For: [2001:db8::1]:443",), "2001:db8::1:443"),
+    ],
+)
+def test_a_proxys_word_on_the_client_is_logged(
+    full: RunningServer, caplog: pytest.LogCaptureFixture, headers: tuple[str, ...], client: str
+) -> None:
+    """A refusal's line names the client that a trusted proxy names, as the line of any other answer does."""
+    caplog.set_level(logging.INFO, "app.api.access_log")
+    with connect(full) as connection:
+        connection.sendall(kept(IMAGE, *headers))
+        assert receive_answer(connection).status == 503
+        connection.sendall(kept(IMAGE, *headers, path="/unknown"))
+        assert receive_answer(connection).status == 404
+    wait_until(lambda: len([each for each in caplog.records if hasattr(each, "client")]) == 2)
+    clients = {each.status: each.client for each in caplog.records if hasattr(each, "client")}  # type: ignore[attr-defined]
+    assert clients == {503: client, 404: client}
+
+
+def test_a_strangers_word_on_the_client_is_not() -> None:
+    """Who is no trusted proxy is the client itself, whatever its headers say; all are believed where all are named."""
+    scope = {"client": ("198.51.100.1", 7), "headers": [(b"x-forwarded-for", b"203.0.113.7")]}
+    assert ForwardedClients("10.0.0.0/8").client_of(scope) == ("198.51.100.1", 7)
+    assert ForwardedClients("198.51.100.0/24").client_of(scope) == ("203.0.113.7", 0)
+    assert ForwardedClients("*").client_of(scope) == ("203.0.113.7", 0)
+    assert ForwardedClients("*").client_of({"client": None, "headers": []}) is None
 
 
 @pytest.mark.usefixtures("at_once")

@@ -95,6 +95,8 @@ def failure_of(url: str, folder: Path) -> str:
         ("HTTPS_PROXY", "htp://proxy:3128", "begins with http://, https:// or socks5://"),
         ("HTTPS_PROXY", "ftp://proxy", "begins with http://, https:// or socks5://"),
         ("HTTPS_PROXY", "http://[::1", "no address"),
+        ("HTTPS_PROXY", f"http://me:{SECRET}@proxy..example.com:3128", "no address"),
+        ("HTTPS_PROXY", "http://xn--a.example.com:3128", "no address"),
         ("SSL_CERT_FILE", "/there/is/none.pem", "cannot be read \\(No such file or directory\\).*unset it"),
         ("SSL_CERT_FILE", "/", "cannot be read \\(Is a directory\\)"),
         ("SSL_CERT_FILE", "/dev/null", "holds no certificates"),
@@ -162,20 +164,33 @@ def test_a_mirrors_password_is_never_printed(mirror: str, tmp_path: Path) -> Non
     assert "weights.pth" in str(failure.value)
 
 
-def test_the_fallback_is_served_and_the_reason_said(tmp_path: Path) -> None:
-    """A start that may fall back does so where the environment makes downloads impossible, and logs the variable."""
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        (
+            {"ALL_PROXY": f"socks5://me:{SECRET}@127.0.0.1:1080", "NO_PROXY": "[::1]"},
+            "ALL_PROXY is socks5://***@127.0.0.1:1080, a SOCKS proxy",
+        ),
+        (
+            {"RESNET_DOWNLOAD_MIRROR": f"htps://me:{SECRET}@mirror.invalid/weights"},
+            "htps://***@mirror.invalid/weights/resnet50-11ad3fa6.pth: that is no address of a web server, which is "
+            "written https://HOST/FOLDER. The address comes from RESNET_DOWNLOAD_MIRROR",
+        ),
+    ],
+)
+def test_the_fallback_is_served_and_the_reason_said(environment: dict[str, str], reason: str, tmp_path: Path) -> None:
+    """A start that may fall back does so where what it was told makes downloads impossible, and logs by which name."""
     environment = {
         "RESNET_WEIGHTS": "IMAGENET1K_V2",
         "RESNET_WEIGHTS_FALLBACK": "offline-demo",
         "RESNET_CACHE_DIR": str(tmp_path / "cache"),
-        "ALL_PROXY": f"socks5://me:{SECRET}@127.0.0.1:1080",
-        "NO_PROXY": "[::1]",
+        **environment,
     }
     with service_process(folder=tmp_path, environment=environment) as service:
         assert "tf_efficientnet_lite0" in service.wait_for("Ready:", 100)
         assert service.stop() == 0
     said = "\n".join(service.lines)
-    assert "ALL_PROXY is socks5://***@127.0.0.1:1080, a SOCKS proxy" in said
+    assert reason in said
     assert "Traceback" not in said
     assert SECRET not in said
 
@@ -291,6 +306,9 @@ def test_the_schemes_own_proxy_comes_first() -> None:
         ("me:word@host:1", "***@host:1"),
         ("https://host/a?token=1#x", "https://host/a"),
         ("https://me:wo?rd@host", "https://***@host"),
+        ("https://host/a?token=x@y", "https://host/a"),
+        ("https://host:80/a?token=x@y", "https://***"),
+        ("https://me:word@host/a?token=x@y", "https://***"),
     ],
 )
 def test_addresses_are_shown_without_secrets(url: str, shown: str) -> None:

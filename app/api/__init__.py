@@ -9,6 +9,7 @@ from .early_refusals import EarlyRefusals
 from .error_reference import router as errors_router
 from .health import router as health_router
 from .middleware import Admission, BodyLimits, EarlyAnswers, Guard, RequestContext
+from .open_files import OpenFiles
 from .paths import fixed_paths
 from .predict import ShortWay
 from .predict import router as predict_router
@@ -31,6 +32,7 @@ __all__ = [
     "EndOfGrace",
     "Guard",
     "HttpProtocol",
+    "OpenFiles",
     "RequestContext",
     "Service",
     "ShortWay",

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 
 from ..errors import ServiceError
 from ..metrics import Metrics
+from .forwarded import ForwardedClients
 from .paths import own_path
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,11 @@ _UNMATCHED = "unmatched"
 class AccessLog:
     """Counts and logs answers."""
 
-    def __init__(self, metrics: Metrics, fixed_paths: frozenset[str]) -> None:
+    def __init__(self, metrics: Metrics, fixed_paths: frozenset[str], trusted_proxies: str = "127.0.0.1") -> None:
         """`fixed_paths` are those of the routes by which a request is named that none of them has seen."""
         self._metrics = metrics
         self._fixed_paths = fixed_paths
+        self._forwarded = ForwardedClients(trusted_proxies)
         self._sample = LineSample()
         self._refused_early: dict[tuple[str, str], Counter] = {}
 
@@ -80,7 +82,9 @@ class AccessLog:
         )
 
     def refused_early(self, error: ServiceError, scope: Mapping[str, Any], user_agent: bytes, seconds: float) -> None:
-        """A request was refused by its headers, and answered `seconds` after them."""
+        """A request was refused by its headers, and answered `seconds` after them. No middleware has seen it: its
+        client is still the socket's peer.
+        """
         path = scope["path"]
         counter = self._refused_early.get((path, error.code))
         if counter is None:
@@ -97,7 +101,7 @@ class AccessLog:
             seconds * 1e3,
             extra={
                 "request_id": scope["request_id"],
-                "client": _client(scope),
+                "client": _client({"client": self._forwarded.client_of(scope)}),
                 "method": "POST",
                 "path": path,
                 "route": path,
@@ -116,6 +120,8 @@ class AccessLog:
     def refused(self, error: ServiceError, scope: Mapping[str, Any]) -> None:
         """A connection ended with `error` before it was a request, or in the middle of one."""
         self._metrics.requests.labels(self._route(scope), str(error.status), error.code).inc()
+        if (omitted := self._sample.take() if error.status == 503 else 0) is None:
+            return
         logger.info(
             "%d %s",
             error.status,
@@ -125,6 +131,7 @@ class AccessLog:
                 "client": _client(scope),
                 "status": error.status,
                 "code": error.code,
+                **({"omitted": omitted} if omitted else {}),
             },
         )
 

@@ -43,6 +43,7 @@ class EarlyRefusal:
     user_agent: bytes
     keeps_connection: bool
     """Whether the connection can serve another request."""
+    headers: list[tuple[bytes, bytes]]
 
 
 class Refused(Protocol):
@@ -107,6 +108,7 @@ class EarlyRefusals:
                 request_id_of(named.get(b"x-request-id", b"").decode("latin-1")),
                 named.get(b"user-agent", b""),
                 is_small and b"expect" not in named,
+                headers,
             )
             if is_timed:
                 self.turns.took(time.thread_time() - began)
@@ -194,4 +196,10 @@ def _body_around_id(error: ServiceError, root_path: str) -> tuple[bytes, bytes]:
 
 
 def _scope_of(refusal: EarlyRefusal, client: tuple[str, int] | None) -> Mapping[str, Any]:
-    return {"request_id": refusal.request_id, "client": client, "path": refusal.path, "method": "POST"}
+    return {
+        "request_id": refusal.request_id,
+        "client": client,
+        "path": refusal.path,
+        "method": "POST",
+        "headers": refusal.headers,
+    }

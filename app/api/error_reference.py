@@ -29,7 +29,8 @@ _ADVICE = {
     "method_not_allowed": ("the path does not answer that method", "see the `Allow` header"),
     "request_timeout": (
         "headers or body did not come in time",
-        "where it is `retryable`, send again without pauses; else a smaller image, or over a faster connection",
+        "where it is `retryable`, send again without pauses; else shorter headers or a smaller image, or over a faster "
+        "connection",
     ),
     "body_too_large": (
         "over `RESNET_MAX_BODY_BYTES` or `RESNET_MAX_BATCH_BODY_BYTES`",

@@ -12,7 +12,7 @@ import asyncio
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,13 +21,15 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ..batching import retry_after_seconds
-from ..errors import HeadersTooLarge, MalformedRequest, Overloaded, RequestTimeout, ServiceError, Unavailable
+from ..errors import HeadersTooLarge, HeadersTooSlow, MalformedRequest, Overloaded, ServiceError, Unavailable
 from .early_refusals import EarlyRefusal, EarlyRefusals
 from .half_closed import HalfClosed
 from .joined_writes import JoinedWrites
+from .open_files import OpenFiles, Shortage
 from .problems import MEDIA_TYPE, problem
 from .refused_request import RefusedRequest
 from .request_id import new_request_id
+from .timeouts import timeout_of
 
 _NOT_HTTP = "This is not a valid HTTP/1.1 request."
 # After a refusal, how much more is read and thrown away, and for how long: closing a socket with unread data resets it,
@@ -61,6 +63,7 @@ class ConnectionLimits:
     """Told of each request that ended here, with what is known of it as in an ASGI scope."""
     early_refusals: EarlyRefusals | None = None
     """Requests that are refused by their headers."""
+    open_files: OpenFiles = field(default_factory=OpenFiles)
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -72,6 +75,7 @@ class HttpProtocol(HttpToolsProtocol):
         # Runs while headers are awaited: from the connection on, or from a later request's first byte.
         self._head_timer: asyncio.TimerHandle | None = None
         self._is_silent = True
+        self._head_piece_at = 0.0
         self._in_message = self._in_head = False
         self._message_bytes = 0
         self._body_bytes = 0
@@ -90,6 +94,7 @@ class HttpProtocol(HttpToolsProtocol):
         # The request that is refused by its headers, until its body has ended and its answer is sent.
         self._early: RefusedRequest | None = None
         self._is_extra = False
+        self._shortage = Shortage.NONE
         self._half_closed: HalfClosed | None = None
 
     # --- what is read
@@ -99,6 +104,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.client and self.client[0].startswith(_MAPPED_IPV4):
             # As proxies and logs know it, and not as a socket for both sees it.
             self.client = (self.client[0].removeprefix(_MAPPED_IPV4), self.client[1])
+        self._shortage = self._limits.open_files.shortage(transport)
         self._is_extra = self._is_crowded()
         if self._is_crowded(SPARE_CONNECTIONS):
             self._is_refused = True
@@ -107,7 +113,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._await_head()
 
     def _is_crowded(self, spare: int = 0) -> bool:
-        return len(self.connections) > self._limits.connections + spare
+        shortage = Shortage.FEW_LEFT if spare else Shortage.NONE
+        return len(self.connections) > self._limits.connections + spare or self._shortage > shortage
 
     @property
     def awaits_head(self) -> bool:
@@ -140,6 +147,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._in_head and not self._is_refused:
             # A head that came whole, as most do, needs no timer.
             self._await_head()
+            self._head_piece_at = self.loop.time()
         self._tell_app()
         if self._in_message and not self._is_refused:
             # Names and values that are not complete, trailers and chunks' extensions reach no callback: whatever came
@@ -281,7 +289,8 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._is_silent:
             self.transport.close()
         else:
-            self._refuse(RequestTimeout())
+            silent_seconds = self.loop.time() - self._head_piece_at
+            self._refuse(timeout_of(silent_seconds, self._limits.header_seconds, HeadersTooSlow))
 
     def _count(self, size: int) -> None:
         self._head_bytes += size

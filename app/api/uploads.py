@@ -13,13 +13,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..batching import retry_after_seconds
-from ..errors import BodyTooSlow, Overloaded, RequestTimeout, ServiceError
+from ..errors import BodyTooSlow, Overloaded, ServiceError
 from ..metrics import Metrics
 from .middleware import refuse
+from .timeouts import timeout_of
 
 _RETRY_SECONDS = 1.0
-# A body of which nothing has come for this share of its time has stalled; one that still comes is slow.
-_STALLED_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +91,7 @@ class _Body:
             async with asyncio.timeout(max(0.0, left)):
                 message = await receive()
         except TimeoutError:
-            has_stalled = time.monotonic() - self._last_piece_at > _STALLED_SHARE * allowed
-            raise RequestTimeout() if has_stalled else BodyTooSlow() from None
+            raise timeout_of(time.monotonic() - self._last_piece_at, allowed, BodyTooSlow) from None
         self._last_piece_at = time.monotonic()
         size = len(message.get("body", b""))
         self._received += size

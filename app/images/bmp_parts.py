@@ -8,7 +8,8 @@ from typing import NamedTuple
 from ..errors import ImageCorrupt, UnsupportedImageFormat
 from .bmp_pixels import BGRX, Masks, unmasked, unpacked
 from .geometry import Size
-from .picture import DecodeLimits, Picture, Piece
+from .picture import DecodeLimits, Picture
+from .pieces import Piece
 
 _FILE = struct.Struct("<2sI4xI")
 _OS2_1 = struct.Struct("<HHHH")

@@ -18,7 +18,7 @@ from .geometry import cropped_pixels
 from .jpeg_end import check_is_whole
 from .jpeg_scans import without_refinements
 from .orientation import turn_upright
-from .picture import DecodeLimits, Picture
+from .picture import PART_BYTES, DecodeLimits, Picture
 from .resample import usable_kernel
 from .structure import image_format, picture_of
 
@@ -27,9 +27,6 @@ __all__ = ["FORMATS", "DecodeLimits", "decode", "decode_for_each", "image_format
 # Pillow tries the decoder of the picture's format and no other, whatever the client calls its file.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
-# What a decoder gets at a time. To hand over a part holds the interpreter lock, and most files are one part: between
-# two, the lock is waited for.
-_PART_BYTES = 8 << 20
 # What a grey level of fewer bits becomes at 8, by Pillow's name of how it is stored.
 _WIDENED = {"L;2": 85, "L;4": 17}
 # Pillow's name of samples of 16 bits, lower half first. Of a PNG's, where the upper one is first, it takes the lower.
@@ -121,7 +118,7 @@ def _open(picture: Picture, *, is_filled: bool = False) -> ImageFile.ImageFile:
 
 def _load(image: ImageFile.ImageFile) -> None:
     _widen_transparency(image)
-    image.decodermaxblock = _PART_BYTES
+    image.decodermaxblock = PART_BYTES
     image.load()
 
 

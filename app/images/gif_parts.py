@@ -8,11 +8,14 @@ import struct
 import numpy as np
 
 from ..errors import ImageCorrupt, ImageTooComplex
-from .picture import DecodeLimits, Picture, Piece
+from .picture import DecodeLimits, Picture
+from .pieces import Piece
 
 # Comments, an animation's settings and XMP lie in front of a frame, in blocks of up to 255 bytes. Many of one size in a
-# row, as in every long comment, count as one; others are in XMP, whose 2 MB are so many. To go past them takes 10 ms.
-MAX_BLOCKS = 65_536
+# row, as in every long comment, count as a few; others are in XMP, whose 80 MB are so many. To go past so many blocks
+# takes 100 ms, and past so many extensions as well.
+MAX_BLOCKS = 1 << 20
+MAX_EXTENSIONS = 98_304
 # From so many blocks of one size on, the ones behind them are looked at together, in windows that become larger.
 _MANY_OF_ONE_SIZE = 32
 _FIRST_WINDOW_BLOCKS, _WINDOW_BLOCKS = 64, 1 << 18
@@ -70,7 +73,7 @@ def _first_frame(data: bytes, at: int) -> tuple[int, int | None]:
     """Where the descriptor of the first frame is, and the palette entry that is transparent in it."""
     transparent: int | None = None
     blocks = 0
-    while blocks < MAX_BLOCKS:
+    for _ in range(MAX_EXTENSIONS):
         found = _INTRODUCERS.search(data, at, at + _MOST_JUNK_BYTES)
         if found is None or data[found.start()] == _TRAILER:
             raise ImageCorrupt()
@@ -83,8 +86,11 @@ def _first_frame(data: bytes, at: int) -> tuple[int, int | None]:
             transparent = body[3] if body[0] & _IS_TRANSPARENT else None
         at, passed = _past_blocks(data, at, MAX_BLOCKS - blocks)
         blocks += passed
+        if blocks >= MAX_BLOCKS:
+            break
     raise ImageTooComplex(
-        f"The image has over {MAX_BLOCKS:,} GIF blocks in front of its first frame, and this server reads no more."
+        f"The image has over {MAX_BLOCKS:,} GIF blocks or {MAX_EXTENSIONS:,} extensions in front of its first frame, "
+        f"and this server reads no more."
     )
 
 

@@ -8,7 +8,7 @@ from .geometry import Size
 from .jpeg_end import has_end, without_last_fill
 from .jpeg_markers import EOI, FRAMES, SIGNATURE, SOS, segments, without_fill
 from .jpeg_scans import count_scans, has_all_scans
-from .picture import DecodeLimits, Picture, Piece
+from .picture import DecodeLimits, Picture
 
 _APP0, _APP1, _APP14, _APP15, _COM = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 _DNL = 0xDC
@@ -61,7 +61,7 @@ def _head(data: bytes) -> tuple[bytes, int, Size, int]:
     """What is needed of everything in front of the first scan, where that begins, the picture's size, and EXIF's
     orientation.
     """
-    kept: list[Piece] = [SIGNATURE[:2]]
+    kept: list[bytes | memoryview] = [SIGNATURE[:2]]
     kept_bytes = 0
     size: Size | None = None
     orientation: int | None = None

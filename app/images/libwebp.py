@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from ..errors import ImageCorrupt
-from .picture import Picture, Piece
+from .picture import Picture
+from .pieces import Piece
 
 # Version 1.0 and later name it so; the part behind the dash is what a wheel's builder adds.
 _LIBRARY = re.compile(r"(/\S*/libwebp(?:-[0-9a-f]+)?\.(?:so|\d)\S*)$", re.MULTILINE)
@@ -110,7 +111,7 @@ class WebPImage(ImageFile.ImageFile):
 
 def _joined(pieces: Sequence[Piece]) -> NDArray[np.uint8]:
     """The file in one piece. NumPy copies without the interpreter lock."""
-    parts = [np.frombuffer(piece, np.uint8) for piece in pieces]
+    parts = [np.frombuffer(piece if isinstance(piece, bytes | memoryview) else piece[:], np.uint8) for piece in pieces]
     whole = np.empty(sum(part.size for part in parts), np.uint8)
     begin = 0
     for part in parts:

@@ -12,12 +12,14 @@ from typing import BinaryIO, cast
 from ..errors import ImageTooLarge
 from . import jpeg_end
 from .geometry import Size
-
-Piece = bytes | memoryview
+from .pieces import Piece
 
 # A file of up to so many bytes is copied into one piece, which Pillow reads faster. No more: a copy holds the
 # interpreter lock, and one of 64 MB does so for longer than other threads may wait.
 _MOST_COPIED_BYTES = 1 << 20
+# What a decoder gets at a time. To hand over a part holds the interpreter lock, and most files are one part: between
+# two, the lock is waited for.
+PART_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Picture:
         if self.is_unfinished:
             pieces = [*pieces, jpeg_end.FILLER, jpeg_end.END] if is_filled else [*pieces, jpeg_end.END]
         if sum(map(len, pieces)) <= _MOST_COPIED_BYTES:
-            return io.BytesIO(b"".join(pieces))
+            return io.BytesIO(b"".join(piece[:] for piece in pieces))
         return cast("BinaryIO", PiecedFile(pieces))
 
 
@@ -83,14 +85,18 @@ class PiecedFile:
     """A file of pieces that are not copied until they are read: of a file object, what Pillow uses."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
-        self._pieces = [memoryview(piece) for piece in pieces if len(piece)]
+        self._pieces = [memoryview(piece) if isinstance(piece, bytes) else piece for piece in pieces if len(piece)]
         self._ends = list(accumulate(map(len, self._pieces)))
         self._size = self._ends[-1] if self._ends else 0
         self._at = 0
 
     def read(self, size: int | None = -1) -> bytes:
         end = self._size if size is None or size < 0 else min(self._size, self._at + size)
-        found: list[memoryview] = []
+        if size is not None and size > PART_BYTES:
+            # Pillow skips so what a PNG has behind its pixels.
+            self._at = end
+            return b""
+        found: list[bytes | memoryview] = []
         number = bisect_right(self._ends, self._at)
         while self._at < end:
             piece_end = self._ends[number]

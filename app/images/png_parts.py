@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..errors import ImageCorrupt, ImageTooComplex, UnsupportedImageFormat
 from . import exif
-from .picture import DecodeLimits, Picture, Piece
+from .picture import DecodeLimits, Picture
+from .pieces import Piece
+from .png_data import MANY_OF_ONE_SIZE, PixelData, past_equal_chunks
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Encoders put 8 kB and more into a chunk: 64 MB are 8,192 of these. To go past so many takes 30 ms.
-MAX_CHUNKS = 65_536
+# Encoders put 8 kB and more into a chunk: 64 MB are 8,192 of these. Small ones of one size in a row count as a few. To
+# go past so many takes 70 ms.
+MAX_CHUNKS = 131_072
+# Chunks that say something, each or the first of them: those are looked at one by one.
+_TAKEN = frozenset({b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"IEND", b"CgBI"})
 _CHUNK = struct.Struct(">I4s")
 _FRAME = struct.Struct(">4xIIII")
 _SEQUENCE_BYTES = 4
@@ -30,44 +35,45 @@ class _Frame:
     height: int
     left: int
     top: int
-    data: list[memoryview] = field(default_factory=list)
+    data: PixelData
 
 
 @dataclass(slots=True)
 class _Found:
+    data: PixelData
     header: bytes = b""
     palette: bytes | None = None
     transparent: bytes | None = None
     exif: memoryview | None = None
-    data: list[memoryview] = field(default_factory=list)
     is_animated: bool = False
     frames: int = 0
     frame: _Frame | None = None
     """The first one, where it is not the default image."""
 
 
-def png_picture(data: bytes, limits: DecodeLimits) -> Picture:
+def png_picture(content: bytes, limits: DecodeLimits) -> Picture:
     """The picture that a browser shows of a PNG. Damage in what is not of its pixels is passed over.
 
     Raises `ImageTooLarge`, `ImageTooComplex`, `ImageCorrupt` and `UnsupportedImageFormat`.
     """
-    found = _walk(data, limits)
+    found = _walk(content, limits)
     if not found.header or not found.data:
         raise ImageCorrupt()
     width, height, depth, colour = struct.unpack(">IIBB", found.header[:10])
     if colour == _PALETTE and found.palette is None:
         raise ImageCorrupt()
-    header, offset, pixels = found.header, None, found.data
+    header, offset, data = found.header, None, found.data
     frame = found.frame
     if frame is not None and frame.data:
         header = struct.pack(">II", frame.width, frame.height) + header[8:]
-        offset, pixels = (frame.left, frame.top), frame.data
+        offset, data = (frame.left, frame.top), frame.data
     transparent, deep = _transparent(found, depth, colour)
     pieces: list[Piece] = [SIGNATURE + _chunk(b"IHDR", header)]
     if found.palette is not None and colour == _PALETTE:
         pieces.append(_chunk(b"PLTE", found.palette))
     if transparent is not None:
         pieces.append(_chunk(b"tRNS", transparent))
+    pixels = data.pieces()
     # In one chunk: Pillow goes from one to the next in Python. It does not look at the sum behind it.
     pieces += [_CHUNK.pack(sum(map(len, pixels)), b"IDAT"), *pixels, bytes(4), _chunk(b"IEND", b"")]
     orientation = exif.UPRIGHT if found.exif is None else exif.orientation_in(found.exif)
@@ -75,24 +81,35 @@ def png_picture(data: bytes, limits: DecodeLimits) -> Picture:
 
 
 def _walk(data: bytes, limits: DecodeLimits) -> _Found:
-    found = _Found()
+    found = _Found(PixelData(data))
     view = memoryview(data)
     at, is_behind_pixels = len(SIGNATURE), False
+    last, same = (0, b""), 0
     for _ in range(MAX_CHUNKS):
         if at + 8 > len(data):
             return found
         length, kind = _CHUNK.unpack_from(data, at)
         body, end = at + 8, at + 8 + length
         at = end + 4
+        same = same + 1 if (length, kind) == last else 0
+        last = (length, kind)
+        run = at
+        if same == MANY_OF_ONE_SIZE and at <= len(data) and kind not in _TAKEN:
+            at, same = past_equal_chunks(data, at, length), 0
         if kind == b"IDAT":
             if not is_behind_pixels and length:
-                found.data.append(view[body:end])
+                found.data.add(body, end)
+                found.data.add_run(run + 8, length, at)
             continue
         # A chunk of another kind ends the pixels: they must lie one behind the other.
         is_behind_pixels = bool(found.data)
         if kind == b"IEND" or length > _MOST_LENGTH:
             return found
-        _take(found, kind, view[body:end], view[end:at], is_behind_pixels, limits)
+        if kind == b"fdAT":
+            if found.frame is not None and found.frames == 1 and length > _SEQUENCE_BYTES:
+                found.frame.data.add(body + _SEQUENCE_BYTES, end)
+        else:
+            _take(found, kind, view[body:end], view[end:at], is_behind_pixels, limits)
         if found.frames > 1 and is_behind_pixels and (found.frame is None or found.frame.data):
             return found
     if not is_behind_pixels or (found.frame is not None and not found.frame.data):
@@ -101,7 +118,12 @@ def _walk(data: bytes, limits: DecodeLimits) -> _Found:
 
 
 def _take(
-    found: _Found, kind: bytes, body: memoryview, checksum: memoryview, is_behind_pixels: bool, limits: DecodeLimits
+    found: _Found,
+    kind: bytes,
+    body: memoryview,
+    checksum: memoryview,
+    is_behind_pixels: bool,
+    limits: DecodeLimits,
 ) -> None:
     """Note a chunk that says something of the pixels. As browsers do (libpng), of two that may be there once the first
     counts, and an ancillary one of another length or checksum than it must have does not.
@@ -129,9 +151,7 @@ def _take(
     elif kind == b"fcTL" and found.is_animated:
         found.frames += 1
         if found.frames == 1 and is_behind_pixels:
-            found.frame = _frame(body, found.header)
-    elif kind == b"fdAT" and found.frame is not None and found.frames == 1 and len(body) > _SEQUENCE_BYTES:
-        found.frame.data.append(body[_SEQUENCE_BYTES:])
+            found.frame = _frame(body, found.header, found.data.of_same_file())
 
 
 def _is_right(kind: bytes, body: memoryview, checksum: memoryview) -> bool:
@@ -159,13 +179,13 @@ def _palette(body: bytes, length: int, header: bytes) -> bytes | None:
     return body[: 3 << depth]
 
 
-def _frame(body: memoryview, header: bytes) -> _Frame | None:
+def _frame(body: memoryview, header: bytes, data: PixelData) -> _Frame | None:
     if len(body) != 26:
         return None
     width, height, left, top = _FRAME.unpack_from(body)
     canvas = struct.unpack(">II", header[:8])
     is_inside = 0 < width <= canvas[0] - left and 0 < height <= canvas[1] - top
-    return _Frame(width, height, left, top) if is_inside else None
+    return _Frame(width, height, left, top, data) if is_inside else None
 
 
 def _transparent(found: _Found, depth: int, colour: int) -> tuple[bytes | None, tuple[int, int, int] | None]:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from ..errors import ImageCorrupt, ImageTooComplex
 from . import exif
 from .geometry import Size
-from .picture import DecodeLimits, Picture, Piece
+from .picture import DecodeLimits, Picture
+from .pieces import Piece
 
 # Encoders write up to eight in front of the pixels, and two behind each frame.
 MAX_CHUNKS = 65_536

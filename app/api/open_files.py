@@ -1,0 +1,78 @@
+"""Whether this process is about to run out of files, which each connection takes one of.
+
+The event loop accepts connections by itself, and where no file is left it can only close them. So the last files are
+kept for what must go on: the number of a new connection's file says how many are taken, since the system gives the
+lowest that is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable
+from enum import IntEnum
+
+from ..resources import open_file_limit
+
+logger = logging.getLogger(__name__)
+
+# Kept for health checks, for what the service itself opens, and for connections while they are refused.
+_KEPT, _FEWEST_KEPT = 64, 8
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class Shortage(IntEnum):
+    """What a connection is taken for."""
+
+    NONE = 0
+    FEW_LEFT = 1
+    """Only health checks are answered on it."""
+    LAST = 2
+    """It is refused at once."""
+
+
+class OpenFiles:
+    """Watches the files of this process, and logs when they run out: every half a minute at most."""
+
+    def __init__(self, limit: Callable[[], int] = open_file_limit, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._say_at = clock()
+
+    def shortage(self, transport: asyncio.BaseTransport) -> Shortage:
+        """Of the moment at which a connection was accepted."""
+        connection = transport.get_extra_info("socket")
+        if connection is None:
+            return Shortage.NONE
+        # Asked each time, in less than a microsecond: it can be changed from outside.
+        limit = self._limit()
+        kept = min(_KEPT, max(_FEWEST_KEPT, limit // 4))
+        free = limit - connection.fileno() - 1
+        if free >= kept:
+            return Shortage.NONE
+        self._say(limit)
+        return Shortage.FEW_LEFT if free >= kept // 2 else Shortage.LAST
+
+    def are_out(self) -> bool:
+        """Whether no file can be opened, whoever has them. Does not block."""
+        try:
+            os.close(os.dup(2))
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._say(self._limit())
+                return True
+        return False
+
+    def _say(self, limit: int) -> None:
+        if self._clock() < self._say_at:
+            return
+        self._say_at = self._clock() + _SECONDS_BETWEEN_LINES
+        logger.warning(
+            "Files run out: this process may have %d open (RLIMIT_NOFILE), and nearly all are. New connections are "
+            "refused with 503, but for health checks, or wait. Raise the limit (ulimit -n, LimitNOFILE=, "
+            "--ulimit nofile=), or set RESNET_MAX_CONNECTIONS lower.",
+            limit,
+        )
