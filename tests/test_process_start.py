@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app import files, resources, settings
+from app import files, resources
 from app.checkpoints.limited_process import run_limited
 from app.images.decode import DecodeLimits
 from app.images.worker_process import WorkerProcesses
@@ -204,7 +204,7 @@ def test_a_home_that_is_not_known_means_a_folder_of_ones_own(tmp_path: Path, mon
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("RESNET_CACHE_DIR", raising=False)
-    monkeypatch.setattr(settings.Path, "home", no_home)
+    monkeypatch.setattr(Path, "home", no_home)
     monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
     own = tmp_path / f"resnet-serve-{os.getuid()}"

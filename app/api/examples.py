@@ -39,6 +39,8 @@ _TOP_K = {
 }
 _FORM_TOP_K = {"type": "integer", "minimum": 1, "description": "As in the query.", "examples": [5]}
 _IMAGE = {"type": "string", "minLength": 1, "description": "Base64, bare or as a data: URL."}
+# An empty one is an error of its own, and the others are answered.
+_ONE_OF_MANY = {"type": "string", "description": _IMAGE["description"]}
 _FILE = {
     "type": "string",
     "format": "binary",
@@ -72,7 +74,7 @@ BATCH_REQUEST_BODY: dict[str, Any] = {
                 "type": "object",
                 "required": ["images"],
                 "additionalProperties": False,
-                "properties": {"images": {"type": "array", "minItems": 1, "items": _IMAGE}, "top_k": _TOP_K},
+                "properties": {"images": {"type": "array", "minItems": 1, "items": _ONE_OF_MANY}, "top_k": _TOP_K},
             },
             "example": {"images": [_small_base64(), _small_base64()], "top_k": 1},
         },

@@ -108,7 +108,6 @@ class StorageSettings(Group):
     cache_dir: Path = Field(default_factory=_default_cache_dir, description="Where downloads and exports are kept.")
     download_mirror: str | None = Field(
         None,
-        pattern=r"^https?://",
         description="Base URL of a mirror that holds torchvision's weight files under their own names.",
     )
 
