@@ -57,7 +57,7 @@ class OpenFiles:
         return Shortage.FEW_LEFT if free >= kept // 2 else Shortage.LAST
 
     def are_out(self) -> bool:
-        """Whether no file can be opened, whoever has them. Does not block."""
+        """Whether no file can be opened, by the limit of this process or of the system. Does not block."""
         try:
             os.close(os.dup(2))
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Archives beside a checkpoint: sources, datasets, packed copies. What they are is told by what is in them."""
+"""Archives beside a checkpoint: sources, datasets, packed copies. Their content decides what they are."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def is_other_archive(path: Path) -> bool:
     try:
         members = list(open_zip(path).members)
     except CheckpointError:
-        # A damaged checkpoint is to be told, and no checkpoint is called so.
+        # A damaged `.pth` must be reported as damaged. No checkpoint has the name `.zip`.
         return path.suffix.lower() == ".zip"
     return not any(reader.recognises_zip is not None and reader.recognises_zip(members) for reader in READERS)

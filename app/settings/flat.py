@@ -30,7 +30,7 @@ class Settings(
     AddressSettings,
     BaseSettings,
 ):
-    """What the service is told at its start; it does not change afterwards."""
+    """The settings of the service, read once at its start."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True)
 
