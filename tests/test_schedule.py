@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, cast
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batching import DeviceForecast, Schedule, Shed
+from app.batching import DeviceForecast, Reservation, Schedule, Shed
 from app.batching.headroom import Headroom
 from app.classifier import Classifier
 from app.engine import EngineState
@@ -32,6 +33,11 @@ IDLE = DeviceForecast(free_in_seconds=0.0, running=(), slots=1, batch_size=4, ba
 def busy(*running: float) -> DeviceForecast:
     """Images with these deadlines run, and their batch ends in half a second."""
     return replace(IDLE, free_in_seconds=0.5, running=running)
+
+
+def free_in(seconds: float) -> DeviceForecast:
+    """Its slot is free after so long."""
+    return replace(IDLE, free_in_seconds=seconds)
 
 
 def learn(schedule: Schedule, share: float) -> None:
@@ -83,6 +89,127 @@ def schedule(clock: Clock, shed: list[Shed], others: Others) -> Schedule:
     made = Schedule(10, clock=clock, count_shed=shed.append, shared=others)
     learn(made, 0.0)
     return made
+
+
+# --- a refusal that is repeated
+
+
+def refuse(schedule: Schedule, clock: Clock, seconds: float = 1.0) -> Reservation:
+    """Hold one image, for which another one with so many seconds is late by 0.1 s and is refused."""
+    held = schedule.reserve(IDLE, clock.now + 0.4)
+    with pytest.raises(Overloaded):
+        schedule.check(free_in(seconds - 0.5), seconds)
+    return held
+
+
+def is_repeated(schedule: Schedule, seconds: float = 1.0) -> bool:
+    try:
+        schedule.repeat_refusal(seconds)
+    except Overloaded:
+        return True
+    return False
+
+
+def test_a_refusal_is_repeated_for_a_moment(schedule: Schedule, clock: Clock, shed: list[Shed]) -> None:
+    """Requests behind a refused one are refused as it was, each is counted, and a few milliseconds later none is."""
+    assert not is_repeated(schedule)
+    refuse(schedule, clock)
+    assert is_repeated(schedule)
+    clock.now += 0.0049
+    assert is_repeated(schedule)
+    assert shed == ["late"] * 3
+    clock.now += 0.0002
+    assert not is_repeated(schedule)
+    assert shed == ["late"] * 3
+
+
+def test_it_is_repeated_no_longer_than_the_image_was_late(schedule: Schedule, clock: Clock) -> None:
+    """One that came a millisecond too late for the device is not too late a millisecond later."""
+    schedule.reserve(IDLE, clock.now + 0.4)
+    with pytest.raises(Overloaded):
+        schedule.check(free_in(0.401), 1.0)
+    clock.now += 0.0009
+    assert is_repeated(schedule)
+    clock.now += 0.0002
+    assert not is_repeated(schedule)
+    schedule.check(free_in(0.3999), 1.0)
+
+
+def test_what_makes_room_ends_the_repetition(schedule: Schedule, clock: Clock) -> None:
+    """A reservation that ends does, and a body that was announced and will not come."""
+    held = refuse(schedule, clock)
+    schedule.release(held)
+    assert not is_repeated(schedule)
+    refuse(schedule, clock)
+    schedule.withdraw(schedule.announce())
+    assert not is_repeated(schedule)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0])
+def test_an_image_with_other_time_is_looked_at_by_itself(schedule: Schedule, clock: Clock, seconds: float) -> None:
+    """One with more time may be admitted, and so may one with less, which goes ahead."""
+    refuse(schedule, clock)
+    assert not is_repeated(schedule, seconds)
+
+
+def test_a_full_schedule_is_full_for_everybody(schedule: Schedule, clock: Clock, shed: list[Shed]) -> None:
+    """Whatever time an image has, where as many are held as may be it is refused."""
+    for _ in range(14):
+        schedule.reserve(IDLE, clock.now + 100)
+    with pytest.raises(Overloaded):
+        schedule.check(IDLE, 100)
+    assert is_repeated(schedule, 3)
+    assert is_repeated(schedule, 300)
+    assert shed == ["full"] * 3
+
+
+def test_a_refused_reservation_is_not_repeated(schedule: Schedule, clock: Clock) -> None:
+    """Its image may be one that takes long to decode: that says nothing of the next request."""
+    schedule.reserve(IDLE, clock.now + 100)
+    with pytest.raises(Overloaded):
+        schedule.reserve(IDLE, clock.now + 1.0, decode_seconds=5.0)
+    assert not is_repeated(schedule)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    held=st.lists(st.floats(0.05, 3), min_size=1, max_size=14),
+    seconds=st.floats(0.05, 3),
+    busy_for=st.floats(0, 2),
+    decoded_in=st.floats(0, 2),
+    passed=st.floats(0, 0.006),
+    more=st.lists(st.floats(0.05, 3), max_size=3),
+    share=st.floats(0, 0.5),
+)
+def test_what_is_repeated_would_be_refused_again(
+    held: list[float],
+    seconds: float,
+    busy_for: float,
+    decoded_in: float,
+    passed: float,
+    more: list[float],
+    share: float,
+) -> None:
+    """While a refusal is repeated a fresh look refuses too: time has passed for the device and the decoder, and
+    reservations may have been added.
+    """
+    clock = Clock()
+    schedule = Schedule(10, clock=clock)
+    learn(schedule, share)
+    for deadline in held:
+        with suppress(Overloaded):
+            schedule.reserve(IDLE, clock.now + deadline)
+    try:
+        schedule.check(free_in(busy_for), seconds, decoded_in)
+    except Overloaded:
+        clock.now += passed
+        later = free_in(max(0.0, busy_for - passed))
+        for deadline in more:
+            with suppress(Overloaded):
+                schedule.reserve(later, clock.now + deadline)
+        if is_repeated(schedule, seconds):
+            with pytest.raises(Overloaded):
+                schedule.check(later, seconds, max(0.0, decoded_in - passed))
 
 
 # --- by hand

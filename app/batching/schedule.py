@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from ..errors import Overloaded
 from .headroom import Headroom
@@ -118,10 +118,8 @@ class Schedule:
         self._shared = shared
         self._deadlines: list[float] = []
         self._announced: OrderedDict[Announcement, None] = OrderedDict()
-        # The last refusal by `check`: until when it is repeated, to whom, and what it said.
-        self._repeated_until = -math.inf
-        self._repeated_to_seconds = 0.0
-        self._refused: tuple[Shed, float] = ("late", 0.0)
+        # What `check` refused last, while it is repeated.
+        self._repeated: _Repeated | None = None
 
     @property
     def held(self) -> int:
@@ -136,20 +134,27 @@ class Schedule:
         now = self._clock()
         try:
             self._expected_at(device, now, now + seconds, decode_seconds, self._still_announced(now))
-        except Overloaded:
-            reason, wait_seconds = self._refused
+        except _Refused as refused:
             # Where no reservation ends, only time makes room: an image that would be late by more is still late.
-            is_late_for = math.inf if reason == "full" else wait_seconds
-            self._repeated_until = now + min(is_late_for, _REPEATED_SECONDS)
-            self._repeated_to_seconds = seconds
-            raise
+            late_for = math.inf if refused.reason == "full" else refused.wait_seconds
+            until = now + min(late_for, _REPEATED_SECONDS)
+            self._repeated = _Repeated(until, seconds, refused.reason, refused.wait_seconds)
+            raise self._overloaded(refused.reason, refused.wait_seconds) from None
 
     def repeat_refusal(self, seconds: float) -> None:
-        """Raise `Overloaded` where `check` did so for an image with as much time, a moment ago, and no reservation has
-        ended since. Under overload that answers most requests, at a tenth of the cost.
+        """Raise `Overloaded` where `check` would do so again: it did a moment ago, and no reservation has ended since.
+
+        Under overload this answers most requests, without a look at the device or the decoder. `seconds` are as for
+        `check`. An image with less time goes ahead of others and may still be admitted; it is only refused here where
+        the schedule is full.
         """
-        if seconds <= self._repeated_to_seconds and self._clock() < self._repeated_until:
-            raise self._refusal(*self._refused)
+        repeated = self._repeated
+        if (
+            repeated is not None
+            and self._clock() < repeated.until
+            and (repeated.reason == "full" or repeated.seconds == seconds)
+        ):
+            raise self._overloaded(repeated.reason, repeated.wait_seconds)
 
     def announce(self) -> Announcement:
         """Count a request whose headers were accepted; `withdraw` ends that, and so does a tenth of a second."""
@@ -159,7 +164,7 @@ class Schedule:
 
     def withdraw(self, announcement: Announcement) -> None:
         """Its body has ended, or never will. May be called again."""
-        self._repeated_until = -math.inf
+        self._repeated = None
         self._announced.pop(announcement, None)
 
     def reserve(self, device: DeviceForecast, deadline: float, decode_seconds: float = 0.0) -> Reservation:
@@ -168,7 +173,10 @@ class Schedule:
         `deadline` is absolute; `decode_seconds` from now it is expected to be decoded.
         """
         now = self._clock()
-        expected_at = self._expected_at(device, now, deadline, decode_seconds, 0)
+        try:
+            expected_at = self._expected_at(device, now, deadline, decode_seconds, 0)
+        except _Refused as refused:
+            raise self._overloaded(refused.reason, refused.wait_seconds) from None
         insort(self._deadlines, deadline)
         self._publish()
         return Reservation(deadline, now, expected_at)
@@ -177,7 +185,7 @@ class Schedule:
         """The image has been answered, or is not wanted any more. May be called again."""
         if reservation.is_held:
             reservation.is_held = False
-            self._repeated_until = -math.inf
+            self._repeated = None
             del self._deadlines[bisect_left(self._deadlines, reservation.deadline)]
             self._publish()
 
@@ -195,11 +203,11 @@ class Schedule:
     def _expected_at(
         self, device: DeviceForecast, now: float, deadline: float, decode_seconds: float, announced: int
     ) -> float:
-        """When an image with this deadline would be answered. Raises `Overloaded` where it is not admitted."""
+        """When an image with this deadline would be answered. Raises `_Refused` where it is not admitted."""
         others = self._others() + announced
         held = len(self._deadlines) + others
         if held >= self._most_waiting + device.capacity:
-            raise self._refusal("full", device.starts_in(held - len(device.running)))
+            raise _Refused("full", device.starts_in(held - len(device.running)))
         line = _Line(self._deadlines, device, others)
         own = line.place_of(deadline)
         position = line.before + own
@@ -208,12 +216,11 @@ class Schedule:
         late_by = expected_at + self.headroom.share * max(0.0, deadline - now) - deadline
         late_by = max(late_by, line.delays_by(own, now))
         if held and late_by > 0:
-            raise self._refusal("late", late_by)
+            raise _Refused("late", late_by)
         return expected_at
 
-    def _refusal(self, reason: Shed, wait_seconds: float) -> Overloaded:
+    def _overloaded(self, reason: Shed, wait_seconds: float) -> Overloaded:
         self._count_shed(reason)
-        self._refused = (reason, wait_seconds)
         return Overloaded(retry_after_seconds=retry_after_seconds(wait_seconds))
 
     def _others(self) -> int:
@@ -230,6 +237,24 @@ class Schedule:
                 break
             del self._announced[oldest]
         return len(self._announced)
+
+
+class _Refused(Exception):
+    """Why an image is not admitted, and by how many seconds."""
+
+    def __init__(self, reason: Shed, wait_seconds: float) -> None:
+        self.reason: Shed = reason
+        self.wait_seconds = wait_seconds
+
+
+class _Repeated(NamedTuple):
+    """A refusal that holds for the images behind it too."""
+
+    until: float
+    seconds: float
+    """The time that the refused image had."""
+    reason: Shed
+    wait_seconds: float
 
 
 class _Line:
