@@ -23,7 +23,7 @@ Shed = Literal["full", "late"]
 # A body whose headers were accepted counts as an image ahead for so long: most bodies end within it. A longer upload
 # counts from its end, so that slow clients hold no room in the schedule.
 _ANNOUNCED_SECONDS = 0.1
-# A refusal is repeated at most for so long: another process's reservations may have ended since.
+# A refusal is repeated at most for so long: another process's reservations may have changed since.
 _REPEATED_SECONDS = 0.005
 
 
@@ -135,14 +135,14 @@ class Schedule:
         try:
             self._expected_at(device, now, now + seconds, decode_seconds, self._still_announced(now))
         except _Refused as refused:
-            # Where no reservation ends, only time makes room: an image that would be late by more is still late.
+            # Where nothing changes, only time makes room: an image that would be late by more is still late.
             late_for = math.inf if refused.reason == "full" else refused.wait_seconds
             until = now + min(late_for, _REPEATED_SECONDS)
             self._repeated = _Repeated(until, seconds, refused.reason, refused.wait_seconds)
             raise self._overloaded(refused.reason, refused.wait_seconds) from None
 
     def repeat_refusal(self, seconds: float) -> None:
-        """Raise `Overloaded` where `check` would do so again: it did a moment ago, and no reservation has ended since.
+        """Raise `Overloaded` where `check` would do so again: it did a moment ago, and nothing has changed since.
 
         Under overload this answers most requests, without a look at the device or the decoder. `seconds` are as for
         `check`. An image with less time goes ahead of others and may still be admitted; it is only refused here where
@@ -160,12 +160,13 @@ class Schedule:
         """Count a request whose headers were accepted; `withdraw` ends that, and so does a tenth of a second."""
         announcement = Announcement(self._clock())
         self._announced[announcement] = None
+        self._repeated = None
         return announcement
 
     def withdraw(self, announcement: Announcement) -> None:
         """Its body has ended, or never will. May be called again."""
-        self._repeated = None
         self._announced.pop(announcement, None)
+        self._repeated = None
 
     def reserve(self, device: DeviceForecast, deadline: float, decode_seconds: float = 0.0) -> Reservation:
         """Admit an image whose body has ended. Raises `Overloaded`.
@@ -178,16 +179,15 @@ class Schedule:
         except _Refused as refused:
             raise self._overloaded(refused.reason, refused.wait_seconds) from None
         insort(self._deadlines, deadline)
-        self._publish()
+        self._changed()
         return Reservation(deadline, now, expected_at)
 
     def release(self, reservation: Reservation) -> None:
         """The image has been answered, or is not wanted any more. May be called again."""
         if reservation.is_held:
             reservation.is_held = False
-            self._repeated = None
             del self._deadlines[bisect_left(self._deadlines, reservation.deadline)]
-            self._publish()
+            self._changed()
 
     def observe(self, reservation: Reservation, *, answered: bool) -> None:
         """Learn from an image that was answered just now, or missed its deadline: how wrong the prediction was."""
@@ -226,7 +226,8 @@ class Schedule:
     def _others(self) -> int:
         return self._shared.others() if self._shared is not None else 0
 
-    def _publish(self) -> None:
+    def _changed(self) -> None:
+        self._repeated = None
         if self._shared is not None:
             self._shared.publish(len(self._deadlines))
 
