@@ -1,4 +1,4 @@
-"""What the torch backend reaches on a card: images a second, the latency of one, and where the time goes.
+"""What the torch backend reaches on a GPU: images a second, the latency of one, and where the time goes.
 
     python -m benchmarks.gpu [--device cuda] [--precision auto] [--max-batch 128] [--seconds 3] [--json FILE]
 
@@ -253,7 +253,7 @@ def write(report: Report, console: Console) -> None:
     console.print("; ".join(f"{name} {value}" for name, value in report.machine.items()))
     for title, figures in {
         "Start, seconds": report.start_seconds,
-        "The card's memory, MB": report.memory_mb,
+        "The GPU's memory, MB": report.memory_mb,
         "One image, ms": report.one_image_ms,
     }.items():
         console.print(f"\n{title}: " + "; ".join(f"{name} {value:.2f}" for name, value in figures.items()))

@@ -17,6 +17,7 @@ import pytest
 from app.api import EarlyRefusals, Turns
 from app.api.forwarded import ForwardedClients
 from app.api.protocol import HttpProtocol
+from app.api.refused_request import RefusedRequest
 from app.classifier import Classifier
 from app.settings import Settings
 from tests.photos import make_jpeg, null_classes
@@ -583,6 +584,28 @@ def test_an_answer_comes_in_its_turn(full: RunningServer, monkeypatch: pytest.Mo
         assert time.monotonic() - began >= 0.3
         connection.sendall(HEALTH)
         assert receive_answer(connection).status == 200
+
+
+def test_one_that_cannot_be_sent_holds_up_no_other(full: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that wait behind a refusal whose sending fails are sent in their turn."""
+    turns = iter((0.1, 0.2))
+    monkeypatch.setattr(turns_of(full), "wait_seconds", lambda: next(turns))
+    send, sent = RefusedRequest.send, 0
+
+    def fail_once(self: RefusedRequest, *, closes: bool = False) -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 1:
+            raise OSError("The connection is broken.")
+        send(self, closes=closes)
+
+    monkeypatch.setattr(RefusedRequest, "send", fail_once)
+    with connect(full) as one, connect(full) as two:
+        one.sendall(PREDICT)
+        wait_until(lambda: len(protocols_waiting(full)) == 1)
+        two.sendall(PREDICT)
+        check_overloaded(receive_answer(two))
+    assert sent >= 2
 
 
 def test_shutdown_answers_those_that_wait_for_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:

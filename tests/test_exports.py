@@ -699,7 +699,7 @@ def test_an_export_in_memory_is_checked_too(weights: Path, tmp_path: Path, monke
 def test_a_card_that_torch_cannot_use_is_told(
     weights: Path, cache: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A driver that counts a card which PyTorch does not see is a warning, and the CPU serves as it would without."""
+    """A driver that counts a GPU which PyTorch does not see is a warning, and the CPU serves as it would without."""
     monkeypatch.setattr(choice, "cuda_device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     checkpoint, backend = opened(settings_of(weights, cache))

@@ -264,7 +264,7 @@ def test_where_memory_is_not_told_it_is_no_bound() -> None:
 
 
 def test_only_a_cpus_batches_are_held_to_this_processs_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A card's driver takes gigabytes of this process at its start, which say nothing of batches."""
+    """A GPU's driver takes gigabytes of this process at its start, which say nothing of batches."""
     monkeypatch.setattr("app.engine.planning.available_memory_bytes", lambda: 0)
     assert not has_room_for_twice("cpu (2 threads, float32)", 2)()
     assert has_room_for_twice("cuda:0 (bfloat16)", 2)()

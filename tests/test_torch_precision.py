@@ -1,4 +1,4 @@
-"""Where the network runs and in which number format: what a card can do, and whether the network survives it."""
+"""Where the network runs and in which number format: what a GPU can do, and whether the network survives it."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_intermediate_code_runs_on_later_cards() -> None:
 
 
 class Card:
-    """What PyTorch tells of a card that is not here."""
+    """What PyTorch tells of a GPU that is not here."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
         told = {
             "is_available": lambda: True,
             "device_count": lambda: 2,
             "get_device_capability": lambda device: capability,
-            "get_device_name": lambda device: "a card",
+            "get_device_name": lambda device: "a GPU",
             "get_arch_list": lambda: BUILT_FOR,
         }
         for name, answer in told.items():
@@ -77,7 +77,7 @@ class Card:
 
 
 def test_a_new_card_gets_two_slots_and_float16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """auto takes the card, half precision with its ways back, two batches in flight, and graphs."""
+    """auto takes the GPU, half precision with its ways back, two batches in flight, and graphs."""
     Card(monkeypatch, (8, 9))
     plan = plan_device("auto", "auto")
     assert plan == DevicePlan(
@@ -95,9 +95,9 @@ def test_a_format_that_was_asked_for_has_no_way_back(precision: str, monkeypatch
 
 
 def test_a_card_that_the_build_has_no_kernels_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An old card is named with what the build is for and the ways out, before the first kernel fails."""
+    """An old GPU is named with what the build is for and the ways out, before the first kernel fails."""
     Card(monkeypatch, (6, 1))
-    with pytest.raises(SettingError, match=r"a card has compute capability 6\.1.*not built for.*RESNET_DEVICE=cpu"):
+    with pytest.raises(SettingError, match=r"a GPU has compute capability 6\.1.*not built for.*RESNET_DEVICE=cpu"):
         plan_device("auto", "auto")
 
 
@@ -137,7 +137,7 @@ def test_a_network_beyond_it_runs_in_bfloat16(caplog: pytest.LogCaptureFixture) 
 
 
 def test_without_bfloat16_it_runs_in_float32() -> None:
-    """On a card of 7.x the way back is float32, whose weights are the ones that came."""
+    """On a GPU of 7.x the way back is float32, whose weights are the ones that came."""
     assert placed(60_000.0, torch.float16, torch.float32) == torch.float32
 
 

@@ -132,14 +132,17 @@ class EarlyRefusals:
         self._timer = None
         due = loop.time() + _TOGETHER_SECONDS / 2
         began, sent = time.thread_time(), 0
-        while self._waiting and self._waiting[0][0] <= due:
-            heapq.heappop(self._waiting)[2].send()
-            sent += 1
+        try:
+            while self._waiting and self._waiting[0][0] <= due:
+                heapq.heappop(self._waiting)[2].send()
+                sent += 1
+        finally:
+            # Also behind one that could not be sent: the others still wait.
+            if self._waiting:
+                wait = max(_TOGETHER_SECONDS, self._waiting[0][0] - loop.time())
+                self._timer = loop.call_later(wait, self._send_due, loop)
         if sent:
             self.turns.took((time.thread_time() - began) / sent)
-        if self._waiting:
-            wait = max(_TOGETHER_SECONDS, self._waiting[0][0] - loop.time())
-            self._timer = loop.call_later(wait, self._send_due, loop)
 
     def render(
         self, refusal: EarlyRefusal, default_headers: list[tuple[bytes, bytes]], root_path: str, *, closes: bool

@@ -1,8 +1,8 @@
 """WebP through libwebp's own functions, without the interpreter lock.
 
-Pillow's plugin copies the canvas while it holds the lock: 120 ms for 64 megapixels, in which no other thread runs. The
-library that Pillow has loaded decodes straight into memory of ours instead. Where it is not found, Pillow's plugin is
-used. The pixels are the same.
+Pillow's plugin copies the canvas while it holds the lock: 49 ms for 25 megapixels, in which no other thread runs. The
+library that Pillow has loaded decodes into an array instead. Where it is not found, Pillow's plugin is used. The pixels
+are the same.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import io
 import re
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ from ..errors import ImageCorrupt
 from .picture import Picture
 from .pieces import Piece
 
-# Version 1.0 and later name it so; the part behind the dash is what a wheel's builder adds.
-_LIBRARY = re.compile(r"(/\S*/libwebp(?:-[0-9a-f]+)?\.(?:so|\d)\S*)$", re.MULTILINE)
+# The part behind the dash is what a wheel's builder adds.
+_NAME = re.compile(r"libwebp(-[0-9a-f]+)?\.so[.\d]*")
 # libwebp/src/webp/decode.h: the major part must be the library's, and has been 2 since 2012.
 _DECODER_ABI_VERSION = 0x0209
 
@@ -47,11 +48,10 @@ def library() -> ctypes.CDLL | None:
     """The libwebp that Pillow has loaded; None where there is none, or it is not found."""
     try:
         importlib.import_module("PIL._webp")
-        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-            found = _LIBRARY.search(maps.read())
-        if found is None:
+        path = _loaded_path()
+        if path is None:
             return None
-        webp = ctypes.CDLL(found[1])
+        webp = ctypes.CDLL(path)
         webp.WebPGetFeaturesInternal.argtypes = (
             ctypes.c_void_p,
             ctypes.c_size_t,
@@ -69,6 +69,16 @@ def library() -> ctypes.CDLL | None:
     except (ImportError, OSError, AttributeError):
         return None
     return webp
+
+
+def _loaded_path() -> str | None:
+    """Where libwebp was loaded from (Linux)."""
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        # Address, permissions, offset, device, inode, and a path that may have spaces in it (proc_pid_maps(5)).
+        path = line.split(maxsplit=5)[5:]
+        if path and _NAME.fullmatch(path[0].rpartition("/")[2]):
+            return path[0]
+    return None
 
 
 class WebPImage(ImageFile.ImageFile):

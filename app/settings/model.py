@@ -29,7 +29,7 @@ class BackendSettings(Group):
     precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto",
         description=(
-            "Number format of the network. auto: on a CUDA card with tensor cores float16, or the next that holds the "
+            "Number format of the network. auto: on a CUDA GPU with tensor cores float16, or the next that holds the "
             "network; else float32."
         ),
     )

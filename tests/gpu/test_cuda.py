@@ -1,7 +1,7 @@
-"""On a real card: answers as float32 eager on CPU gives them, graphs, streams, memory and errors. `make gpu` runs it.
+"""On a real GPU: answers as float32 eager on CPU gives them, graphs, streams, memory and errors. `make gpu` runs it.
 
-What decides (buckets, order, splits, meanings of errors) is tested without a card in tests/test_torch_*.py; here is
-what only a card can show. Without one every test is skipped.
+What decides (buckets, order, splits, meanings of errors) is tested without a GPU in tests/test_torch_*.py; here is
+what only a GPU can show. Without one every test is skipped.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ def assert_agrees(scores: Scores, expected: Scores, tolerance: float) -> None:
 def test_the_card_agrees_with_the_reference(
     precision: str, graphs: bool, network: torch.nn.Module, batch: Pixels, reference: Scores
 ) -> None:
-    """In each format that the card is fast in, for sizes that fill a bucket, are padded, and are split."""
+    """In each format that the GPU is fast in, for sizes that fill a bucket, are padded, and are split."""
     if precision not in ("auto", *formats_for(torch.cuda.get_device_capability())):
-        pytest.skip(f"the card has no fast {precision}")
+        pytest.skip(f"the GPU has no fast {precision}")
     backend = on_the_card(copy.deepcopy(network), precision, graphs)
     backend.warm_up(len(batch))
     (dtype,) = [name for name in TOLERANCES if f", {name})" in backend.device]
@@ -162,7 +162,7 @@ def test_two_batches_in_flight_get_their_own_answers(
 
 
 def test_the_engine_answers_a_crowd(network: torch.nn.Module, batch: Pixels, reference: Scores) -> None:
-    """Warm-up, batcher and card together: 400 images at once, each with its own answer, in batches."""
+    """Warm-up, batcher and GPU together: 400 images at once, each with its own answer, in batches."""
     backend = on_the_card(copy.deepcopy(network))
     engine = InProcessEngine(backend, max_batch_size=None, max_queue=1000)
 
@@ -185,7 +185,7 @@ def test_the_engine_answers_a_crowd(network: torch.nn.Module, batch: Pixels, ref
 
 
 def test_a_waiting_thread_leaves_the_cpu(network: torch.nn.Module, batch: Pixels) -> None:
-    """While the card computes, the thread that waits for it sleeps: decoding has the CPU."""
+    """While the GPU computes, the thread that waits for it sleeps: decoding has the CPU."""
     backend = on_the_card(copy.deepcopy(network), "float32", graphs=True)
     large = np.concatenate([batch, batch])
     backend.warm_up(len(large))
@@ -326,7 +326,7 @@ def test_buckets_that_do_not_fit_are_left_out(network: torch.nn.Module, batch: P
 
 
 def test_out_of_memory_on_a_request_is_told_and_survived(network: torch.nn.Module, batch: Pixels) -> None:
-    """Without graphs a batch allocates as it runs: too much is `OutOfMemory`, and afterwards the card works."""
+    """Without graphs a batch allocates as it runs: too much is `OutOfMemory`, and afterwards the GPU works."""
     gc.collect()
     backend = on_the_card(copy.deepcopy(network), "float32", graphs=False)
     total = torch.cuda.get_device_properties(0).total_memory

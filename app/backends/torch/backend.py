@@ -116,7 +116,7 @@ class TorchBackend:
                 raise
             raise self._lost(error) from error
         # Noise and not zeros: denormals and dead paths would time differently. One image for all rows, because making
-        # noise for a full batch takes longer than a fast card needs for it.
+        # noise for a full batch takes longer than a fast GPU needs for it.
         noise = np.random.default_rng(0).integers(0, 256, (*self._crop, 3), dtype=np.uint8)
         self.infer(np.repeat(noise[None], batch_size, axis=0), Want.SCORES)
 

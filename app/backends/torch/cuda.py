@@ -1,4 +1,4 @@
-"""CUDA behind the device contract: everything here needs a card, and nothing else in this package does."""
+"""CUDA behind the device contract: everything here needs a GPU, and nothing else in this package does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _capturing = threading.Lock()
 
 
 class CudaDevice:
-    """Streams, pinned buffers and graphs of one card."""
+    """Streams, pinned buffers and graphs of one GPU."""
 
     # torch's own number for captures ("CUDA semantics", notes on CUDA graphs); cuDNN chooses in the first.
     warm_runs = 3

@@ -17,7 +17,7 @@ class Fault(Enum):
 
 
 # cudaError_t (CUDA runtime API, "Data types used by CUDA Runtime", 13.0): after these "the process must be terminated
-# and relaunched", or the card is gone for it.
+# and relaunched", or the GPU is gone for it.
 _LOST_CODES = {
     46: "cudaErrorDevicesUnavailable",
     100: "cudaErrorNoDevice",

@@ -77,7 +77,7 @@ def plan_device(device: str, precision: str) -> DevicePlan:
         raise SettingError(
             f"{torch.cuda.get_device_name(chosen)} has compute capability {capability[0]}.{capability[1]}, which "
             f"PyTorch {torch.__version__} is not built for ({', '.join(built_for)}). Set RESNET_DEVICE=cpu, or install "
-            "a build of PyTorch for that card (https://pytorch.org/get-started)."
+            "a build of PyTorch for that GPU (https://pytorch.org/get-started)."
         )
     formats = (precision,) if precision != "auto" else formats_for(capability)
     dtype, *fallbacks = (getattr(torch, name) for name in formats)
@@ -85,7 +85,7 @@ def plan_device(device: str, precision: str) -> DevicePlan:
 
 
 def formats_for(capability: tuple[int, int]) -> tuple[str, ...]:
-    """The formats worth trying on a card of this compute capability, best first.
+    """The formats worth trying on a GPU of this compute capability, best first.
 
     Where float16 and bfloat16 are equally fast, float16 is the more accurate one: its 10 bits of mantissa move
     probabilities by about a quarter of what bfloat16's 7 do. It ends at 65,504, which some networks exceed; bfloat16
@@ -96,7 +96,7 @@ def formats_for(capability: tuple[int, int]) -> tuple[str, ...]:
 
 
 def has_kernels_for(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
-    """Whether a build for these architectures ("sm_80", "compute_90") runs on a card of this capability.
+    """Whether a build for these architectures ("sm_80", "compute_90") runs on a GPU of this capability.
 
     Machine code runs on its own major version from its minor version on, intermediate code on everything later
     ("Application Compatibility" in NVIDIA's compatibility guides). A build that does not say is believed.
