@@ -27,6 +27,8 @@ _BITS = 22
 _HALF = 1 << (_BITS - 1)
 _ONE = 1 << _BITS
 _REMEMBERED = 64
+# Of a result whose height and width together are at most this, torch picks the nearest pixels by another kernel.
+_SMALL = 128
 # Of a longer side only the weights that the crop needs are computed: p could then be another.
 _MAX_COMPUTED = 1 << 16
 # Of the sums without a compiled kernel: pixels of the result, and values of the source.
@@ -47,8 +49,9 @@ def torchvision_part(
     """
     left, top, right, bottom = box
     inside = max(left, 0), max(top, 0), min(right, size[0]), min(bottom, size[1])
-    x = _axis(image.width, size[0], inside[0], inside[2], interpolation, smooth)
-    y = _axis(image.height, size[1], inside[1], inside[3], interpolation, smooth)
+    is_small = sum(size) <= _SMALL
+    x = _axis(image.width, size[0], inside[0], inside[2], interpolation, smooth, is_small)
+    y = _axis(image.height, size[1], inside[1], inside[3], interpolation, smooth, is_small)
     kernel = usable_kernel()
     shown = None if kernel is None else kernel.resample(image, x, y)
     if shown is None:
@@ -61,16 +64,15 @@ def torchvision_part(
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _axis(source: int, resized: int, first: int, end: int, interpolation: Interpolation, smooth: bool) -> Axis:
+def _axis(
+    source: int, resized: int, first: int, end: int, interpolation: Interpolation, smooth: bool, is_small: bool
+) -> Axis:
     """The weights by which torchvision makes pixels `first` to `end` of `resized` from `source` pixels."""
     if source == resized:
         return Axis(source, np.arange(first, end, dtype=np.int32), np.full((end - first, 1), _ONE, np.int32))
     computed = range(resized) if resized <= _MAX_COMPUTED else range(first, end)
     if interpolation is Interpolation.NEAREST:
-        # nearest-exact, which has its scale in single precision.
-        scale = np.float32(source) / np.float32(resized)
-        starts = np.floor((np.array(computed, np.float32) + np.float32(0.5)) * scale).astype(np.int64)
-        starts, weights, largest = np.minimum(starts, source - 1), np.ones((len(computed), 1)), 1.0
+        starts, weights, largest = _nearest(source, resized, computed, is_small), np.ones((len(computed), 1)), 1.0
     elif smooth:
         starts, weights, largest = _smooth(source, resized, computed, *_SMOOTH[interpolation])
     else:
@@ -80,6 +82,19 @@ def _axis(source: int, resized: int, first: int, end: int, interpolation: Interp
     whole = np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int32) << (_BITS - precision)
     wanted = slice(first - computed.start, end - computed.start)
     return _within(source, starts[wanted], whole[wanted])
+
+
+def _nearest(source: int, resized: int, computed: range, is_small: bool) -> NDArray[np.int64]:
+    """The pixel that each one is, by nearest-exact: in single precision, as torch rounds it."""
+    scale = np.float32(source) / np.float32(resized)
+    centres = np.array(computed, np.float32) + np.float32(0.5)
+    positions: NDArray[np.float32] = centres * scale
+    if not is_small:
+        # torch's general kernel subtracts half a pixel, fused with the product (FMA), and adds it again.
+        lower = (centres.astype(np.float64) * np.float64(scale) - 0.5).astype(np.float32)
+        positions = np.maximum(lower, np.float32(0)) + np.float32(0.5)
+    nearest: NDArray[np.int64] = np.minimum(np.floor(positions).astype(np.int64), source - 1)
+    return nearest
 
 
 def _smooth(
