@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .artifacts import open_served, timings_of
 from .backends import Backend, BackendOptions, create_backend, null_checkpoint
 from .backends.quantized import check_again, check_record
 from .engine import Engine, InProcessEngine
 from .errors import SettingError
-from .exports import open_served, timings_of
 from .metrics import Metrics
 from .opening import LoadCancelled, Reporter
 from .resources import available_cpus, available_memory_bytes

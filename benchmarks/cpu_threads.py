@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from app.artifacts import open_served
 from app.backends.onnx_sessions import session_options
-from app.exports import open_served
 from app.images import DecodeLimits, decode
 from app.opening import LogReporter
 from app.resources import available_cpus

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from ..artifacts.choice import is_for_cpu
+from ..artifacts.key import key_of, key_parts
+from ..artifacts.store import Store
 from ..backends.onnx import check_onnx_options
 from ..checkpoints import (
     CheckpointFile,
@@ -15,9 +18,6 @@ from ..checkpoints import (
     offline_demo_file,
 )
 from ..errors import StartError
-from ..exports.choice import is_for_cpu
-from ..exports.key import key_of, key_parts
-from ..exports.store import Store
 from ..opening import Found, examine, published_architecture
 from ..outbound import is_web_address, redacted
 from ..resources import cuda_device_count

@@ -50,7 +50,7 @@ def export_apart(settings: ModelSettings, reporter: Reporter, is_cancelled: Call
     """
     try:
         process = subprocess.Popen(
-            command("app.exports.worker"),
+            command("app.artifacts.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # Libraries' own words, of which the last are told if it crashes.

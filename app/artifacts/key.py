@@ -47,7 +47,7 @@ def key_of(parts: dict[str, Any]) -> str:
 def code_digest(root: Path = _ROOT) -> str:
     """SHA-256 of this package's sources and labels: a decision that is made otherwise makes another export."""
     sha256 = hashlib.sha256()
-    for room in ("checkpoints", "networks", "exports", "backends"):
+    for room in ("checkpoints", "networks", "artifacts", "backends"):
         for file in sorted((root / room).glob("*.py")):
             sha256.update(file.name.encode() + b"\0" + file.read_bytes())
     for name in ("opening.py", "labels.py", "preprocessing.py", "types.py", "data/imagenet1k_labels.txt"):

@@ -1,4 +1,4 @@
-"""The process that exports: `python -m app.exports.worker`, started by `process.export_apart`.
+"""The process that exports: `python -m app.artifacts.worker`, started by `process.export_apart`.
 
 It is a process of its own because torch, once imported, does not give its memory back. On standard input it is given
 the settings as JSON, a line; when that closes, it is no longer wanted. On standard output it says what it does in

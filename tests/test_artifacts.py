@@ -23,15 +23,15 @@ import pytest
 import torch
 import torchvision.models
 
+from app.artifacts import build, choice, key, open_served, process, store, timings_of, worker
+from app.artifacts.key import code_digest, cpu_features, key_of, key_parts
+from app.artifacts.store import Entry, Store
 from app.backends import BackendOptions, create_backend
 from app.backends.null import NULL_CHECKPOINT
 from app.backends.onnx import OnnxBackend
 from app.backends.onnx_sessions import Sessions, open_session, session_options
 from app.checkpoints import Checkpoint, CheckpointFile, Graph, PublishedWeights
 from app.errors import CheckpointError, ExportFailed, SettingError, StartError
-from app.exports import build, choice, key, open_served, process, store, timings_of, worker
-from app.exports.key import code_digest, cpu_features, key_of, key_parts
-from app.exports.store import Entry, Store
 from app.opening import Found, LoadCancelled, open_checkpoint
 from app.settings import EXPORT_SETTINGS, Settings
 from app.types import Want
@@ -241,7 +241,7 @@ def test_one_byte_of_the_code_or_the_labels_changes_the_key(tmp_path: Path, repo
     """What reads and exports is in the key by content, and so are ImageNet's names, which an export carries."""
     copy = Path(shutil.copytree(repository / "app", tmp_path / "app"))
     digests = [code_digest.__wrapped__(copy)]
-    for name in ("data/imagenet1k_labels.txt", "labels.py", "exports/build.py", "checkpoints/families.py"):
+    for name in ("data/imagenet1k_labels.txt", "labels.py", "artifacts/build.py", "checkpoints/families.py"):
         content = bytearray((copy / name).read_bytes())
         content[100] ^= 1
         (copy / name).write_bytes(content)
@@ -386,7 +386,7 @@ def test_only_the_newest_exports_are_kept(cache: Path, exported: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from app.exports.store import Store
+from app.artifacts.store import Store
 
 with Store(Path(sys.argv[1])).unfinished() as folder:
     (folder / "weights.bin").write_bytes(bytes(1000))
@@ -500,7 +500,7 @@ def test_a_process_that_crashes_is_no_end(weights: Path, tmp_path: Path, monkeyp
 
 
 def put_worker(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    """`program` in place of `app.exports.worker`."""
+    """`program` in place of `app.artifacts.worker`."""
     monkeypatch.setattr(process, "command", lambda module: [sys.executable, "-c", program])
 
 
