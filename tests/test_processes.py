@@ -17,8 +17,8 @@ from app.checkpoints.limited_process import NotStarted, run_limited, stream_limi
 from app.errors import CheckpointError
 from app.images.decode import DecodeLimits
 from app.images.worker_process import WorkerProcesses
-from app.opening import LogReporter
 from app.processes import Need, child_environment, command
+from app.progress import LogReporter
 from app.settings import Settings
 from tests.conftest import REPOSITORY
 from tests.onnx_graphs import Maker

@@ -1,7 +1,7 @@
-"""Checkpoints as ONNX graphs, made once in a process of their own, kept on disk, and opened without torch."""
+"""Artifacts: a checkpoint as one ONNX file, made once in a process of its own, kept, and opened without torch."""
 
-from .choice import open_served
-from .store import EXPORTS_FOLDER
+from .opening import open_served
+from .store import ARTIFACTS_FOLDER
 from .timings import timings_of
 
-__all__ = ["EXPORTS_FOLDER", "open_served", "timings_of"]
+__all__ = ["ARTIFACTS_FOLDER", "open_served", "timings_of"]

@@ -1,78 +1,35 @@
-"""A checkpoint → its graph, optimised for this CPU and held to what torch answers. Imports torch."""
+"""A checkpoint → its ONNX graph, whose answers are compared with torch's. Imports torch."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.exporting import INPUT, OUTPUT, described, trace, with_preprocessing
-from ..backends.onnx_sessions import open_session, session_options
 from ..backends.trial import trial_images
-from ..checkpoints import Checkpoint, Graph
-from ..errors import ExportFailed
+from ..checkpoints import Checkpoint
 from ..networks import build_network
-from .process import CannotExport, first_line
-from .store import MODEL, WEIGHTS
+from .checking import as_text, check_graph
+from .exporting import described, trace, with_preprocessing
 
 if TYPE_CHECKING:
     import torch
 
-# Largest difference from torch's logits that is let pass, of the largest logit. Measured of ResNet-50s: under 2e-6.
-TOLERANCE = 1e-4
-# What is smaller stays in the graph's own file.
-_LEAST_OUTSIDE_BYTES = 1024
 
+def build(checkpoint: Checkpoint, threads: int) -> Checkpoint:
+    """`checkpoint` as a graph that lies in memory, its answers checked; one that is a graph already as it is.
 
-def export_into(checkpoint: Checkpoint, folder: Path, threads: int) -> Graph:
-    """Write the graph of `checkpoint` into `folder`, optimised and with its weights beside it, and check it there.
-
-    Raises `ExportFailed` where the network cannot be exported, or where the graph answers otherwise than torch does,
-    `OSError` where the folder cannot be written, and `CannotExport`.
-    """
-    if checkpoint.graph is not None:
-        (folder / MODEL).write_bytes(checkpoint.graph.model)
-        return replace(checkpoint.graph, model=b"", path=folder / MODEL)
-    network = _built(checkpoint, threads)
-    model = trace(network, checkpoint)
-    # ONNX Runtime does not say that a disk is full, nor need it notice.
-    _reserve(folder, len(model))
-    try:
-        optimise(model, folder, threads)
-        graph = replace(described(checkpoint), path=folder / MODEL, is_optimised=True)
-        _check(graph, network, checkpoint, threads)
-    except (ExportFailed, MemoryError):
-        raise
-    except Exception as error:
-        # It may have become full since.
-        _reserve(folder, len(model))
-        raise CannotExport(first_line(error)) from error
-    return graph
-
-
-def export_in_memory(checkpoint: Checkpoint, threads: int) -> Checkpoint:
-    """`checkpoint` as a graph that lies in memory, checked, for where nothing can be written; not optimised yet.
-
-    Raises as `export_into` does.
+    Raises `ExportFailed` where the network cannot be exported, or where the graph answers otherwise than torch does.
     """
     if checkpoint.graph is not None:
         return checkpoint
     network = _built(checkpoint, threads)
-    graph = described(checkpoint, trace(network, checkpoint))
-    _check(graph, network, checkpoint, threads)
+    expected = _answers(network, checkpoint)
+    graph = described(checkpoint, trace(network, checkpoint), as_text(expected))
+    check_graph(graph, expected, checkpoint.preprocessing.crop, checkpoint.architecture, threads)
     return replace(checkpoint, weights={}, graph=graph)
-
-
-def _reserve(folder: Path, size_bytes: int) -> None:
-    """Raises `OSError` where a file of that size cannot be written into `folder`."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size_bytes)
 
 
 def _built(checkpoint: Checkpoint, threads: int) -> torch.nn.Module:
@@ -83,39 +40,10 @@ def _built(checkpoint: Checkpoint, threads: int) -> torch.nn.Module:
     return build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches)
 
 
-def _check(graph: Graph, network: torch.nn.Module, checkpoint: Checkpoint, threads: int) -> None:
-    """Raises `ExportFailed` where `graph` does not answer as `network` does."""
+def _answers(network: torch.nn.Module, checkpoint: Checkpoint) -> NDArray[np.float32]:
+    """The logits of the trial images: `(N, classes)`."""
     import torch
 
-    images = trial_images(checkpoint.preprocessing.crop)
+    images = torch.from_numpy(trial_images(checkpoint.preprocessing.crop))
     with torch.inference_mode():
-        expected = with_preprocessing(network, checkpoint.preprocessing)(torch.from_numpy(images)).numpy()
-    (found,) = open_session(graph, threads).run([OUTPUT], {INPUT: images})
-    check_same(found, expected, checkpoint.architecture)
-
-
-def optimise(model: bytes, folder: Path, threads: int) -> None:
-    """Let ONNX Runtime fuse and lay out the graph for this CPU, and write what it makes of it."""
-    import onnxruntime
-
-    options = session_options(threads)
-    options.optimized_model_filepath = str(folder / MODEL)
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)
-    options.add_session_config_entry(
-        "session.optimized_model_external_initializers_min_size_in_bytes", str(_LEAST_OUTSIDE_BYTES)
-    )
-    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def check_same(found: NDArray[np.float32], expected: NDArray[np.float32], architecture: str) -> None:
-    """Raises `ExportFailed` where the graph's logits are not torch's within the tolerance."""
-    finite = np.isfinite(expected)
-    largest = float(np.abs(expected[finite]).max(initial=0.0))
-    if found.shape != expected.shape or not np.array_equal(np.isfinite(found), finite):
-        raise ExportFailed(f"{architecture} as ONNX answers otherwise than PyTorch: in another shape, or not finite.")
-    difference = float(np.abs(found[finite] - expected[finite]).max(initial=0.0))
-    if difference > TOLERANCE * largest:
-        raise ExportFailed(
-            f"{architecture} as ONNX answers otherwise than PyTorch: logits differ by up to {difference:.2g}, where "
-            f"the largest is {largest:.2g}."
-        )
+        return np.asarray(with_preprocessing(network, checkpoint.preprocessing)(images).numpy())

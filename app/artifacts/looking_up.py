@@ -5,8 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from .. import checkpoints
-from ..checkpoints import PublishedWeights
-from ..opening import LookUp
+from ..checkpoints import LookUp, PublishedWeights
 from .store import Store
 
 

@@ -14,9 +14,10 @@ from contextlib import suppress
 from typing import IO, Any
 
 from .. import errors
-from ..errors import MAY_FALL_BACK, DownloadError, ExportFailed, StartError
-from ..opening import LoadCancelled, Reporter, download
+from ..checkpoints import download
+from ..errors import MAY_FALL_BACK, DownloadError, ExportFailed, LoadCancelled, StartError
 from ..processes import Need, child_environment, command
+from ..progress import Reporter
 from ..settings import ModelSettings
 from .store import PUBLISHED
 
