@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 logger = logging.getLogger(__name__)
 
-_SCRATCH = ".scratch-"
+_SCRATCH = ".resnet-serve-scratch-"
 
 
 @contextlib.contextmanager

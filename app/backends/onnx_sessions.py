@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Any
 from ..checkpoints import Graph
 from ..checkpoints.onnx_wire import walk
 from ..errors import CheckpointError
-from ..files import scratch_in
+from ..files import own_temporary_folder, scratch_in
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +118,7 @@ def _optimised(graph: Graph, threads: int | None) -> Iterator[Path | None]:
     assert graph.path is not None
     with contextlib.ExitStack() as stack:
         found = None
-        for folder in (graph.path.parent, Path(tempfile.gettempdir())):
+        for folder in _scratch_parents(graph.path):
             try:
                 scratch = stack.enter_context(scratch_in(folder))
                 _optimise(graph.path, threads, scratch)
@@ -129,6 +128,11 @@ def _optimised(graph: Graph, threads: int | None) -> Iterator[Path | None]:
             found = scratch / _MODEL
             break
         yield found
+
+
+def _scratch_parents(model: Path) -> Iterator[Path]:
+    yield model.parent
+    yield own_temporary_folder("resnet-serve-scratch")
 
 
 def _optimise(model: Path, threads: int | None, folder: Path) -> None:
