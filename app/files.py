@@ -1,4 +1,4 @@
-"""Files written whole or not at all, files read within bounds, and scratch folders that no killed process leaves."""
+"""Atomic writes of files, reads within bounds, and scratch folders that no killed process leaves behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decisions that keys and shapes leave open: by a setting, else the file, else its family, else an assumption."""
+"""Decisions that names and shapes leave open: by a setting, else the file, else its family, else an assumption."""
 
 from __future__ import annotations
 
