@@ -10,7 +10,7 @@ from .store import Store
 
 
 class NotRemembered(Exception):
-    """Only torchvision can say."""
+    """No earlier start has kept the weights of this name: torchvision has to be asked."""
 
 
 def look_up_remembered(store: Store) -> LookUp:
