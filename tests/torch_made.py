@@ -11,12 +11,12 @@ import torch
 import torchvision.models
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from app.checkpoints import Contents, Decisions, decide, read_checkpoint
+from app.checkpoints import Contents, Decisions, decide_all, read_checkpoint
 from app.networks import build_network
 from app.networks.layers import set_altered, set_head
 from app.networks.resnet50 import set_switches
-from app.opening import Examined, examine
 from app.settings import Settings
+from tests.examined import Examined, examine
 from tests.parity.patterns import inputs
 
 torch.set_num_threads(1)
@@ -98,7 +98,7 @@ class Served:
 def opened_thin(path: Path, **settings: Any) -> Served:
     """A thin network's file, read and decided as any, in a network that has a ResNet-50's layers and these shapes."""
     contents = read_checkpoint(path)
-    decisions = decide(Settings(**settings), contents)
+    decisions = decide_all(Settings(**settings), contents)
     network = Thin()
     set_switches(network, decisions.switches)
     set_altered(network, decisions.switches.altered)

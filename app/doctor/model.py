@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from ..artifacts.key import key_of
+from ..artifacts.store import Store
+from ..backends.choice import is_for_cpu
 from ..backends.onnx import check_onnx_options
 from ..checkpoints import (
     CheckpointFile,
+    Found,
     OfflineDemo,
     PublishedName,
     PublishedWeights,
     Source,
+    decide,
     locate,
     offline_demo_file,
+    published_architecture,
+    read,
 )
 from ..errors import StartError
-from ..exports.choice import is_for_cpu
-from ..exports.key import key_of, key_parts
-from ..exports.store import Store
-from ..opening import Found, examine, published_architecture
 from ..outbound import is_web_address, redacted
 from ..resources import cuda_device_count
 from ..settings import Settings
@@ -51,13 +54,16 @@ def _see_source(settings: Settings, source: Source, report: Report) -> None:
         _see_export(settings, Found(source), report)
     else:
         report.add("model", "weights", f"{source.path}: {why}")
-        examined = examine(settings, source.path)
-        report.add("model", "container", examined.contents.container)
-        report.add("model", "architecture", _decided(examined.decisions.architecture))
-        report.add("model", "classes", examined.class_count)
-        preprocessing = examined.decisions.preprocessing
+        contents = read(Found(source), settings)
+        checkpoint = decide(contents, settings)
+        decisions = checkpoint.decisions
+        assert decisions is not None
+        report.add("model", "container", contents.container)
+        report.add("model", "architecture", _decided(decisions.architecture))
+        report.add("model", "classes", checkpoint.class_count)
+        preprocessing = decisions.preprocessing
         report.add("model", "preprocessing", f"{preprocessing.value.describe()} (because of {preprocessing.source})")
-        for warning in examined.warnings:
+        for warning in checkpoint.warnings:
             report.note(warning)
         _see_export(settings, Found(source), report)
 
@@ -128,7 +134,7 @@ def _see_export(settings: Settings, found: Found, report: Report) -> None:
         return
     store = Store(settings.cache_dir)
     try:
-        key = key_of(key_parts(settings, found))
+        key = key_of(settings, found)
     except OSError as error:
         report.problem(f"The checkpoint cannot be read: {error}.")
         return

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..backends.exporting import described, export_graph
+from ..artifacts.exporting import described, export_graph
 from ..backends.onnx import OnnxBackend
 from ..backends.onnx_sessions import session_options
 from ..checkpoints import Checkpoint, Graph

@@ -5,13 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 
 from .. import checkpoints
-from ..checkpoints import PublishedWeights
-from ..opening import LookUp
+from ..checkpoints import LookUp, PublishedWeights
 from .store import Store
 
 
 class NotRemembered(Exception):
-    """Only torchvision can say."""
+    """No earlier start has kept the weights of this name: torchvision has to be asked."""
 
 
 def look_up_remembered(store: Store) -> LookUp:

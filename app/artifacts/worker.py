@@ -1,4 +1,4 @@
-"""The process that exports: `python -m app.exports.worker`, started by `process.export_apart`.
+"""The process that exports: `python -m app.artifacts.worker`, started by `process.export_apart`.
 
 It is a process of its own because torch, once imported, does not give its memory back. On standard input it is given
 the settings as JSON, a line; when that closes, it is no longer wanted. On standard output it says what it does in
@@ -20,13 +20,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
-from ..checkpoints import PublishedWeights
+from ..checkpoints import Fetch, PublishedWeights, find, read_and_decide
 from ..errors import DownloadUnreachable, ExportFailed, StartError
-from ..opening import Fetch, find_weights, read_found
 from ..settings import ModelSettings
-from .key import key_of, key_parts
+from .key import key_of
 from .process import MARK, first_line
-from .store import PUBLISHED, Entry, Store
+from .store import PUBLISHED, Store
 
 # How long what is being done may take to be left.
 _LEAVE_SECONDS = 5.0
@@ -82,25 +81,26 @@ def main() -> None:
 
 def export(settings: ModelSettings, reporter: LineReporter, fetch: Fetch | None = None) -> str:
     """Find, read, export, check and keep; the key that it is kept under."""
-    from .build import export_into
+    from .build import build
+    from .checking import mark_checked
     from .looking_up import look_up_and_remember
 
     store = Store(settings.cache_dir)
-    with store.unfinished() as unfinished:
-        found = find_weights(settings, reporter, lambda: False, look_up_and_remember(store), fetch)
-        # Before reading: should the files change meanwhile, the export is of what they were, or is not found again.
-        key = key_of(key_parts(settings, found))
-        checkpoint = read_found(settings, found, reporter)
-        reporter.step(f"Exporting {checkpoint.architecture} for this CPU, once")
+    with store.scratch() as scratch:
+        found = find(settings, reporter, lambda: False, look_up_and_remember(store), fetch)
+        # Before reading: should the files change meanwhile, the artifact is of what they were, or is not found again.
+        key = key_of(settings, found)
+        checkpoint = read_and_decide(found, settings, reporter)
+        reporter.step(f"Exporting {checkpoint.architecture}, once")
         try:
-            graph = export_into(checkpoint, unfinished, settings.compute_thread_count)
+            made = build(checkpoint, settings.compute_thread_count)
         except ExportFailed as error:
             # The network's fault, which the next start would meet again, tens of seconds later.
             if not error.may_pass:
                 with suppress(OSError):
                     store.remember_failure(key, str(error))
             raise
-        store.keep(key, unfinished, Entry.of(checkpoint, graph))
+        mark_checked(store.keep(key, scratch, made))
         return key
 
 

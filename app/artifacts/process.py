@@ -14,9 +14,10 @@ from contextlib import suppress
 from typing import IO, Any
 
 from .. import errors
-from ..errors import MAY_FALL_BACK, DownloadError, ExportFailed, StartError
-from ..opening import LoadCancelled, Reporter, download
+from ..checkpoints import download
+from ..errors import MAY_FALL_BACK, DownloadError, ExportFailed, LoadCancelled, StartError
 from ..processes import Need, child_environment, command
+from ..progress import Reporter
 from ..settings import ModelSettings
 from .store import PUBLISHED
 
@@ -50,7 +51,7 @@ def export_apart(settings: ModelSettings, reporter: Reporter, is_cancelled: Call
     """
     try:
         process = subprocess.Popen(
-            command("app.exports.worker"),
+            command("app.artifacts.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # Libraries' own words, of which the last are told if it crashes.

@@ -1,4 +1,4 @@
-"""A loaded checkpoint → an ONNX graph that takes pixels as they are decoded and answers with logits."""
+"""A checkpoint → an ONNX graph, by torch's exporter: pixels as they are decoded in, logits out."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def export_graph(checkpoint: Checkpoint) -> bytes:
     return trace(build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches), checkpoint)
 
 
-def described(checkpoint: Checkpoint, model: bytes = b"") -> Graph:
-    """What a reader of the exported `model` of `checkpoint` needs to know of it."""
+def described(checkpoint: Checkpoint, model: bytes, trial_scores: str = "") -> Graph:
+    """The exported `model` of `checkpoint`, with the facts that running it needs."""
     return Graph(
         model=model,
         input_name=INPUT,
@@ -47,6 +47,8 @@ def described(checkpoint: Checkpoint, model: bytes = b"") -> Graph:
         class_count=checkpoint.class_count,
         takes_pixels=True,
         computes_in="float32",
+        is_exported=True,
+        trial_scores=trial_scores,
     )
 
 
