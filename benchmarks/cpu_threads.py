@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from app.artifacts import open_served
 from app.backends.onnx_sessions import session_options
-from app.exports import open_served
 from app.images import DecodeLimits, decode
-from app.opening import LogReporter
+from app.progress import LogReporter
 from app.resources import available_cpus
 from app.settings import Settings
 
@@ -32,7 +32,6 @@ def session_of(graph: Any, threads: int, entries: dict[str, str]) -> Any:
     import onnxruntime
 
     options = session_options(threads)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     for name, value in entries.items():
         options.add_session_config_entry(name, value)
     return onnxruntime.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
@@ -83,7 +82,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=3.0, help="of a round")
     arguments = parser.parse_args()
-    checkpoint, _ = open_served(Settings(weights=arguments.weights, backend="onnx"), LogReporter(), lambda: False)
+    checkpoint = open_served(Settings(weights=arguments.weights, backend="onnx"), LogReporter(), lambda: False)
     crop, graph = checkpoint.preprocessing.crop, checkpoint.graph
     assert graph is not None
     cpus = available_cpus()

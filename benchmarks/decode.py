@@ -25,9 +25,9 @@ import skimage.data
 from PIL import Image
 
 from app.backends import BackendOptions, create_backend
-from app.checkpoints import published_resnet50_preprocessing
+from app.checkpoints import open_checkpoint, published_resnet50_preprocessing
 from app.images import DecodeLimits, decode, resample
-from app.opening import LogReporter, open_checkpoint
+from app.progress import LogReporter
 from app.settings import Settings
 from app.types import DecodeMode, Pixels, Want
 from benchmarks.machine import describe

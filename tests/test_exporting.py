@@ -12,8 +12,8 @@ import pytest
 import torch
 import torchvision.models
 
-from app.backends import exporting
-from app.backends.exporting import export_graph, trace
+from app.artifacts import exporting
+from app.artifacts.exporting import export_graph, trace
 from app.checkpoints import Checkpoint, Graph, read_offline_demo
 from app.checkpoints.offline_demo import ARCHITECTURE, PREPROCESSING
 from app.checkpoints.presets import PRESETS

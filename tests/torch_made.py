@@ -12,7 +12,7 @@ import torch
 import torchvision.models
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from app.checkpoints import Contents, Decisions, decide, read_checkpoint
+from app.checkpoints import Contents, Decisions, decide_all, read_checkpoint
 from app.networks import build_network, write_graph
 from app.networks.alterations import with_altered, with_head
 from app.networks.build import module_of
@@ -20,8 +20,8 @@ from app.networks.description import Description
 from app.networks.fitting import check_fit
 from app.networks.resnet import ResNet as DescribedResNet
 from app.networks.resnet import describe_resnet
-from app.opening import Examined, examine
 from app.settings import Settings
+from tests.examined import Examined, examine
 from tests.parity.patterns import inputs
 
 torch.set_num_threads(1)
@@ -110,7 +110,7 @@ class Served:
 def opened_thin(path: Path, **settings: Any) -> Served:
     """A thin network's file, read and decided as any, in a network that has a ResNet-50's layers and these shapes."""
     contents = read_checkpoint(path)
-    decisions = decide(Settings(**settings), contents)
+    decisions = decide_all(Settings(**settings), contents)
     switches, weights = decisions.switches, contents.weights
     classes = len(weights["fc.weight"]) if "fc.weight" in weights else 1
     description = describe_resnet(DescribedResNet((3, 4, 6, 3), width=4), classes, switches)

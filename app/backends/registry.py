@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ..checkpoints import Checkpoint
 from ..errors import SettingError
 from .base import Backend, BackendOptions
+from .choice import backend_name
 
 
 def _torch(checkpoint: Checkpoint, options: BackendOptions) -> Backend:
@@ -39,8 +40,7 @@ def create_backend(name: str, checkpoint: Checkpoint, options: BackendOptions) -
 
     Raises `SettingError` for a name or a device that is not to be had, `CheckpointError` where the weights do not fit.
     """
-    if name == "auto":
-        name = "onnx" if checkpoint.graph else "torch"
+    name = backend_name(name, checkpoint)
     if name not in _FACTORIES:
         raise SettingError(f"RESNET_BACKEND cannot be {name!r}: supported are auto, {', '.join(sorted(_FACTORIES))}.")
     return _FACTORIES[name](checkpoint, options)

@@ -26,7 +26,7 @@ from ..errors import SettingError
 from ..images.wire import document_of, preprocessing_of
 from ..loading import load_model
 from ..metrics import Metrics
-from ..opening import LogReporter
+from ..progress import LogReporter
 from ..server import decode_as_served
 from ..settings import Settings, load_settings
 from ..types import Pixels, Preprocessing, Want

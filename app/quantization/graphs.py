@@ -1,4 +1,4 @@
-"""A float32 graph made ready to be quantized, and which of its nodes are layers."""
+"""The float32 graph prepared for quantization, and its quantizable layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..backends.exporting import described, export_graph
+from ..artifacts.exporting import described, export_graph
 from ..backends.onnx import OnnxBackend
 from ..backends.onnx_sessions import session_options
 from ..checkpoints import Checkpoint, Graph

@@ -1,4 +1,4 @@
-"""A loaded checkpoint → an ONNX graph that takes pixels as they are decoded and answers with logits.
+"""A checkpoint → an ONNX graph: pixels as they are decoded in, logits out.
 
 Networks that have a description are written from their weights; others go through torch's exporter.
 """
@@ -46,8 +46,8 @@ def graph_file(checkpoint: Checkpoint) -> OnnxFile:
     return write_graph(description, checkpoint.weights, checkpoint.preprocessing.crop, checkpoint.preprocessing)
 
 
-def described(checkpoint: Checkpoint, model: bytes = b"") -> Graph:
-    """What a reader of the exported `model` of `checkpoint` needs to know of it."""
+def described(checkpoint: Checkpoint, model: bytes, trial_scores: str = "") -> Graph:
+    """The exported `model` of `checkpoint`, with the facts that running it needs."""
     return Graph(
         model=model,
         input_name=INPUT,
@@ -59,6 +59,8 @@ def described(checkpoint: Checkpoint, model: bytes = b"") -> Graph:
         class_count=checkpoint.class_count,
         takes_pixels=True,
         computes_in="float32",
+        is_exported=True,
+        trial_scores=trial_scores,
     )
 
 
