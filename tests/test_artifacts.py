@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -37,7 +37,7 @@ from app.backends.choice import backend_name
 from app.backends.null import NULL_CHECKPOINT
 from app.backends.onnx import OnnxBackend
 from app.backends.onnx_sessions import Sessions, open_session, session_options
-from app.checkpoints import Checkpoint, CheckpointFile, Found, Graph, PublishedWeights, open_checkpoint
+from app.checkpoints import Checkpoint, CheckpointFile, Found, Graph, open_checkpoint
 from app.errors import CheckpointError, ExportFailed, LoadCancelled, SettingError, StartError
 from app.settings import EXPORT_SETTINGS, Settings
 from app.types import Want
@@ -66,7 +66,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder that has the export of `weights`, made by the process that makes them."""
     cache = tmp_path_factory.mktemp("exported")
-    process.export_apart(settings_of(weights, cache), Told(), lambda: False)
+    process.export_apart(settings_of(weights, cache), Found(CheckpointFile(weights)), Told(), lambda: False)
     return cache
 
 
@@ -81,8 +81,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of what is exported from now on; in this process, which has torch already."""
     keys: list[str] = []
 
-    def export_here(settings: Settings, reporter: Told, is_cancelled: Callable[[], bool]) -> str:
-        keys.append(worker.export(settings, reporter))
+    def export_here(settings: Settings, found: Found, reporter: Told, is_cancelled: Callable[[], bool]) -> str:
+        keys.append(worker.export(settings, found, reporter))
         return keys[-1]
 
     monkeypatch.setattr(opening, "export_apart", export_here)
@@ -166,25 +166,6 @@ def test_offline_demo_and_an_onnx_file_are_kept_too(tmp_path: Path, made: list[s
         reference = scores_of(read, "onnx" if read.graph else "torch")
         assert np.abs(scores_of(second) - reference).max() <= 2e-6 * np.abs(reference).max()
     assert made_now == len(made) == 2
-
-
-def test_published_weights_are_found_without_torchvision(
-    weights: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where torchvision has the weights of a name is kept: the second start looks them up without importing it."""
-    cache = tmp_path / "cache"
-    (cache / "checkpoints").mkdir(parents=True)
-    network = discriminating(torchvision.models.resnet18())
-    torch.save(network.state_dict(), cache / "checkpoints" / "resnet18-f37072fd.pth")
-    settings = settings_of(Path("IMAGENET1K_V1"), cache)
-    first, _ = opened(settings)
-
-    def unused(*arguments: object) -> None:
-        raise AssertionError("torchvision was asked")
-
-    monkeypatch.setattr("app.checkpoints.find_by_name", unused)
-    assert opened(settings)[0] == first
-    assert len(made) == 1
 
 
 def test_the_fallback_is_kept_as_what_it_is(tmp_path: Path, made: list[str]) -> None:
@@ -463,7 +444,7 @@ def test_a_second_writer_disturbs_no_session(weights: Path, cache: Path) -> None
     pixels = pixels_of(before.preprocessing.crop)
     expected = backend.infer(pixels, Want.SCORES).scores
     content = file_in(cache).read_bytes()
-    assert worker.export(settings_of(weights, cache), Told()) == file_in(cache).stem
+    assert worker.export(settings_of(weights, cache), Found(CheckpointFile(weights)), Told()) == file_in(cache).stem
     assert file_in(cache).read_bytes() == content
     assert np.array_equal(backend.infer(pixels, Want.SCORES).scores, expected)
 
@@ -552,13 +533,10 @@ def test_a_full_disk_leaves_no_halves(cache: Path) -> None:
     timings = timings_of(kept.checkpoint.graph, 2, "auto")
     assert timings is not None
     before = set(cache.rglob("*"))
-    weights = PublishedWeights("resnet18", "V1", "https://example.org/a.pth", NULL_CHECKPOINT.preprocessing)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))
     try:
         timings.keep({1: 0.25, 2: 0.5})
-        with pytest.raises(OSError, match="too large"):
-            Store(cache).remember("V1", weights)
         with pytest.raises(OSError, match="too large"), Store(cache).scratch() as scratch:
             Store(cache).keep("key", scratch, read_graph(Maker().build()))
     finally:
@@ -585,7 +563,7 @@ def test_a_process_that_dies_is_told(weights: Path, tmp_path: Path, monkeypatch:
     """One that is killed, for memory perhaps, ends the start with what to do; libraries' last words are passed on."""
     put_worker(monkeypatch, "import os\nprint('no memory', flush=True)\nos.kill(os.getpid(), 9)\n")
     with pytest.raises(StartError, match=r"ended by itself \(status -9, killed: .*no memory"):
-        process.export_apart(settings_of(weights, tmp_path), Told(), lambda: False)
+        process.export_apart(settings_of(weights, tmp_path), Found(CheckpointFile(weights)), Told(), lambda: False)
 
 
 def test_a_process_that_crashes_is_no_end(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -619,7 +597,10 @@ def test_what_is_said_within_a_line_is_heard(weights: Path, tmp_path: Path, monk
         f"print({process.MARK + json.dumps({'kind': 'done', 'key': 'a key'})!r}, flush=True)\n",
     )
     told = Told()
-    assert process.export_apart(settings_of(weights, tmp_path), told, lambda: False) == "a key"
+    assert (
+        process.export_apart(settings_of(weights, tmp_path), Found(CheckpointFile(weights)), told, lambda: False)
+        == "a key"
+    )
     assert told.steps == ["Trying"]
 
 
@@ -634,7 +615,7 @@ def test_a_cancelled_export_ends_its_process(weights: Path, tmp_path: Path) -> N
         return bool(told.steps)
 
     with pytest.raises(LoadCancelled):
-        process.export_apart(settings_of(weights, tmp_path), told, is_cancelled)
+        process.export_apart(settings_of(weights, tmp_path), Found(CheckpointFile(weights)), told, is_cancelled)
     assert time.monotonic() - began[0] < process._EXIT_SECONDS
     assert list((tmp_path / "artifacts").iterdir()) == []
 
@@ -643,7 +624,7 @@ def test_an_export_whose_service_is_killed_ends_too(weights: Path, tmp_path: Pat
     """The process notices that nobody waits for it any more."""
     flags = ("--weights", str(weights), "--architecture", "resnet18", "--cache-dir", str(tmp_path))
     with service_process(*flags, folder=tmp_path) as service:
-        service.wait_for("Starting PyTorch in a process of its own")
+        service.wait_for("Exporting in a process of its own")
         tasks = Path(f"/proc/{service.process.pid}/task")
         wait_until(lambda: any(each.read_text() for each in tasks.glob("*/children")))
         children = [int(word) for each in tasks.glob("*/children") for word in each.read_text().split()]
@@ -1001,17 +982,8 @@ def test_float_weights_within_a_graph_are_held_once(tmp_path: Path, computes_in:
         assert (first is second) is (calls == 1)
 
 
-@pytest.fixture
-def torch_threads() -> Iterator[None]:
-    """What is set for torch in this process is as it was."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("torch_threads")
 def test_the_export_keeps_to_the_setting(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RESNET_COMPUTE_THREADS is for the process that exports as well: for ONNX Runtime and for torch."""
+    """RESNET_COMPUTE_THREADS is for the process that exports as well: for both sessions of what is compared."""
     counts: list[int | None] = []
 
     def counted(threads: int | None) -> Any:
@@ -1019,9 +991,8 @@ def test_the_export_keeps_to_the_setting(weights: Path, tmp_path: Path, monkeypa
         return session_options(threads)
 
     monkeypatch.setattr("app.backends.onnx_sessions.session_options", counted)
-    worker.export(settings_of(weights, tmp_path, compute_threads=3), Told())
-    assert counts == [3]
-    assert torch.get_num_threads() == 3
+    worker.export(settings_of(weights, tmp_path, compute_threads=3), Found(CheckpointFile(weights)), Told())
+    assert counts == [3, 3]
 
 
 @pytest.mark.parametrize("threads", [1, None])

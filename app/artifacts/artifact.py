@@ -30,7 +30,7 @@ from .key import SCHEMA_VERSION
 
 _FACTS_KEY, _SEAL_KEY = "resnet_serve_artifact", "resnet_serve_sha256"
 _CHUNK_BYTES = 1 << 20
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "onnx", "onnxruntime")
+_PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime")
 
 
 class Facts(Written):

@@ -1,4 +1,8 @@
-"""A checkpoint → its ONNX graph, whose answers are compared with torch's. Imports torch."""
+"""A checkpoint → its ONNX graph, whose answers are compared with a reference.
+
+The reference is torch for a network that torch exports. For one that is written from its description it is the graph
+itself, run without ONNX Runtime's optimisations: tests compare those graphs with torch.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.onnx_sessions import open_session
 from ..backends.trial import trial_images
-from ..checkpoints import Checkpoint
-from ..networks import build_network
+from ..checkpoints import Checkpoint, Graph
+from ..networks import build_network, is_described
 from .checking import as_text, check_graph
-from .exporting import described, trace, with_preprocessing
+from .exporting import described, export_graph, trace, with_preprocessing
 
 if TYPE_CHECKING:
     import torch
@@ -21,15 +26,27 @@ if TYPE_CHECKING:
 def build(checkpoint: Checkpoint, threads: int) -> Checkpoint:
     """`checkpoint` as a graph that lies in memory, its answers checked; one that is a graph already as it is.
 
-    Raises `ExportFailed` where the network cannot be exported, or where the graph answers otherwise than torch does.
+    Raises `ExportFailed` where the network cannot be exported, or where the graph's answers are not the reference's.
     """
     if checkpoint.graph is not None:
         return checkpoint
-    network = _built(checkpoint, threads)
-    expected = _answers(network, checkpoint)
-    graph = described(checkpoint, trace(network, checkpoint), as_text(expected))
+    if is_described(checkpoint.architecture):
+        graph = described(checkpoint, export_graph(checkpoint))
+        expected = _plain_answers(graph, checkpoint, threads)
+        graph = replace(graph, trial_scores=as_text(expected))
+    else:
+        network = _built(checkpoint, threads)
+        expected = _answers(network, checkpoint)
+        graph = described(checkpoint, trace(network, checkpoint), as_text(expected))
     check_graph(graph, expected, checkpoint.preprocessing.crop, checkpoint.architecture, threads)
     return replace(checkpoint, weights={}, graph=graph)
+
+
+def _plain_answers(graph: Graph, checkpoint: Checkpoint, threads: int) -> NDArray[np.float32]:
+    """The logits of the trial images, `(N, classes)`, by the graph's own operators, one after another."""
+    images = trial_images(checkpoint.preprocessing.crop)
+    (scores,) = open_session(graph, threads, as_it_is=True).run([graph.output_name], {graph.input_name: images})
+    return np.asarray(scores)
 
 
 def _built(checkpoint: Checkpoint, threads: int) -> torch.nn.Module:

@@ -14,7 +14,7 @@ from .. import __version__
 from ..checkpoints import CheckpointFile, Found, depends_on, offline_demo_file
 from ..settings import ModelSettings
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """To be raised with every change of what is written for the same checkpoint: graph, record or decisions."""
 
 

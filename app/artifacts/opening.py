@@ -13,7 +13,6 @@ from ..progress import Reporter
 from ..settings import ModelSettings
 from .checking import check_here
 from .key import key_of
-from .looking_up import NotRemembered, look_up_remembered
 from .process import CannotExport, CannotWrite, export_apart, first_line
 from .store import Store
 
@@ -40,37 +39,27 @@ def open_served(settings: ModelSettings, reporter: Reporter, is_cancelled: Calla
 
 
 def _graph_or_weights(settings: ModelSettings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
-    found = _found_without_torch(settings, reporter, is_cancelled)
+    found = find(settings, reporter, is_cancelled)
     try:
         return _graph(settings, found, reporter, is_cancelled)
     except ExportFailed as error:
         if settings.backend == "onnx":
             raise
-        checkpoint = _read(settings, found, reporter, is_cancelled)
+        checkpoint = read_and_decide(found, settings, reporter)
         warning = f"{error} So it is served by PyTorch, which is slower on a CPU."
         return replace(checkpoint, warnings=(*checkpoint.warnings, warning))
 
 
-def _found_without_torch(settings: ModelSettings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Found | None:
-    """The weights that are meant; None where only torchvision knows which those are."""
-    try:
-        return find(settings, reporter, is_cancelled, look_up_remembered(Store(settings.cache_dir)))
-    except NotRemembered:
-        return None
-
-
-def _graph(
-    settings: ModelSettings, found: Found | None, reporter: Reporter, is_cancelled: Callable[[], bool]
-) -> Checkpoint:
+def _graph(settings: ModelSettings, found: Found, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
     """The kept artifact, else one that is made in a process of its own, else one that stays in this one's memory."""
     store = Store(settings.cache_dir)
-    if found is not None and (kept := _kept(settings, store, found, reporter)) is not None:
+    if (kept := _kept(settings, store, found, reporter)) is not None:
         return kept
     if is_cancelled():
         raise LoadCancelled("Stopped while loading.")
-    reporter.step("Starting PyTorch in a process of its own")
+    reporter.step("Exporting in a process of its own")
     try:
-        artifact = store.read(export_apart(settings, reporter, is_cancelled))
+        artifact = store.read(export_apart(settings, found, reporter, is_cancelled))
         if artifact is not None:
             return artifact.checkpoint
         reason = "it could not be read back"
@@ -87,7 +76,7 @@ def _graph(
             f"The export cannot be kept in {settings.cache_dir}: {reason}. Each start makes it again and takes more "
             f"memory. Give RESNET_CACHE_DIR a folder with room that the service's user may write to."
         )
-    return _made_here(settings, found, reporter, is_cancelled)
+    return _made_here(settings, found, reporter)
 
 
 def _kept(settings: ModelSettings, store: Store, found: Found, reporter: Reporter) -> Checkpoint | None:
@@ -111,12 +100,10 @@ def _kept(settings: ModelSettings, store: Store, found: Found, reporter: Reporte
     return None
 
 
-def _made_here(
-    settings: ModelSettings, found: Found | None, reporter: Reporter, is_cancelled: Callable[[], bool]
-) -> Checkpoint:
+def _made_here(settings: ModelSettings, found: Found, reporter: Reporter) -> Checkpoint:
     from .build import build
 
-    checkpoint = _read(settings, found, reporter, is_cancelled)
+    checkpoint = read_and_decide(found, settings, reporter)
     reporter.step(f"Exporting {checkpoint.architecture}")
     try:
         return build(checkpoint, settings.compute_thread_count)
@@ -125,9 +112,3 @@ def _made_here(
     except Exception as error:
         logger.debug("The export failed.", exc_info=True)
         raise ExportFailed(f"{checkpoint.architecture} cannot be exported here: {first_line(error)}.", True) from None
-
-
-def _read(
-    settings: ModelSettings, found: Found | None, reporter: Reporter, is_cancelled: Callable[[], bool]
-) -> Checkpoint:
-    return read_and_decide(found or find(settings, reporter, is_cancelled), settings, reporter)

@@ -4,7 +4,6 @@ artifacts/
   KEY.onnx                           one artifact, written in a scratch folder and renamed in one step
   KEY.seconds-….json                 how long batches took with it (`timings`)
   KEY.checked-….json                 its answers were compared with the network's on that machine (`checking`)
-  published/ARCHITECTURE.NAME.json   where torchvision has these weights: known without importing it
   failed/KEY.json                    why the network of this key cannot be written as ONNX
 """
 
@@ -18,9 +17,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
-from ..checkpoints import Checkpoint, PublishedWeights
+from ..checkpoints import Checkpoint
 from ..files import scratch_in, write_whole
 from .artifact import Artifact, read_artifact, serialized, tool_versions
 
@@ -32,8 +29,7 @@ _FORMER_FOLDERS = ("exports",)
 # A ResNet-50's takes 100 MB. Two for switching between two checkpoints, and as many for a second service.
 _KEPT = 4
 _KEPT_FAILURES = 64
-_PUBLISHED_FOLDER, _FAILED_FOLDER = "published", "failed"
-PUBLISHED = TypeAdapter(PublishedWeights)
+_FAILED_FOLDER = "failed"
 
 
 class Store:
@@ -93,19 +89,6 @@ class Store:
         self._remove_old(key)
         return self._file(key)
 
-    def published(self, architecture: str, name: str) -> PublishedWeights | None:
-        """torchvision's weights of this name, if an earlier start has remembered them."""
-        try:
-            return PUBLISHED.validate_json(self._published_file(architecture, name).read_bytes())
-        except (OSError, ValueError):
-            return None
-
-    def remember(self, asked: str, weights: PublishedWeights) -> None:
-        """Keep where torchvision has the weights that were asked for by the name `asked`. Raises `OSError`."""
-        file = self._published_file(weights.architecture, asked)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, PUBLISHED.dump_json(weights))
-
     def failure(self, key: str) -> str | None:
         """Why the network of `key` cannot be written as ONNX with these packages, found by an earlier start, and how
         to try again.
@@ -134,13 +117,6 @@ class Store:
 
     def _failed_file(self, key: str) -> Path:
         return self._folder / _FAILED_FOLDER / f"{key}.json"
-
-    def _published_file(self, architecture: str, name: str) -> Path:
-        # Of another version of torchvision the same name may mean other weights (DEFAULT), or none.
-        from importlib.metadata import version
-
-        file = f"{architecture}.{name}.{version('torchvision')}.json".replace("/", "_")
-        return self._folder / _PUBLISHED_FOLDER / file
 
     def _remove_old(self, key: str) -> None:
         """Remove all but the newest artifacts, of which `key` is one, files beside no artifact, and former caches."""

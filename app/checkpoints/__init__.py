@@ -6,7 +6,7 @@ from .deciding import decide
 from .decisions import decide_all, notes_of, warnings_of
 from .depends import depends_on, sha256_of
 from .download import Progress, fetch
-from .finding import Fetch, Found, LookUp, download, find, published_architecture
+from .finding import Found, download, find, published_architecture
 from .folders import home_of
 from .locate import CheckpointFile, OfflineDemo, PublishedName, Source, locate
 from .offline_demo import offline_demo_file, read_offline_demo
@@ -34,10 +34,8 @@ __all__ = [
     "Cpu",
     "Decision",
     "Decisions",
-    "Fetch",
     "Found",
     "Graph",
-    "LookUp",
     "OfflineDemo",
     "Progress",
     "PublishedName",

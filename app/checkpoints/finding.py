@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import MAY_FALL_BACK, LoadCancelled
+from ..errors import MAY_FALL_BACK, DownloadError, LoadCancelled
 from ..progress import Reporter
 from ..settings import ENV_PREFIX, CheckpointSettings
 from .download import fetch as fetch_file
@@ -26,36 +26,20 @@ class Found:
     """Set where these weights are the fallback: a sentence that says which could not be downloaded."""
 
 
-LookUp = Callable[[str, str], PublishedWeights]
-"""Architecture, name → torchvision's weights of that name."""
-Fetch = Callable[[PublishedWeights], Path]
-"""Published weights → their file in the cache folder. Raises `DownloadError`."""
-
-
-def find(
-    settings: CheckpointSettings,
-    reporter: Reporter,
-    is_cancelled: Callable[[], bool],
-    look_up: LookUp = find_by_name,
-    fetch: Fetch | None = None,
-) -> Found:
+def find(settings: CheckpointSettings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Found:
     """The weights that the settings name, downloaded if need be; the fallback for them where the settings allow it.
 
-    `fetch` is given where another process downloads. Imports torch only where `look_up` does. Raises a `StartError`
-    that says what is wrong and what to do. Blocks.
+    Raises a `StartError` that says what is wrong and what to do. Blocks.
     """
     source: Source = locate(settings.weights)
     if not isinstance(source, PublishedName):
         return Found(source)
     try:
-        if look_up is find_by_name:
-            reporter.step("Starting PyTorch")
-        published = look_up(published_architecture(settings), source.name)
-        if is_cancelled():
-            raise LoadCancelled("Stopped while loading.")
-        file = fetch(published) if fetch else download(settings, published, reporter, is_cancelled)
-        return Found(CheckpointFile(file))
+        published = find_by_name(published_architecture(settings), source.name)
+        return Found(CheckpointFile(download(settings, published, reporter, is_cancelled)))
     except MAY_FALL_BACK as error:
+        if is_cancelled():
+            raise LoadCancelled("Stopped while loading.") from None
         if settings.weights_fallback != "offline-demo":
             raise
         logger.warning("%s", error)
@@ -65,6 +49,10 @@ def find(
             f"offline demo: an EfficientNet-Lite0, which is not a ResNet-50. Put a checkpoint into model_weights/ "
             f"to serve yours.",
         )
+    except DownloadError:
+        if is_cancelled():
+            raise LoadCancelled("Stopped while loading.") from None
+        raise
 
 
 def published_architecture(settings: CheckpointSettings) -> str:

@@ -16,6 +16,7 @@ from ..checkpoints import (
     PublishedWeights,
     Source,
     decide,
+    find_by_name,
     locate,
     offline_demo_file,
     published_architecture,
@@ -73,10 +74,10 @@ def _decided(decision: object) -> str:
 
 
 def _see_published(settings: Settings, source: PublishedName, report: Report) -> None:
-    """Whether the file is there already. What its name is only torchvision knows, at a first start."""
-    weights = Store(settings.cache_dir).published(published_architecture(settings), source.name)
-    file = settings.cache_dir / "checkpoints" / weights.file_name if weights else None
-    if file is not None and file.is_file():
+    """Whether the file is there already. Raises `SettingError` for a name that torchvision does not have."""
+    weights = find_by_name(published_architecture(settings), source.name)
+    file = settings.cache_dir / "checkpoints" / weights.file_name
+    if file.is_file():
         report.add("model", "download", f"is there: {file}")
         _see_export(settings, Found(CheckpointFile(file)), report)
     else:
@@ -95,10 +96,10 @@ def _see_published(settings: Settings, source: PublishedName, report: Report) ->
         )
 
 
-def _origin(settings: Settings, weights: PublishedWeights | None) -> str:
+def _origin(settings: Settings, weights: PublishedWeights) -> str:
     if settings.download_mirror:
         return redacted(settings.download_mirror)
-    return redacted(weights.url) if weights else "download.pytorch.org"
+    return redacted(weights.url)
 
 
 def _see_backend(settings: Settings, report: Report) -> None:
