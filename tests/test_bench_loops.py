@@ -14,7 +14,7 @@ from app.bench.costs import STAGES, Round, costs_of
 from app.bench.loops import closed_loop, due_times, open_loop
 from app.bench.plan import plan_run
 from app.bench.processes import MemorySample
-from app.bench.rooflines import Pace, repeat, together
+from app.bench.pace import Pace, repeat, together
 from app.bench.search import Highest, find_highest
 from app.bench.soak import memory_of
 from app.bench.steps import Step, latency_of, percentile

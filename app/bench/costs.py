@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .rooflines import Pace
+from .pace import Pace
 from .steps import Step
 
 STAGES = ("decode", "http", "transfer", "model")

@@ -13,9 +13,9 @@ from ..resources import available_cpus
 from ..settings import Settings
 from .children import Child
 from .costs import Round
+from .pace import Pace, together
 from .plan import Plan
 from .processes import cpu_seconds
-from .rooflines import Pace, together
 from .search import Highest, find_highest
 from .serving import Serving, environment_of
 from .steps import Latency, Step

@@ -1,9 +1,10 @@
-"""What a process and its children take of the machine, read from /proc (Linux)."""
+"""CPU time, memory and open files of a process with its children, read from /proc (Linux)."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -42,6 +43,12 @@ def cpu_seconds(pid: int) -> float:
 
 def rss_bytes(pid: int) -> int:
     return sum(resident_memory_bytes(each) for each in family(pid))
+
+
+def proportional_kilobytes(pid: int) -> int:
+    """Memory (PSS) of the process and its children: a page that several of them share counts once in all."""
+    rollups = [Path(f"/proc/{each}/smaps_rollup").read_text(encoding="ascii") for each in family(pid)]
+    return sum(int(size) for each in rollups for size in re.findall(r"^Pss: +(\d+) kB", each, re.MULTILINE))
 
 
 def open_files(pid: int) -> int:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import statistics
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,65 +30,7 @@ from ..settings import Settings, load_settings
 from ..types import Pixels, Preprocessing, Want
 from .bodies import read_bodies
 from .children import answer_commands
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Something done again and again."""
-
-    images: int
-    seconds: float
-    cpu_seconds: float
-    call_ms: float
-    """One call's median: an image decoded, or a batch answered."""
-
-    @property
-    def rate(self) -> float:
-        """Images a second."""
-        return self.images / self.seconds if self.seconds else 0.0
-
-    @property
-    def cpu_seconds_an_image(self) -> float:
-        return self.cpu_seconds / self.images if self.images else 0.0
-
-
-def together(paces: list[Pace]) -> Pace:
-    """Of processes that ran side by side: what they did in all."""
-    return Pace(
-        images=sum(each.images for each in paces),
-        seconds=sum(each.images for each in paces) / max(sum(each.rate for each in paces), 1e-9),
-        cpu_seconds=sum(each.cpu_seconds for each in paces),
-        call_ms=statistics.median(each.call_ms for each in paces),
-    )
-
-
-def repeat(
-    call: Callable[[int], None],
-    images_a_call: int,
-    seconds: float,
-    pool: ThreadPoolExecutor | None = None,
-    threads: int = 1,
-) -> Pace:
-    """Call for so many `seconds`, on so many threads of `pool` at once; `call` is given a number that counts up."""
-    times: list[list[float]] = [[] for _ in range(threads)]
-    ends_at = time.perf_counter() + seconds
-
-    def one(mine: list[float], number: int) -> None:
-        while not mine or time.perf_counter() < ends_at:
-            began = time.perf_counter()
-            call(number)
-            mine.append(time.perf_counter() - began)
-            number += threads
-
-    began, began_cpu = time.perf_counter(), time.process_time()
-    if pool is None:
-        one(times[0], 0)
-    else:
-        for future in [pool.submit(one, mine, number) for number, mine in enumerate(times)]:
-            future.result()
-    took, cpu = time.perf_counter() - began, time.process_time() - began_cpu
-    calls = [each for mine in times for each in mine]
-    return Pace(len(calls) * images_a_call, took, cpu, statistics.median(calls) * 1e3)
+from .pace import repeat
 
 
 class Measurer:
