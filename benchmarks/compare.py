@@ -97,7 +97,7 @@ def table_of(servers: Sequence[Server]) -> str:
     for each in servers:
         errors: Counter[str] = Counter()
         for step in (turn.step for turn in each.turns):
-            errors += Counter(step.connection_errors)
+            errors += Counter(step.connection_errors) + Counter({"no answer": step.unanswered})
             errors += Counter({status: count for status, count in step.statuses.items() if status != "200"})
         rows.append(
             (

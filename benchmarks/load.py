@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -106,28 +107,15 @@ class Step:
         return (max(unwell) + 1) * _WINDOW_SECONDS if unwell else 0.0
 
 
-@dataclass(frozen=True)
-class Row:
-    """One load; latencies in milliseconds, rates a second."""
-
-    load: str
-    """"2x", or "storm of 100"."""
-    asked: float
-    goodput: float
-    allowed: float
-    """The peak that the cores left by the load generator allow."""
-    share: float
-    """Goodput as a share of that."""
-    p50_ms: float
-    p99_ms: float
-    decoded_per_answer: float
-    refused: int
-    late: float
-    """504s as a share of what was accepted."""
-    others: dict[int, int]
-    generator_cores: float
-    generator_late_ms: float
-    """How late the slowest hundredth of the requests was sent; part of the latencies."""
+# The columns of one load's row, with their formats. "allowed/s" is the peak that the cores left by the load generator
+# allow, "share" goodput as a share of it, "504" a share of the accepted requests. The generator's lateness is part of
+# the latencies.
+_COLUMNS = {
+    **{"load": "", "asked/s": ".0f", "goodput/s": ".1f", "allowed/s": ".1f", "share": ".2f", "p50 ms": ".0f"},
+    **{"p99 ms": ".0f", "decoded ÷ answered": ".2f", "refused": ",", "504": ".1%", "others": ""},
+    **{"generator, cores": ".2f", "generator, p99 ms late": ".0f"},
+}
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -237,26 +225,23 @@ class Load:
         answered = step.statuses[200] + (after.statuses[200] if after else 0)
         late = step.statuses[504] / max(1, step.statuses[504] + step.statuses[200])
         allowed = self._peak * left / self._left_at_peak
-        row = Row(
-            name,
-            sum(step.statuses.values()) / self._seconds,
-            step.goodput,
-            allowed,
-            step.goodput / allowed,
-            step.percentile(50) * 1e3,
-            step.percentile(99) * 1e3,
-            decoded / max(1, answered),
-            step.statuses[503],
-            late,
-            {status: count for status, count in step.statuses.items() if status not in (200, 503, 504)},
-            taken,
-            step.generator_late * 1e3,
-        )
-        say(
-            f"  {name}: {row.goodput:.1f}/s, {row.share:.0%} of {allowed:.1f}; p99 {row.p99_ms:.0f} ms "
-            f"({row.generator_late_ms:.0f} ms of it late sending); "
-            f"{row.decoded_per_answer:.2f} decoded an answer; {step.statuses}"
-        )
+        others = {status or "no answer": n for status, n in step.statuses.items() if status not in (200, 503, 504)}
+        row = {
+            "load": name,
+            "asked/s": sum(step.statuses.values()) / self._seconds,
+            "goodput/s": step.goodput,
+            "allowed/s": allowed,
+            "share": step.goodput / allowed,
+            "p50 ms": step.percentile(50) * 1e3,
+            "p99 ms": step.percentile(99) * 1e3,
+            "decoded ÷ answered": decoded / max(1, answered),
+            "refused": step.statuses[503],
+            "504": late,
+            "others": ", ".join(f"{n} x {status}" for status, n in others.items()) or "none",
+            "generator, cores": taken,
+            "generator, p99 ms late": step.generator_late * 1e3,
+        }
+        say("  " + ", ".join(f"{column} {cell}" for column, cell in zip(_COLUMNS, _cells(row), strict=True)))
         return row, after
 
     async def _offer(self, rate: float, tasks: asyncio.TaskGroup) -> Step:
@@ -326,12 +311,6 @@ async def measure(seconds: float, limits: Sequence[str], front_ends: Sequence[in
     return Report(heading(), "the demo network, 500×375 JPEGs", cases)
 
 
-_COLUMNS = (
-    *("load", "asked/s", "goodput/s", "allowed/s", "share", "p50 ms", "p99 ms", "decoded ÷ answered", "refused", "504"),
-    *("others", "generator, cores", "generator, p99 ms late"),
-)
-
-
 def tables_of(report: Report) -> str:
     """The report as Markdown tables."""
     parts = [report.machine, report.network]
@@ -343,17 +322,12 @@ def tables_of(report: Report) -> str:
             f"({case.peak_clients} clients); as before the load again {recovery} after the last arrival of "
             f"{max(_TIMES)}x\n"
         )
-        parts.append(table(_COLUMNS, [_cells(row) for row in case.rows]))
+        parts.append(table(list(_COLUMNS), [_cells(row) for row in case.rows]))
     return "\n".join(parts)
 
 
 def _cells(row: Row) -> list[str]:
-    others = ", ".join(f"{n} x {status or 'no answer'}" for status, n in sorted(row.others.items())) or "none"
-    return [
-        *(row.load, f"{row.asked:.0f}", f"{row.goodput:.1f}", f"{row.allowed:.1f}", f"{row.share:.2f}"),
-        *(f"{row.p50_ms:.0f}", f"{row.p99_ms:.0f}", f"{row.decoded_per_answer:.2f}", f"{row.refused:,}"),
-        *(f"{row.late:.1%}", others, f"{row.generator_cores:.2f}", f"{row.generator_late_ms:.0f}"),
-    ]
+    return [format(row[column], digits) for column, digits in _COLUMNS.items()]
 
 
 def main() -> None:

@@ -26,12 +26,12 @@ def draw(cases: Sequence[Case], path: Path) -> None:
             each.spines[["top", "right"]].set_visible(False)
             each.axhline(1.0, color=_IDEAL, linestyle="--")
         for case, colour in zip(cases, _COLOURS, strict=False):
-            points = [row for row in case.rows if row.load.startswith("storm") == is_storm]
-            names = [point.load.removeprefix("storm of ").replace("x", "×") for point in points]
+            rows = [row for row in case.rows if row["load"].startswith("storm") == is_storm]
+            names = [row["load"].removeprefix("storm of ").replace("x", "×") for row in rows]
             label = f"{case.limit}, {case.processes}"
             line = {"color": colour, "marker": "o", "linestyle": "" if is_storm else "-", "label": label}
-            goodput.plot(names, [point.share for point in points], **line)
-            latency.plot(names, [point.p99_ms / case.deadline_ms for point in points], **line)
+            goodput.plot(names, [row["share"] for row in rows], **line)
+            latency.plot(names, [row["p99 ms"] / case.deadline_ms for row in rows], **line)
         latency.set_xlabel("clients that ask again at once" if is_storm else "requests, as multiples of the peak")
     axes[0][0].set_ylim(0, 1.15)
     axes[0][0].set_ylabel("answered in time, of the peak")

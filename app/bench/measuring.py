@@ -1,4 +1,4 @@
-"""The processes of a run, and what is asked of them."""
+"""The child processes of a run (load generator, decoders, model), and the measurements made with them."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from .target import Target
 
 
 class Progress(Protocol):
-    """Who is told what a run does."""
+    """Receives the progress of a run."""
 
     def begin(self, text: str, seconds: float | None = None, total: int | None = None) -> None:
-        """Something starts: how long it will take, or how many requests it has, where that is known."""
+        """A measurement starts, with its expected length or number of requests where known."""
         ...
 
     def done(self, requests: int) -> None:
-        """So many of them, of what has begun."""
+        """So many requests of the current measurement are done."""
         ...
 
     def end(self, found: str) -> None:
-        """What has begun is done; `found` is for a person."""
+        """The current measurement is done; `found` is its result as text."""
         ...
 
 
 class Generator:
-    """The load generator's process, and the images that it sends."""
+    """The load generator's process and its images."""
 
     def __init__(self, child: Child, folder: Path, plan: Plan, progress: Progress) -> None:
         self._child = child
@@ -56,7 +56,7 @@ class Generator:
         return await self._step(target, "photos", loop="closed", clients=self._plan.clients, requests=requests)
 
     async def open(self, target: Target, rate: float) -> Step:
-        """Requests that are due at `rate`; no two steps have them due at the same moments."""
+        """Requests due at `rate`; each step has its own arrival times."""
         self._steps += 1
         return await self._step(
             target,
@@ -70,7 +70,7 @@ class Generator:
         )
 
     async def learn(self, target: Target, bodies: str = "photos") -> list[list[int]]:
-        """The two best classes of each image as the server answers it alone."""
+        """The two best classes of each image, sent one at a time."""
         found: list[list[int]] = await self._child.ask(
             "learn", target=asdict(target), bodies=str(self._folder / bodies)
         )
@@ -87,14 +87,14 @@ def step_of(document: dict[str, Any]) -> Step:
 
 
 class Rooflines:
-    """One process a CPU that decodes, and one that holds the model."""
+    """A decoding process for each CPU, and one process with the model."""
 
     def __init__(self, decoders: list[Child], model: Child, folder: Path, loaded: dict[str, Any]) -> None:
         self._decoders = decoders
         self._model = model
         self._folder = folder
         self.loaded = loaded
-        """What the model's process says of it."""
+        """The model's facts, from its process."""
 
     @classmethod
     @asynccontextmanager
@@ -127,7 +127,7 @@ class Rooflines:
 def telling(
     progress: Progress, text: str, seconds: float | None = None, total: int | None = None
 ) -> Iterator[list[str]]:
-    """Tell that something is done; what is put into the list is what was found."""
+    """Report the start and the end of a measurement; its results go into the list."""
     found: list[str] = []
     progress.begin(text, seconds, total)
     try:
@@ -145,7 +145,7 @@ async def measure_round(
     progress: Progress,
     name: str,
 ) -> Round:
-    """Everything once, one after the other."""
+    """Each measurement once, one after the other."""
     seconds, half = plan.seconds, plan.seconds / 2
     planned = rooflines.loaded["planned_batch"]
     with telling(progress, f"{name}: decode only", seconds + 2 * half) as found:

@@ -18,7 +18,7 @@ _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class MemorySample:
-    """A process with all its children at one moment; memory that several of them share counts in each."""
+    """A process with its children at one moment; memory that several of them share counts once for each."""
 
     seconds: float
     """Since the watch began."""
@@ -27,7 +27,7 @@ class MemorySample:
 
 
 def family(pid: int) -> list[int]:
-    """The process and everything it started that lives."""
+    """The process and its living descendants."""
     found = [pid]
     for each in found:
         for children in Path(f"/proc/{each}/task").glob("*/children"):
@@ -37,7 +37,7 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of the process and its children that live, in all their threads."""
+    """CPU time of the process and its living children, in all their threads."""
     return sum(_cpu_seconds(each) for each in family(pid))
 
 
@@ -52,7 +52,7 @@ def proportional_kilobytes(pid: int) -> int:
 
 
 def open_files(pid: int) -> int:
-    """Files, sockets and pipes that are open."""
+    """Open files, sockets and pipes."""
     return sum(_open_files(each) for each in family(pid))
 
 
@@ -72,7 +72,7 @@ def _open_files(pid: int) -> int:
 
 @asynccontextmanager
 async def memory_watch(pid: int | None, every_seconds: float = 1.0) -> AsyncIterator[list[MemorySample]]:
-    """Samples of a process, added while the block runs: one at its beginning, one at its end. None: no samples."""
+    """Samples of a process, added while the block runs, the first at its start and the last at its end; None: none."""
     samples: list[MemorySample] = []
     if pid is None:
         yield samples

@@ -1,6 +1,6 @@
-"""What each part of a request's road can do alone, measured in processes that do nothing else.
+"""The child process that measures the stages of a request alone: decoding, copies to the device, the model.
 
-One process measures one part at a time; the settings are in its environment, as a server's are.
+A process measures one stage at a time. The settings are in its environment, like a server's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .pace import repeat
 
 
 class Measurer:
-    """The commands of this process; what one of them loads the next ones use."""
+    """The commands of this process, which share the loaded model and images."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -45,7 +45,7 @@ class Measurer:
         self._images: list[Pixels] = []
 
     def decode(self, told: dict[str, Any], on_done: Callable[[int], None]) -> dict[str, Any]:
-        """{"bodies": folder, "preprocessing": …, "seconds": s}: decode one after the other, as the service does."""
+        """{"bodies": folder, "preprocessing": …, "seconds": s}: decode one image at a time, as the service does."""
         bodies = self._read(told["bodies"])
         preprocessing = preprocessing_of(json.dumps(told["preprocessing"]).encode())
 
@@ -56,7 +56,7 @@ class Measurer:
         return asdict(repeat(one, 1, told["seconds"]))
 
     def load(self, told: dict[str, Any], on_done: Callable[[int], None]) -> dict[str, Any]:
-        """{"bodies": folder}: load the model that the settings name, warm it up, and plan its batches."""
+        """{"bodies": folder}: load the model of the settings, warm it up, and plan its batches."""
         model = load_model(self._settings, Metrics(), LogReporter())
         if not isinstance(model.engine, InProcessEngine):
             raise SettingError("The bare loop of this engine cannot be measured: it does not run in this process.")
@@ -64,7 +64,7 @@ class Measurer:
         settings = self._settings
         fixed = None if settings.max_batch_size == "auto" else settings.max_batch_size
         slo = None if settings.slo_p99_ms is None else settings.slo_p99_ms / 1e3
-        # On as many threads as it serves from, and the same ones for all: each may have a slot of the device.
+        # The same threads for all calls, as many as in the service: each may have a slot of the device.
         pool = ThreadPoolExecutor(backend.concurrency)
         plan = pool.submit(
             plan_batches,
@@ -86,7 +86,7 @@ class Measurer:
         }
 
     def model(self, told: dict[str, Any], on_done: Callable[[int], None]) -> dict[str, Any]:
-        """{"batch": n, "seconds": s, "alone": bool}: the bare loop; not alone, as many calls at once as it takes."""
+        """{"batch": n, "seconds": s, "alone": bool}: the bare loop; unless alone, on all slots of the device."""
         backend, pool, batch = self._backend, self._pool, self._batch(told["batch"])
         assert backend is not None
         assert pool is not None
@@ -98,12 +98,12 @@ class Measurer:
 
         for each in [pool.submit(warm) for _ in range(backend.concurrency)]:
             each.result()
-        # One call at a time tells what a lone request waits for; at the planned batch all slots are kept busy.
+        # A lone request waits for one call; at the planned batch all slots are busy.
         threads = 1 if told["alone"] else backend.concurrency
         return asdict(repeat(lambda number: _infer(backend, batch), len(batch), told["seconds"], pool, threads))
 
     def transfer(self, told: dict[str, Any], on_done: Callable[[int], None]) -> dict[str, Any]:
-        """{"batch": n, "seconds": s}: images to one batch where the device reads it."""
+        """{"batch": n, "seconds": s}: copy images into one batch in the memory that the device reads."""
         from ..backends.transfer import batch_copy
 
         assert self._backend is not None
@@ -138,5 +138,5 @@ if __name__ == "__main__":
             "transfer": measurer.transfer,
         }
     )
-    # A device's threads are not waited for.
+    # The device's threads are not waited for.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""The report for a person at a terminal."""
+"""The report as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OF = {
 
 
 def render(report: Report) -> RenderableType:
-    """Tables and lines; width is the terminal's affair."""
+    """Tables and lines that adapt to the terminal's width."""
     return Group(*_parts(report))
 
 
@@ -55,7 +55,7 @@ def _facts(report: Report) -> Table:
         show_header=False,
         title_justify="left",
     )
-    # What runs elsewhere says neither what it runs on nor with what.
+    # The machine and versions of a server elsewhere are not known.
     names = ("machine", "versions") if server.was_started else ("load from", "its versions")
     table.add_row(names[0], escape(str(machine)))
     table.add_row(names[1], escape(", ".join(f"{name} {version}" for name, version in report.versions.items())))
