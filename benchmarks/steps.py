@@ -1,15 +1,19 @@
-"""The cost of each step of an answer beside its decoding: the service without a model, taken apart.
+"""The service without a model against decoding alone on the same cores, whole or taken apart into steps.
 
-    python -m benchmarks.steps [--photos FOLDER] [--rounds 7] [--seconds 3] [--decoder threads|processes]
+    python -m benchmarks.steps [--steps STEP ...] [--photos FOLDER] [--rounds 7] [--seconds 3]
+                                [--decoder threads|processes] [-- FLAGS OF THE SERVICE]
 
-Four servers, started anew for each turn, against decoding alone (`benchmarks.ceiling`), each with 16 closed-loop
-clients on the same CPUs:
+Decoding alone is a process for each CPU that only runs this service's exact decode, without HTTP. It takes turns with
+four servers, each with 16 closed-loop clients on the same CPUs:
 
     decode      uvicorn with an app that reads the body, decodes it with the service's decoder, and answers with a
                 constant: the least that anything served by uvicorn costs
     engine      the same, and the pixels run through the batcher and the `null` backend
     classify    the same, and the rest of the classifier: admission, metrics, ranking
     service     `serve --backend null`: the same, and limits, deadlines, JSON, headers, the log
+
+With `--steps service` it measures the service as a whole. Each turn starts its own server: one server keeps its pace,
+and two starts of the same server differ by up to a tenth.
 """
 
 from __future__ import annotations
@@ -18,15 +22,19 @@ import argparse
 import asyncio
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 import uvloop
 
+from app.bench.bodies import write_bodies
 from app.bench.children import NEEDS
+from app.bench.measuring import Rooflines
 from app.bench.pace import ratios, spread
 from app.interpreter import spare_requests_from_collection
 from app.loading import load_model
@@ -35,10 +43,10 @@ from app.opening import LogReporter
 from app.processes import child_environment
 from app.server import build_classifier
 from app.settings import Settings
-from benchmarks.ceiling import CLIENTS, decoding, null_service
 from benchmarks.report import heading, median, options_of, photos_of, say, table
-from benchmarks.turns import Load, Server
+from benchmarks.turns import Load, Server, our_service
 
+CLIENTS = 16
 STEPS = ("decode", "engine", "classify")
 _ANSWER = b'{"predictions":[' + b",".join([b'{"class_id":1,"label":"a label","probability":0.123456}'] * 5) + b"]}"
 _SECONDS = 30.0
@@ -98,16 +106,30 @@ async def serve_step(step: str, settings: Settings, port: int) -> None:
     await uvicorn.Server(config).serve()
 
 
-def servers_of(images: Sequence[bytes], decoder: str) -> list[Server]:
-    flags = ("--decoder", decoder, "--port", "{port}")
-    environment = child_environment(NEEDS)
-    programs = {step: [sys.executable, "-m", "benchmarks.steps", "--step", step, *flags] for step in STEPS}
-    servers = [Server(step, command, images, environment, folder=_ROOT) for step, command in programs.items()]
-    return [*servers, null_service("service", images, "--decoder", decoder)]
+@asynccontextmanager
+async def decoding(images: Sequence[bytes]) -> AsyncIterator[Rooflines]:
+    """The decode roofline: a process for each CPU."""
+    with tempfile.TemporaryDirectory() as name:
+        write_bodies(Path(name) / "photos", images)
+        async with Rooflines.start(Settings(backend="null"), Path(name)) as rooflines:
+            yield rooflines
+
+
+def servers_of(options: argparse.Namespace, images: Sequence[bytes]) -> list[Server]:
+    servers = []
+    for step in options.steps:
+        if step == "service":
+            flags = ("--backend", "null", "--log-format", "json", "--decoder", options.decoder, *options.flags)
+            servers.append(our_service(step, *flags, bodies=images))
+        else:
+            flags = ("--step", step, "--port", "{port}", "--decoder", options.decoder)
+            command = [sys.executable, "-m", "benchmarks.steps", *flags]
+            servers.append(Server(step, command, images, child_environment(NEEDS), folder=_ROOT))
+    return servers
 
 
 async def measure(images: Sequence[bytes], options: argparse.Namespace) -> str:
-    servers = servers_of(images, options.decoder)
+    servers = servers_of(options, images)
     alone = []
     async with Load.start(CLIENTS) as load, decoding(images) as rooflines:
         for number in range(options.rounds):
@@ -116,20 +138,23 @@ async def measure(images: Sequence[bytes], options: argparse.Namespace) -> str:
             for server in servers if number % 2 else reversed(servers):
                 async with load.running(server) as running:
                     await load.turn(running, options.seconds / 4, options.seconds)
-    rates = {"alone": [pace.rate for pace in alone]} | {each.name: each.rates for each in servers}
-    costs = {"alone": [pace.cpu_seconds_an_image * 1e3 for pace in alone]} | {
-        each.name: each.cpu_ms for each in servers
-    }
-    rows = [
-        (name, median(found, ".0f"), spread(ratios(found, rates["alone"])), median(costs[name]))
-        for name, found in rates.items()
-    ]
-    return table(("step", "images/s", "of decoding alone", "CPU ms an image"), rows)
+    rates = [pace.rate for pace in alone]
+    cpu_ms = median([pace.cpu_seconds_an_image * 1e3 for pace in alone])
+    rows = [("alone", median(rates, ".0f"), "1", cpu_ms, "0")]
+    for each in servers:
+        found = spread(ratios(each.rates, rates))
+        rows.append((each.name, median(each.rates, ".0f"), found, median(each.cpu_ms), median(each.load_cpu_ms)))
+    return table(("step", "images/s", "of decoding alone", "CPU ms an image", "of the load generator"), rows)
 
 
 def main() -> None:
+    names = (*STEPS, "service")
     parser = options_of(__doc__, photos=True, rounds=7, seconds=3.0)
+    parser.add_argument(
+        "--steps", nargs="+", choices=names, default=names, metavar="STEP", help=f"of {', '.join(names)}"
+    )
     parser.add_argument("--decoder", choices=("threads", "processes"), default="threads", help="RESNET_DECODER")
+    parser.add_argument("flags", nargs="*", help="of serve, for the service alone")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -14,14 +14,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.bench.answers import read_status
 from app.bench.bodies import write_bodies
-from app.bench.children import NEEDS, Child, command
+from app.bench.children import NEEDS, command
 from app.bench.clients import Clients, prepare
-from app.bench.measuring import step_of
+from app.bench.measuring import Generator
 from app.bench.processes import cpu_seconds, proportional_kilobytes
 from app.bench.serving import free_port, server_process
 from app.bench.steps import Step, Tally
@@ -68,6 +68,11 @@ class Server:
         """CPU time of the server's processes for each answer, by round."""
         return [turn.cpu_seconds / max(1, turn.answers) * 1e3 for turn in self.turns]
 
+    @property
+    def load_cpu_ms(self) -> list[float]:
+        """CPU time of the load generator for each answer, by round."""
+        return [turn.step.generator_cpu_seconds / max(1, turn.step.good) * 1e3 for turn in self.turns]
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -103,52 +108,43 @@ class Running:
 
 
 class Load:
-    """The load generator's process."""
+    """The load generator's process, with a number of closed-loop clients."""
 
-    def __init__(self, child: Child, folder: Path, clients: int) -> None:
-        self._child = child
+    def __init__(self, generator: Generator, folder: Path, clients: int) -> None:
+        self._generator = generator
         self._folder = folder
         self._clients = clients
-        self._written: set[str] = set()
 
     @classmethod
     @asynccontextmanager
     async def start(cls, clients: int) -> AsyncIterator[Load]:
         with tempfile.TemporaryDirectory() as name:
-            child = await Child.start("generator", ".bench.generator", Path(name))
-            try:
-                yield cls(child, Path(name), clients)
-            finally:
-                await child.close()
+            async with Generator.start(Path(name), _NO_TARGET_MS) as generator:
+                yield cls(generator, Path(name), clients)
 
     def running(self, server: Server) -> AbstractAsyncContextManager[Running]:
         return running(server, self._folder)
 
     async def turn(self, running: Running, warm_up_seconds: float, seconds: float) -> Turn:
-        """Closed-loop clients, for `seconds` after a warm-up; the turn is kept with the server too."""
+        """A closed loop of `seconds` after a warm-up; the turn is kept with the server too."""
         server = running.server
-        folder = self._folder / server.name
-        if server.name not in self._written:
-            write_bodies(folder, server.bodies)
-            self._written.add(server.name)
+        if not (self._folder / server.name).exists():
+            write_bodies(self._folder / server.name, server.bodies)
         cpu = cpu_seconds(running.pid)
-        answers = 0
-        for each in (warm_up_seconds, seconds):
-            document = await self._child.ask(
-                "step",
-                target=asdict(running.target),
-                bodies=str(folder),
+        steps = [
+            await self._generator.closed(
+                running.target,
+                clients=self._clients,
+                bodies=server.name,
+                seconds=each,
                 request=dict(server.request),
                 status_alone=True,
-                loop="closed",
-                clients=self._clients,
-                seconds=each,
-                target_ms=_NO_TARGET_MS,
             )
-            step = step_of(document)
-            answers += step.good
+            for each in (warm_up_seconds, seconds)
+        ]
         used = cpu_seconds(running.pid) - cpu
-        turn = Turn(step, running.start_seconds, used, answers, proportional_kilobytes(running.pid))
+        answers = sum(step.good for step in steps)
+        turn = Turn(steps[-1], running.start_seconds, used, answers, proportional_kilobytes(running.pid))
         server.turns.append(turn)
         return turn
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -41,21 +41,30 @@ class Progress(Protocol):
 class Generator:
     """The load generator's process and its images."""
 
-    def __init__(self, child: Child, folder: Path, plan: Plan, progress: Progress) -> None:
+    def __init__(self, child: Child, folder: Path, target_ms: float, on_done: Callable[[int], None]) -> None:
         self._child = child
         self._folder = folder
-        self._plan = plan
-        self._progress = progress
+        self._target_ms = target_ms
+        self._on_done = on_done
         self._steps = 0
 
-    async def closed(self, target: Target, *, clients: int, seconds: float, bodies: str = "photos") -> Step:
-        return await self._step(target, bodies, loop="closed", clients=clients, seconds=seconds)
+    @classmethod
+    @asynccontextmanager
+    async def start(
+        cls, folder: Path, target_ms: float, on_done: Callable[[int], None] = lambda done: None
+    ) -> AsyncIterator[Generator]:
+        """Bodies are read from folders in `folder`; `on_done` is called with the number of answers so far."""
+        child = await Child.start("generator", ".bench.generator", folder)
+        try:
+            yield cls(child, folder, target_ms, on_done)
+        finally:
+            await child.close()
 
-    async def soak(self, target: Target, requests: int) -> Step:
-        """A closed loop of so many requests."""
-        return await self._step(target, "photos", loop="closed", clients=self._plan.clients, requests=requests)
+    async def closed(self, target: Target, *, clients: int, bodies: str = "photos", **values: Any) -> Step:
+        """A closed loop of so many `seconds` or `requests`; further values are those of `generator.run_step`."""
+        return await self._step(target, bodies, loop="closed", clients=clients, **values)
 
-    async def open(self, target: Target, rate: float) -> Step:
+    async def open(self, target: Target, rate: float, plan: Plan) -> Step:
         """Requests due at `rate`; each step has its own arrival times."""
         self._steps += 1
         return await self._step(
@@ -63,10 +72,10 @@ class Generator:
             "photos",
             loop="open",
             rate=rate,
-            requests=self._plan.requests_at(rate),
-            arrivals=self._plan.arrivals,
+            requests=plan.requests_at(rate),
+            arrivals=plan.arrivals,
             seed=self._steps,
-            give_up_seconds=self._plan.give_up_seconds,
+            give_up_seconds=plan.give_up_seconds,
         )
 
     async def learn(self, target: Target, bodies: str = "photos") -> list[list[int]]:
@@ -77,11 +86,11 @@ class Generator:
         return found
 
     async def _step(self, target: Target, bodies: str, **values: Any) -> Step:
-        told = {"target": asdict(target), "bodies": str(self._folder / bodies), "target_ms": self._plan.p99_ms}
-        return step_of(await self._child.ask("step", self._progress.done, **told, **values))
+        told = {"target": asdict(target), "bodies": str(self._folder / bodies), "target_ms": self._target_ms}
+        return _step_of(await self._child.ask("step", self._on_done, **told, **values))
 
 
-def step_of(document: dict[str, Any]) -> Step:
+def _step_of(document: dict[str, Any]) -> Step:
     latency = document.pop("latency_ms")
     return Step(**document, latency_ms=None if latency is None else Latency(**latency))
 
@@ -189,7 +198,7 @@ async def measure_load(
     async def step(rate: float) -> Step:
         expected = plan.requests_at(rate) / rate
         with telling(progress, f"Open loop at {rate:.1f}/s", expected, plan.requests_at(rate)) as found:
-            taken = await generator.open(serving.target, rate)
+            taken = await generator.open(serving.target, rate, plan)
             p99 = f"p99 {taken.latency_ms.p99:.0f} ms" if taken.latency_ms else "no answer"
             share = taken.in_time / max(taken.requests, 1)
             found.append(f"{p99}, {share:.1%} within {plan.p99_ms:g} ms")

@@ -19,7 +19,6 @@ from ..server import decode_as_served
 from ..settings import Settings
 from ..types import Pixels
 from .bodies import write_bodies
-from .children import Child
 from .costs import Round, costs_of
 from .machine import this_machine, versions
 from .measuring import Generator, Progress, Rooflines, measure_closed, measure_load, measure_round, telling
@@ -119,9 +118,7 @@ async def _measure(
             else:
                 serving = await stack.enter_async_context(started(settings, "server", folder, plan.wait_seconds))
             told.append(f"{serving.health['model']['name']} on {serving.health['device']}")
-        child = await Child.start("generator", ".bench.generator", folder)
-        stack.push_async_callback(child.close)
-        generator = Generator(child, folder, plan, progress)
+        generator = await stack.enter_async_context(Generator.start(folder, plan.p99_ms, progress.done))
         if target and serving.health["backend"] == "null":
             # Under load each image must get the answer that it got alone.
             write_bodies(folder / "photos", photos.bodies, await generator.learn(target))
@@ -129,7 +126,9 @@ async def _measure(
         async with memory_watch(serving.pid) as found.memory:
             if plan.soak_requests:
                 with telling(progress, f"{plan.soak_requests:,} requests", total=plan.soak_requests) as told:
-                    found.closed = await generator.soak(serving.target, plan.soak_requests)
+                    found.closed = await generator.closed(
+                        serving.target, clients=plan.clients, requests=plan.soak_requests
+                    )
                     told.append(f"{found.closed.throughput:.1f} answers/s")
                 if not found.closed.good:
                     raise _no_right_answer(serving, found.closed)
