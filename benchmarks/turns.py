@@ -163,9 +163,14 @@ async def running(server: Server, logs: Path) -> AsyncIterator[Running]:
 
 async def _first_answer(target: Target, server: Server) -> None:
     clients = Clients(target, [prepare(target, server.bodies[0], **server.request)], read=read_status)
-    give_up_at = time.monotonic() + _START_SECONDS
-    while (await clients.ask(0)).status != 200:
-        if time.monotonic() > give_up_at:
-            raise StartError(f"{server.name} did not answer within {_START_SECONDS:g} s.")
-        await asyncio.sleep(_POLL_SECONDS)
-    clients.close()
+    try:
+        async with asyncio.timeout(_START_SECONDS):
+            while True:
+                answer = await clients.ask(0)
+                if answer.status == 200:
+                    return
+                await asyncio.sleep(_POLL_SECONDS)
+    except TimeoutError:
+        raise StartError(f"{server.name} did not answer within {_START_SECONDS:g} s.") from None
+    finally:
+        clients.close()
