@@ -64,35 +64,24 @@ class Step:
 
     seconds: float
     deadline: float
-    accepted: list[float] = field(default_factory=list)
-    in_time: int = 0
-    """Answers before their deadline and before the load's end: later answers are no throughput."""
-    statuses: Counter[int] = field(default_factory=Counter)
     answers: list[tuple[float, float, int]] = field(default_factory=list)
     """For each request: when it was due after the step's beginning, its latency, its status."""
     sent_late: list[float] = field(default_factory=list)
-    """For each request: how late the generator, which shares the cores, sent it."""
+    """For each request with a due time: how late the generator, which shares the cores, sent it."""
+
+    @property
+    def statuses(self) -> Counter[int]:
+        return Counter(status for _, _, status in self.answers)
 
     @property
     def goodput(self) -> float:
-        """Answers in time, a second."""
-        return self.in_time / self.seconds
+        """Answers a second before their deadline and before the load's end: later answers are no throughput."""
+        good = [(due, latency) for due, latency, status in self.answers if status == 200]
+        return sum(latency <= self.deadline and due + latency <= self.seconds for due, latency in good) / self.seconds
 
-    def percentile(self, percent: int) -> float:
-        """Of the latencies of accepted requests."""
-        return statistics.quantiles(self.accepted, n=100)[percent - 1] if len(self.accepted) > 1 else float("nan")
-
-    @property
-    def generator_late(self) -> float:
-        """The 99th percentile; 0 where requests are sent without a plan."""
-        return statistics.quantiles(self.sent_late, n=100)[98] if len(self.sent_late) > 1 else 0.0
-
-    def add(self, due: float, latency: float, status: int) -> None:
-        self.answers.append((due, latency, status))
-        self.statuses[status] += 1
-        if status == 200:
-            self.accepted.append(latency)
-            self.in_time += latency <= self.deadline and due + latency <= self.seconds
+    def latency(self, percent: int) -> float:
+        """A percentile of the latencies of accepted requests."""
+        return _percentile([latency for _, latency, status in self.answers if status == 200], percent, math.nan)
 
     def settled_after(self, longest: float) -> float | None:
         """Seconds until the end of the last half second in which over a twentieth of the requests were refused or took
@@ -105,6 +94,10 @@ class Step:
         if unwell and max(unwell) == max(windows):
             return None
         return (max(unwell) + 1) * _WINDOW_SECONDS if unwell else 0.0
+
+
+def _percentile(values: Sequence[float], percent: int, none: float) -> float:
+    return statistics.quantiles(values, n=100)[percent - 1] if len(values) > 1 else none
 
 
 # The columns of one load's row, with their formats. "allowed/s" is the peak that the cores left by the load generator
@@ -207,7 +200,7 @@ class Load:
         """The 99th percentile at half of the peak."""
         async with asyncio.TaskGroup() as tasks:
             step = await self._offer(_CALM * self._peak, tasks)
-        return step.percentile(99)
+        return step.latency(99)
 
     async def _measured(self, name: str, load: int) -> tuple[Row, Step | None]:
         before = await asyncio.to_thread(self._decoded)
@@ -222,24 +215,24 @@ class Load:
             if load == max(_TIMES):
                 after = await self._offer(_CALM * self._peak, tasks)
         decoded = await asyncio.to_thread(self._decoded) - before
-        answered = step.statuses[200] + (after.statuses[200] if after else 0)
-        late = step.statuses[504] / max(1, step.statuses[504] + step.statuses[200])
+        statuses = step.statuses
+        answered = statuses[200] + (after.statuses[200] if after else 0)
         allowed = self._peak * left / self._left_at_peak
-        others = {status or "no answer": n for status, n in step.statuses.items() if status not in (200, 503, 504)}
+        others = {status or "no answer": n for status, n in sorted(statuses.items()) if status not in (200, 503, 504)}
         row = {
             "load": name,
-            "asked/s": sum(step.statuses.values()) / self._seconds,
+            "asked/s": len(step.answers) / self._seconds,
             "goodput/s": step.goodput,
             "allowed/s": allowed,
             "share": step.goodput / allowed,
-            "p50 ms": step.percentile(50) * 1e3,
-            "p99 ms": step.percentile(99) * 1e3,
+            "p50 ms": step.latency(50) * 1e3,
+            "p99 ms": step.latency(99) * 1e3,
             "decoded ÷ answered": decoded / max(1, answered),
-            "refused": step.statuses[503],
-            "504": late,
+            "refused": statuses[503],
+            "504": statuses[504] / max(1, statuses[504] + statuses[200]),
             "others": ", ".join(f"{n} x {status}" for status, n in others.items()) or "none",
             "generator, cores": taken,
-            "generator, p99 ms late": step.generator_late * 1e3,
+            "generator, p99 ms late": _percentile(step.sent_late, 99, 0.0) * 1e3,
         }
         say("  " + ", ".join(f"{column} {cell}" for column, cell in zip(_COLUMNS, _cells(row), strict=True)))
         return row, after
@@ -252,7 +245,7 @@ class Load:
         async def one(due: float) -> None:
             step.sent_late.append(time.monotonic() - due)
             answer = await self.ask(0)
-            step.add(due - began, time.monotonic() - due, answer.status or _NO_ANSWER)
+            step.answers.append((due - began, time.monotonic() - due, answer.status or _NO_ANSWER))
 
         for number in range(int(rate * self._seconds)):
             due = began + number / rate
@@ -269,7 +262,7 @@ class Load:
         async def ask(number: int) -> Answer:
             asked = time.monotonic()
             answer = await self.ask(number)
-            step.add(asked - began, time.monotonic() - asked, answer.status or _NO_ANSWER)
+            step.answers.append((asked - began, time.monotonic() - asked, answer.status or _NO_ANSWER))
             return answer
 
         tasks.create_task(closed_loop(ask, clients=count, seconds=self._seconds, target_ms=math.inf))

@@ -52,7 +52,7 @@ class Server:
 
     def failed(self) -> None:
         """A round in which the server did not start."""
-        step = Tally(_NO_TARGET_MS, connection_errors=Counter({"no start": 1})).step("closed", requests=1, seconds=0)
+        step = Tally(_NO_TARGET_MS, connection_errors=Counter({"no start": 1})).step("closed", requests=0, seconds=0)
         self.turns.append(Turn(step, 0.0, 0.0, 0, 0))
 
     @property

@@ -189,16 +189,25 @@ def test_a_recovery_that_did_not_happen_is_not_claimed() -> None:
     """Answers that are late to the end of the watched time: the report says not within so many seconds."""
     step = load.Step(10.0, 10.0)
     for number in range(100):
-        step.add(number / 10, 0.5, 200)
+        step.answers.append((number / 10, 0.5, 200))
     assert step.settled_after(0.1) is None
     assert step.settled_after(1.0) == 0
     for number in range(100, 120):
-        step.add(number / 10, 0.05, 200)
+        step.answers.append((number / 10, 0.05, 200))
     assert step.settled_after(0.1) == 10
     case = load.Case("tight", "one process", 100.0, 50.0, 8, [], None, 10.0)
     assert "as before the load again not within 10 s after" in load.tables_of(load.Report("", "", [case]))
     settled = load.Report("", "", [replace(case, recovery_seconds=2.5)])
     assert "as before the load again 2.5 s after" in load.tables_of(settled)
+
+
+def test_goodput_is_what_comes_before_deadline_and_end() -> None:
+    """Late answers, refusals, and what drains after the load are in no goodput; the latency is that of the accepted."""
+    step = load.Step(seconds=10.0, deadline=1.0)
+    step.answers = [(0.0, 0.5, 200), (1.0, 0.9, 200), (2.0, 1.1, 200), (9.9, 0.5, 200), (3.0, 0.001, 503)]
+    assert step.goodput == pytest.approx(0.2)
+    assert step.latency(50) == pytest.approx(0.7)
+    assert step.statuses == {200: 4, 503: 1}
 
 
 _FAMILY = """
