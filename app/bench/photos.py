@@ -19,7 +19,7 @@ from ..types import Pixels
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
 _MOST = 200
 # JPEGs of this size and quality have 60 to 100 kB, as ImageNet's photos do.
-SIZE, _QUALITY = (500, 375), 95
+_SIZE, _QUALITY = (500, 375), 95
 _CARRIED = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry")
 _SYNTHETIC = 8
 
@@ -93,7 +93,7 @@ def encoded(image: Image.Image, image_format: str = "JPEG", **options: Any) -> b
 
 def as_sent(image: Image.Image, quality: int = _QUALITY) -> bytes:
     """A JPEG of the size of ImageNet's photos."""
-    return encoded(image.resize(SIZE, Image.Resampling.LANCZOS), quality=quality)
+    return encoded(image.resize(_SIZE, Image.Resampling.LANCZOS), quality=quality)
 
 
 def carried_pictures() -> list[Image.Image]:
@@ -107,21 +107,21 @@ def _carried() -> Photos | None:
         images = carried_pictures()
     except ImportError:
         return None
-    source = f"{len(images)} photos that scikit-image carries, at {SIZE[0]}×{SIZE[1]}"
+    source = f"{len(images)} photos that scikit-image carries, at {_SIZE[0]}×{_SIZE[1]}"
     return Photos(source, tuple(as_sent(image) for image in images))
 
 
 def _synthetic() -> Photos:
-    source = f"{_SYNTHETIC} synthetic pictures of {SIZE[0]}×{SIZE[1]}: no photos (give yours with --photos)"
+    source = f"{_SYNTHETIC} synthetic pictures of {_SIZE[0]}×{_SIZE[1]}: no photos (give yours with --photos)"
     return Photos(source, tuple(as_sent(synthetic_picture(seed)) for seed in range(_SYNTHETIC)))
 
 
 def synthetic_picture(seed: int) -> Image.Image:
     """Noise whose amplitude falls with its frequency, as in photos: a JPEG of it costs about as much as a photo's."""
     generator = np.random.default_rng(seed)
-    picture = np.zeros((SIZE[1], SIZE[0], 3), np.float32)
+    picture = np.zeros((_SIZE[1], _SIZE[0], 3), np.float32)
     for octave in range(2, 9):
         coarse = generator.integers(0, 256, (2**octave * 3 // 4, 2**octave, 3), dtype=np.uint8)
-        fine = Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)
+        fine = Image.fromarray(coarse).resize(_SIZE, Image.Resampling.BICUBIC)
         picture += (np.asarray(fine, np.float32) - 128) * 0.75 ** (octave - 2)
     return Image.fromarray(np.clip(picture * 0.4 + 128, 0, 255).astype(np.uint8))
