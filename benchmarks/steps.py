@@ -111,7 +111,9 @@ async def decoding(images: Sequence[bytes]) -> AsyncIterator[Rooflines]:
     """The decode roofline: a process for each CPU."""
     with tempfile.TemporaryDirectory() as name:
         write_bodies(Path(name) / "photos", images)
-        async with Rooflines.start(Settings(backend="null"), Path(name)) as rooflines:
+        # The defaults, whatever this process's environment says: the servers get none of its settings.
+        settings = Settings.model_construct(backend="null", _fields_set={"backend"})
+        async with Rooflines.start(settings, Path(name)) as rooflines:
             yield rooflines
 
 
