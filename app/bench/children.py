@@ -1,9 +1,9 @@
-"""Measuring child processes: commands on stdin and results on stdout, one JSON object a line.
+"""Processes that measure, and how they are told what to do: a JSON object a line, in on stdin and out on stdout.
 
     parent → child   {"do": "…", …}
     child → parent   {"done": n} now and then, then {"result": …} or {"error": "…"}
 
-Each measurement runs in its own process, so that the run's own work is not in its figures.
+What measures runs apart from what reports, so that neither is in the other's figures.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _PACKAGE = __name__.partition(".")[0]
 _MOST_LINE_BYTES = 1 << 24
 _NEWS_SECONDS = 0.2
 _STOP_SECONDS = 10.0
-# A service at an HTTPS URL may have its own certificate: SSL_CERT_FILE is passed on.
+# A service may be measured over HTTPS, with a certificate of its own.
 NEEDS = Need.COMPUTE | Need.GPU | Need.DOWNLOAD
 
 Handler = Callable[[dict[str, Any], Callable[[int], None]], Any]
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """A command line that runs a module of this package, from the same files as this process."""
+    """A command line that runs a module of this package, of the very code that runs now."""
     return child_command(f"{_PACKAGE}{module}", *arguments)
 
 
 class Child:
-    """A child process that runs one command at a time."""
+    """A process that answers one command after the other."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
         self.name = name
@@ -47,7 +47,7 @@ class Child:
 
     @classmethod
     async def start(cls, name: str, module: str, folder: Path, more: Mapping[str, str] | None = None) -> Child:
-        """Run `module` of this package; its stderr goes to a file in `folder`."""
+        """Run `module` of this package; what it says on stderr is kept in `folder`."""
         log = folder / f"{name}.log"
         with log.open("wb") as stderr:
             process = await asyncio.create_subprocess_exec(
@@ -56,14 +56,14 @@ class Child:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
                 env=more if more is not None else child_environment(NEEDS),
-                # Ctrl-C goes to the run, which ends its children in order.
+                # Ctrl-C is for the run, which ends them in order.
                 start_new_session=True,
                 limit=_MOST_LINE_BYTES,
             )
         return cls(name, process, log)
 
     async def ask(self, do: str, on_done: Callable[[int], None] = lambda done: None, **values: Any) -> Any:
-        """The command's result. Raises `StartError` with the child's error, or the end of its log, where it fails."""
+        """The command's result. Raises `StartError` with what the child said where it failed."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -85,7 +85,7 @@ class Child:
         raise StartError(f"{self.name}: its process ended with status {status}.{last_words(self._log)}")
 
     async def close(self) -> None:
-        """End the child: it exits when its stdin ends. A child whose command still runs is killed."""
+        """End it: it is done when its stdin ends. A load that nobody waits for would go on: that is killed."""
         assert self._process.stdin is not None
         if self._is_busy and self._process.returncode is None:
             self._process.kill()
@@ -98,14 +98,14 @@ class Child:
 
 
 def last_words(log: Path, lines: int = 3) -> str:
-    """The end of a process's log, as a sentence to append to an error; empty for an empty log."""
+    """The end of a process's log, to be told after a sentence; empty where it said nothing."""
     said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return " It said last: " + " | ".join(said[-lines:]) if said else ""
 
 
 def answer_commands(handlers: Mapping[str, Handler]) -> None:
-    """The child's side: run commands until stdin ends."""
-    # Text that a library prints must not be taken for a result.
+    """The child's side: until stdin ends."""
+    # What others print must not be taken for an answer.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -119,7 +119,7 @@ def answer_commands(handlers: Mapping[str, Handler]) -> None:
 
 
 def _news(out: Any) -> Callable[[int], None]:
-    """Reports progress, a few times a second."""
+    """Tells how much is done, a few times a second."""
     next_at = time.monotonic() + _NEWS_SECONDS
 
     def tell(done: int) -> None:
@@ -137,4 +137,4 @@ def _write(out: Any, document: dict[str, Any]) -> None:
         out.write(json.dumps(document) + "\n")
         out.flush()
     except BrokenPipeError:
-        os._exit(0)  # the parent is gone
+        os._exit(0)  # nobody is left who wants to know
