@@ -122,12 +122,13 @@ class ServerProcess:
         """Signal the server's processes, as Ctrl-C in a terminal does; kill those that do not end in time."""
         self._signal(by)
         await asyncio.wait((self._ended,), timeout=_STOP_SECONDS)
+        # Other servers may leave children of theirs behind.
         self._signal(signal.SIGKILL)
         await self._ended
 
     def _signal(self, number: signal.Signals) -> None:
-        # Its session is its own, so that its process group is too.
-        with suppress(ProcessLookupError):
+        # The server leads its own session, and so its own process group.
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
     @property
