@@ -63,6 +63,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SqueezeNet of seven classes, which torch exports."""
+    path = tmp_path_factory.mktemp("traced") / "small.pth"
+    torch.save(discriminating(torchvision.models.squeezenet1_1(num_classes=CLASSES)).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
 def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder that has the export of `weights`, made by the process that makes them."""
     cache = tmp_path_factory.mktemp("exported")
@@ -712,7 +720,7 @@ def test_a_failed_export_is_not_tried_again(
 
 
 def test_what_is_not_the_networks_fault_is_tried_again(
-    weights: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+    traced: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory that runs out while the network is traced is no reason never to try again."""
 
@@ -722,13 +730,13 @@ def test_what_is_not_the_networks_fault_is_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr("torch.onnx.export", no_memory)
         with pytest.raises(MemoryError):
-            opened(settings_of(weights, tmp_path))
+            opened(settings_of(traced, tmp_path, architecture="squeezenet1_1"))
     assert not list(tmp_path.glob("artifacts/failed/*"))
-    assert opened(settings_of(weights, tmp_path))[1] == "onnx"
+    assert opened(settings_of(traced, tmp_path, architecture="squeezenet1_1"))[1] == "onnx"
 
 
 def test_what_this_machine_does_to_an_export_is_no_mark(
-    weights: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+    traced: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error that may come of the machine has torch serve once, and is tried again at the next start."""
 
@@ -737,11 +745,11 @@ def test_what_this_machine_does_to_an_export_is_no_mark(
 
     with monkeypatch.context() as patch:
         patch.setattr("torch.onnx.export", fails)
-        checkpoint, backend = opened(settings_of(weights, tmp_path))
+        checkpoint, backend = opened(settings_of(traced, tmp_path, architecture="squeezenet1_1"))
         assert backend == "torch"
         assert "could not create a primitive" in checkpoint.warnings[-1]
     assert not list(tmp_path.glob("artifacts/failed/*"))
-    assert opened(settings_of(weights, tmp_path))[1] == "onnx"
+    assert opened(settings_of(traced, tmp_path, architecture="squeezenet1_1"))[1] == "onnx"
 
 
 # Set for the service and, inherited, for the process that exports.

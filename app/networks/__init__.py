@@ -2,8 +2,10 @@
 
 from .build import build_network, count_classes, describe_fitted
 from .described import RESNET50_VARIANTS, is_described
+from .description import layers
 from .onnx_file import OnnxFile
 from .onnx_graph import LOGITS, OPSET, PIXELS, PLANES, write_graph
+from .resnet import ResNet, describe_resnet
 
 __all__ = [
     "LOGITS",
@@ -12,9 +14,12 @@ __all__ = [
     "PLANES",
     "RESNET50_VARIANTS",
     "OnnxFile",
+    "ResNet",
     "build_network",
     "count_classes",
     "describe_fitted",
+    "describe_resnet",
     "is_described",
+    "layers",
     "write_graph",
 ]

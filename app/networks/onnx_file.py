@@ -74,7 +74,7 @@ class OnnxFile:
         yield field_head(7, size) + graph
         for tensor, head, start in fields:
             yield start + head
-            values = np.ascontiguousarray(tensor.values(), "<f4" if tensor.data_type == FLOAT else "<i8")
+            values = np.asarray(tensor.values(), "<f4" if tensor.data_type == FLOAT else "<i8")
             if values.shape != tensor.shape:
                 raise ValueError(f"{tensor.name} is {values.shape} and was announced as {tensor.shape}")
             yield values.tobytes()

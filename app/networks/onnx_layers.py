@@ -68,32 +68,34 @@ def pool_zeros(file: OnnxFile, step: Step, source: Result) -> Result:
     return _with_zeros(file, source, step.zeros, f"{step.name}.zeros")
 
 
-def _with_zeros(file: OnnxFile, source: Result, zeros: Zeros, name: str) -> Result:
+def _with_zeros(file: OnnxFile, source: Result, zeros: Zeros, name: str, value: float = 0.0) -> Result:
+    """`source` with another `value` around it, where that is given."""
     top, left, bottom, right = zeros
     pads = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
     tensor = file.add_tensor(Tensor(f"{name}.pads", pads.shape, lambda: pads, INT64))
+    inputs = (source.name, tensor, *([_number(file, f"{name}.value", value)] if value else []))
     height, width = source.size
-    return Result(
-        file.add_node("Pad", (source.name, tensor), name),
-        source.channels,
-        (height + top + bottom, width + left + right),
-    )
+    size = (height + top + bottom, width + left + right)
+    return Result(file.add_node("Pad", inputs, name), source.channels, size)
 
 
 def pool(file: OnnxFile, layer: Layer, source: Result, name: str) -> Result:
     assert layer.kernel is not None
     assert layer.stride is not None
     padding, dilation = layer.padding or (0, 0), layer.dilation or (1, 1)
-    if layer.kind == "average_pool" and layer.count_include_pad and layer.ceil_mode and any(padding):
-        # torch counts its padding and nothing beyond it.
-        source = _with_zeros(file, source, (*padding, *padding), f"{name}.zeros")
-        padding = (0, 0)
     axes = [
         _axis(source.size[axis], layer.kernel[axis], layer.stride[axis], padding[axis], dilation[axis], layer.ceil_mode)
         for axis in (0, 1)
     ]
     size = _checked(layer.name, tuple(each[0] for each in axes), source.size)
+    if layer.kind == "average_pool" and layer.count_include_pad and layer.ceil_mode and any(padding):
+        # torch counts its padding and nothing beyond it.
+        source = _with_zeros(file, source, (*padding, *padding), f"{name}.zeros")
+        padding = (0, 0)
     pads = (padding[0], padding[1], padding[0] + axes[0][1], padding[1] + axes[1][1])
+    if any(pads[axis + 2] >= layer.kernel[axis] for axis in (0, 1)):
+        # A dilated window's, which ONNX Runtime does not take as the pool's own.
+        source, pads = _with_zeros(file, source, pads, f"{name}.padded", -np.inf), (0, 0, 0, 0)
     if layer.kind == "max_pool":
         node = file.add_node(
             "MaxPool",
