@@ -34,6 +34,7 @@ from app.metrics import Metrics
 from app.opening import LogReporter
 from app.server import build_classifier
 from app.settings import Settings
+from app.types import Want
 from benchmarks.ceiling import Done, Parts, answered_by, photos, serve_null, started
 from benchmarks.machine import describe
 
@@ -58,7 +59,8 @@ async def _prepared(step: str, settings: Settings) -> Step:
 
     async def engine(data: bytes) -> object:
         deadline = time.monotonic() + _SECONDS
-        return await model.engine.run(await classifier.decoder.decode(data, model.preprocessing, deadline), deadline)
+        pixels = await classifier.decoder.decode(data, model.preprocessing, deadline)
+        return await model.engine.run(pixels, Want.SCORES, deadline)
 
     async def classify(data: bytes) -> object:
         return await classifier.classify(model, data, 5, time.monotonic() + _SECONDS)

@@ -25,7 +25,7 @@ from app.engine.host import EngineHost
 from app.engine.remote import RemoteEngine
 from app.engine.segment import Segment, SlotLayout, create_segment
 from app.errors import DeadlineExceeded, EngineUnavailable, Internal, Overloaded, ServiceError, Unavailable
-from app.types import Pixels
+from app.types import Pixels, Want
 from tests.scripted import CLASSES, KINDS, Kind, ScriptedBackend, answer, scripted_engine, too_few_classes
 
 pytestmark = pytest.mark.anyio
@@ -90,22 +90,22 @@ async def hosted(**options: Any) -> AsyncIterator[Hosted]:
 
 
 async def ask(engine: RemoteEngine, level: int, seconds: float = 30) -> int:
-    scored = await engine.run(image(level), time.monotonic() + seconds)
-    assert scored.scores.shape == (CLASSES,)
-    assert scored.scores[level] == 9.0
-    assert np.count_nonzero(scored.scores) == 1
-    return int(scored.scores.argmax())
+    scored = await engine.run(image(level), Want.SCORES, time.monotonic() + seconds)
+    assert scored.outputs.scores.shape == (CLASSES,)
+    assert scored.outputs.scores[level] == 9.0
+    assert np.count_nonzero(scored.outputs.scores) == 1
+    return int(scored.outputs.scores.argmax())
 
 
 async def test_many_images_get_their_own_answers(kind: Kind) -> None:
     """Five hundred at once, of either kind of engine: each is answered with its own level, none with another's."""
 
     async def one(number: int) -> int:
-        scored = await engine.run(image(number % 250, 224), time.monotonic() + 30)
+        scored = await engine.run(image(number % 250, 224), Want.SCORES, time.monotonic() + 30)
         assert 1 <= scored.batch_size <= 32
         assert scored.queue_seconds >= 0
         assert scored.inference_seconds > 0
-        return int(scored.scores.argmax())
+        return int(scored.outputs.scores.argmax())
 
     async with scripted_engine(kind, max_queue=512) as (engine, _):
         assert await asyncio.gather(*[one(number) for number in range(500)]) == [n % 250 for n in range(500)]
@@ -115,9 +115,11 @@ async def test_who_leaves_never_reaches_the_device(kind: Kind) -> None:
     """Callers that are cancelled while the device is busy leave the queue; the device sees only who stayed."""
     async with scripted_engine(kind) as (engine, device):
         device.hold()
-        first = asyncio.ensure_future(engine.run(image(1, 224), time.monotonic() + 30))
+        first = asyncio.ensure_future(engine.run(image(1, 224), Want.SCORES, time.monotonic() + 30))
         await asyncio.to_thread(device.wait_until_entered)
-        others = [asyncio.ensure_future(engine.run(image(2 + n, 224), time.monotonic() + 30)) for n in range(10)]
+        others = [
+            asyncio.ensure_future(engine.run(image(2 + n, 224), Want.SCORES, time.monotonic() + 30)) for n in range(10)
+        ]
         await asyncio.sleep(0)
         for leaver in others[::2]:
             leaver.cancel()
@@ -126,8 +128,8 @@ async def test_who_leaves_never_reaches_the_device(kind: Kind) -> None:
             # The engine has said that it let go of each.
             await until(lambda: engine.asked == 6)
         device.release()
-        assert (await first).scores.argmax() == 1
-        stayed = [int((await other).scores.argmax()) for other in others[1::2]]
+        assert (await first).outputs.scores.argmax() == 1
+        stayed = [int((await other).outputs.scores.argmax()) for other in others[1::2]]
         assert stayed == [3, 5, 7, 9, 11]
         assert sorted(level for batch in device.batches() for level in batch if level) == [1, *stayed]
 
@@ -136,11 +138,11 @@ async def test_a_deadline_passes_in_the_queue(kind: Kind) -> None:
     """What waits past its deadline is told so then, while the device is still busy."""
     async with scripted_engine(kind) as (engine, device):
         device.hold()
-        first = asyncio.ensure_future(engine.run(image(1, 224), time.monotonic() + 30))
+        first = asyncio.ensure_future(engine.run(image(1, 224), Want.SCORES, time.monotonic() + 30))
         await asyncio.to_thread(device.wait_until_entered)
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
-            await engine.run(image(2, 224), began + 0.1)
+            await engine.run(image(2, 224), Want.SCORES, began + 0.1)
         assert 0.09 < time.monotonic() - began < 5
         device.release()
         await first
@@ -151,9 +153,11 @@ async def test_the_queue_is_bounded(kind: Kind) -> None:
     """With the device busy, what comes beyond the bound is refused at once, and told when to come again."""
     async with scripted_engine(kind, max_queue=4, max_batch_size=2) as (engine, device):
         device.hold()
-        asking = [asyncio.ensure_future(engine.run(image(1, 224), time.monotonic() + 30))]
+        asking = [asyncio.ensure_future(engine.run(image(1, 224), Want.SCORES, time.monotonic() + 30))]
         await asyncio.to_thread(device.wait_until_entered)
-        asking += [asyncio.ensure_future(engine.run(image(2 + n, 224), time.monotonic() + 30)) for n in range(20)]
+        asking += [
+            asyncio.ensure_future(engine.run(image(2 + n, 224), Want.SCORES, time.monotonic() + 30)) for n in range(20)
+        ]
         # Twenty less a queue of four and a batch of two.
         for outcome in itertools.islice(asyncio.as_completed(asking[1:]), 14):
             with pytest.raises(Overloaded) as caught:
@@ -280,10 +284,10 @@ async def test_an_engine_that_does_not_answer_is_not_waited_for() -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        wire.REQUEST.pack(99, 0, 1, 0.0),
-        wire.REQUEST.pack(wire.SUBMIT, 4_000_000, 1, 1e9),
-        wire.REQUEST.pack(wire.SUBMIT, 1, 1, 1e9) * 2,
-        wire.REQUEST.pack(wire.SUBMIT, 1, 1, 1e9) + wire.REQUEST.pack(wire.SUBMIT, 1, 2, 1e9),
+        wire.REQUEST.pack(99, 0, 1, 0, 1, 0.0),
+        wire.REQUEST.pack(wire.SUBMIT, 0, 1, 4_000_000, 1, 1e9),
+        wire.REQUEST.pack(wire.SUBMIT, 0, 1, 1, 1, 1e9) * 2,
+        wire.REQUEST.pack(wire.SUBMIT, 0, 1, 1, 1, 1e9) + wire.REQUEST.pack(wire.SUBMIT, 0, 1, 1, 2, 1e9),
     ],
     ids=["unknown", "no such slot", "the same twice", "a slot in use"],
 )

@@ -10,6 +10,9 @@ from typing import Any
 from ..checkpoints import Graph
 from ..errors import CheckpointError
 
+# onnxruntime_session_options_config_keys.h: where the weights of a model given as bytes are looked for.
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
 
 class Sessions:
     """A session of all threads for a call that is alone, and for two calls at once one of half the threads each.
@@ -39,14 +42,14 @@ class Sessions:
         self._running = 0
 
     @contextmanager
-    def borrow(self) -> Iterator[Any]:
-        """The session for a call that begins now."""
+    def borrow(self, other: Any = None) -> Iterator[Any]:
+        """The session for a call that begins now; `other` is run in its place where that is given."""
         with self._lock:
             is_alone = not self._running
             self._running += 1
-            half = self._halves.pop() if self._halves and not is_alone else None
+            half = self._halves.pop() if self._halves and not is_alone and other is None else None
         try:
-            yield self._whole if half is None else half
+            yield other or (self._whole if half is None else half)
         finally:
             with self._lock:
                 self._running -= 1
@@ -58,18 +61,25 @@ class Sessions:
         self._halves.clear()
 
 
-def open_session(graph: Graph, threads: int | None) -> Any:
-    """An `onnxruntime.InferenceSession` of `graph` on the CPU. Raises `CheckpointError` where it is not run here."""
+def open_session(graph: Graph, threads: int | None, model: bytes | None = None) -> Any:
+    """An `onnxruntime.InferenceSession` of `graph` on the CPU. Raises `CheckpointError` where it is not run here.
+
+    `model` is another form of the graph, with the same weights in the file beside it.
+    """
     import onnxruntime
 
     options = session_options(threads)
+    source: str | bytes = model or graph.model
+    if graph.path is not None:
+        if model is None:
+            source = str(graph.path)
+        else:
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.path.parent))
     if graph.is_optimised:
         # What was checked when it was made is what runs.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(
-            str(graph.path) if graph.path is not None else graph.model, options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # Its exceptions have no common class; the graph ran when it was examined, so that this is the machine's fault.
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
