@@ -8,7 +8,7 @@ import numpy as np
 
 from ..checkpoints import Checkpoint, published_resnet50_preprocessing
 from ..labels import imagenet_labels
-from ..types import FeatureMaps, InputSpec, Outputs, Pixels, Tensor, Want
+from ..types import FeatureMaps, InputSpec, Outputs, Pixels, Tensor, Want, is_pixels
 from .base import Batch
 
 _MAP_SIDE = 7
@@ -64,7 +64,7 @@ class NullBackend:
 
     def classes_of(self, image: Pixels | Tensor) -> tuple[int, int]:
         """The two best classes of an image."""
-        sample = image[::5, ::5] if image.dtype == np.uint8 else image[:, ::5, ::5]
+        sample = image[::5, ::5] if is_pixels(image) else image[:, ::5, ::5]
         fingerprint = zlib.crc32(sample.tobytes())
         return fingerprint % self._classes, fingerprint // self._classes % self._classes
 
@@ -77,6 +77,6 @@ class NullBackend:
 
 def _sampled(batch: Batch) -> FeatureMaps:
     """`(N, 3, 7, 7)`: points of the images, levels as fractions."""
-    planes = batch.transpose(0, 3, 1, 2) / np.float32(255) if batch.dtype == np.uint8 else batch
+    planes = batch.transpose(0, 3, 1, 2) / np.float32(255) if is_pixels(batch) else batch
     rows, columns = (np.arange(_MAP_SIDE) * side // _MAP_SIDE for side in planes.shape[2:])
     return np.ascontiguousarray(planes[:, :, rows[:, None], columns], np.float32)

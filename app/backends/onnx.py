@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from ..checkpoints import Checkpoint, Graph
 from ..errors import SettingError
-from ..types import Activation, InputSpec, Outputs, Pixels, Preprocessing, Want
+from ..types import Activation, InputSpec, Outputs, Pixels, Preprocessing, Want, is_pixels
 from .base import BackendOptions, Batch
 from .onnx_forms import Forms
 from .onnx_input import GraphInput
 from .onnx_sessions import Sessions
 
 _MAX_BATCH_SIZE = 32
-_PLAIN = (InputSpec.PIXELS_U8, Want.SCORES)
 
 
 def create_onnx_backend(checkpoint: Checkpoint, options: BackendOptions) -> OnnxBackend:
@@ -90,17 +89,14 @@ class OnnxBackend:
         return self._forms.wants
 
     def prepare(self, spec: InputSpec, want: Want) -> None:
-        if (spec, want) != _PLAIN:
+        if (spec, want) != (InputSpec.PIXELS_U8, Want.SCORES):
             self._forms.form(spec, want)
 
     def infer(self, batch: Batch, want: Want) -> Outputs:
-        spec = InputSpec.of(batch)
-        if (spec, want) == _PLAIN:
+        if want == Want.SCORES and is_pixels(batch):
             return self._infer(batch)
-        form = self._forms.form(spec, want)
-        images = self._input.filled(
-            self.prepared(batch) if spec == InputSpec.PIXELS_U8 else np.ascontiguousarray(batch)
-        )
+        form = self._forms.form(InputSpec.of(batch), want)
+        images = self._input.filled(self.prepared(batch) if is_pixels(batch) else np.ascontiguousarray(batch))
         with self._sessions.borrow(form.session):
             found = form.run(images, self._graph.output_name, want)
         features, maps = (None if part is None else part[: len(batch)] for part in (found.features, found.maps))

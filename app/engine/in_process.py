@@ -12,7 +12,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from ..backends import Backend
+from ..backends import Backend, Batch
 from ..batching import Batcher, Events, LatencyModel
 from ..errors import (
     DeadlineExceeded,
@@ -207,7 +207,7 @@ class InProcessEngine:
 
     def _infer(self, items: Sequence[_Item]) -> Sequence[Outputs]:
         try:
-            outputs = self.backend.infer(np.stack([item.values for item in items]), items[0].want)
+            outputs = self.backend.infer(cast("Batch", np.stack([item.values for item in items])), items[0].want)
             return [outputs.row(index) for index in range(len(outputs.scores))]
         except (OutOfMemory, DeviceLost):
             raise
