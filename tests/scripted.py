@@ -96,7 +96,8 @@ class ScriptedBackend(NullBackend):
         self.has_entered = threading.Event()
 
     def prepare(self, spec: InputSpec, want: Want) -> None:
-        if self.script is without_features:
+        # By its name: in the engine's own process, whose main module this is, it is another object.
+        if getattr(self.script, "__name__", "") == without_features.__name__:
             raise TensorsNotAvailable() if spec == InputSpec.TENSOR_F32 else FeaturesNotAvailable()
 
     def infer(self, batch: Batch, want: Want) -> Outputs:
