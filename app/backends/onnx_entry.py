@@ -12,8 +12,8 @@ from ..checkpoints.onnx_graph import Graph
 
 # With constants beside their one input, they change each channel by itself: layout, order and a line.
 _LINES = frozenset({"Cast", "Transpose", "Identity", "Slice", "Gather", "Mul", "Add", "Sub", "Div", "DequantizeLinear"})
-# Rounding of float32, of the largest value.
-_ROUNDING = 1e-5
+# Of the largest value.
+_ROUNDING = {"float32": 1e-5, "float16": 2e-3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +56,19 @@ class Line:
         return bool((self.scale == 1).all() and (self.shift == 0).all())
 
 
-def fit_line(found: NDArray[Any], tensor: NDArray[np.float32]) -> Line | None:
+def fit_line(found: NDArray[Any], tensor: NDArray[np.float32], is_half: bool = False) -> Line | None:
     """The line from `tensor` (N, 3, H, W) to `found`, its values at the end of a front; None where there is none.
 
     A front that ends in other numbers than the normalised image has the rest of the normalisation folded into the first
-    convolution. `tensor` must have at least two values in each channel.
+    convolution. `tensor` must have at least two values in each channel; `is_half` says that the front rounds to float16.
     """
     is_nhwc = found.shape != tensor.shape
     planes = found.transpose(0, 3, 1, 2) if is_nhwc and found.ndim == 4 else found
     if planes.shape != tensor.shape or found.dtype.kind != "f":
         return None
-    rounding = _ROUNDING if found.dtype.itemsize >= 4 else 2e-3
-    tolerance = rounding * float(np.abs(planes).max())
+    tolerance = _ROUNDING["float16" if is_half or found.dtype == np.float16 else "float32"] * float(
+        np.abs(planes).max()
+    )
     if np.abs(planes - tensor).max() <= tolerance:
         return Line(np.ones(3), np.zeros(3), is_nhwc, found.dtype)
     lines = [np.polyfit(tensor[:, c].ravel().astype(np.float64), planes[:, c].ravel(), 1) for c in range(3)]

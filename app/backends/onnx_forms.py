@@ -149,7 +149,7 @@ class Forms:
             pruned(model, front.end)
             session = open_session(self._graph, 1, model.SerializeToString())
             (images,) = session.run([front.end], {self._graph.input_name: images})
-        return _Traits(front, fit_line(images, tensor), pooling)
+        return _Traits(front, fit_line(images, tensor, self._graph.dtype == "float16"), pooling)
 
     def _noise(self) -> Pixels:
         """Images of which every pixel shows a wrong order."""
