@@ -35,7 +35,7 @@ DecodeMode = Literal["exact", "fast"]
 
 def is_pixels(item: Pixels | Tensor) -> TypeGuard[Pixels]:
     """Whether an input, or a batch of inputs, is pixels and not a tensor."""
-    return item.dtype == np.uint8
+    return item.dtype.kind == "u"
 
 
 class InputSpec(StrEnum):
@@ -49,7 +49,11 @@ class InputSpec(StrEnum):
     @classmethod
     def of(cls, item: Pixels | Tensor) -> InputSpec:
         """The kind of an input, by its dtype."""
-        return cls.PIXELS_U8 if is_pixels(item) else cls.TENSOR_F32
+        return _PIXELS_U8 if item.dtype.kind == "u" else _TENSOR_F32
+
+
+# Python 3.11 takes a microsecond to look a member of an enumeration up in its class.
+_PIXELS_U8, _TENSOR_F32 = InputSpec
 
 
 class Want(Flag):

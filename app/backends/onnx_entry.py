@@ -60,7 +60,7 @@ def fit_line(found: NDArray[Any], tensor: NDArray[np.float32], is_half: bool = F
     """The line from `tensor` (N, 3, H, W) to `found`, its values at the end of a front; None where there is none.
 
     A front that ends in other numbers than the normalised image has the rest of the normalisation folded into the first
-    convolution. `tensor` must have at least two values in each channel; `is_half` says that the front rounds to float16.
+    convolution. `tensor` must have at least two values in each channel; with `is_half` the front rounds to float16.
     """
     is_nhwc = found.shape != tensor.shape
     planes = found.transpose(0, 3, 1, 2) if is_nhwc and found.ndim == 4 else found

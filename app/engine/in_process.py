@@ -129,7 +129,7 @@ class InProcessEngine:
         if self._plan is None:
             raise EngineUnavailable()
         spec = InputSpec.of(item)
-        if want != Want.SCORES or spec != InputSpec.PIXELS_U8:
+        if (spec, want) != _PLAIN:
             await self._prepare((spec, want), deadline)
         batched = await self._batcher.submit(_Item(item, want), deadline=deadline, key=(spec, item.shape, want))
         return Scored(batched.value, batched.batch_size, batched.queue_seconds, batched.inference_seconds)
