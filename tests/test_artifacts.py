@@ -227,6 +227,8 @@ def test_an_artifact_is_a_checkpoint_too(weights: Path, cache: Path, tmp_path: P
     for name in ("architecture", "class_count", "preprocessing", "labels", "activation"):
         assert getattr(copied, name) == getattr(kept, name), name
     assert not copied.warnings
+    assert copied.graph is not None
+    assert (copied.graph.is_exported, copied.graph.computes_in) == (True, "float32")
     assert np.array_equal(scores_of(copied), scores_of(kept))
     content = bytearray(copy.read_bytes())
     at = len(content) // 2
@@ -237,10 +239,10 @@ def test_an_artifact_is_a_checkpoint_too(weights: Path, cache: Path, tmp_path: P
 
 
 WRITTEN = {
-    "network": "7417f8ac60e8266728cbff863d022499a6e3af071253f70cafd0bd366e9d4233",
-    "onnx": "8990a9fc1f041845f076792b2a5bab73c3112337975675992c2f57e52216be49",
+    "network": "6f65db429a0328dfbca0e226974275b704ab02fa3077913fbc69dc5fbec775de",
+    "onnx": "79ce5990b2c1732d59530a188321a2124cffd2f0ff560b6c2051aaa033f8a6a6",
 }
-"""What schema version 1 writes for the two checkpoints of the test below."""
+"""What schema version 2 writes for the two checkpoints of the test below."""
 VARYING = ("versions", "key", "source", "graph_sha256", "source_sha256", "sha256", "warnings", "trial_scores")
 
 
@@ -274,7 +276,7 @@ def test_what_is_written_does_not_change_without_the_schema_version(
     graph.write_bytes(Maker().build())
     opened(Settings(weights=str(graph), cache_dir=tmp_path))
     found = {"network": described(file_in(cache)), "onnx": described(file_in(tmp_path))}
-    assert (SCHEMA_VERSION, found) == (1, WRITTEN)
+    assert (SCHEMA_VERSION, found) == (2, WRITTEN)
 
 
 # --- the key
@@ -439,7 +441,7 @@ def test_two_first_starts_at_once_both_serve(weights: Path, tmp_path: Path) -> N
         found = [threads.submit(open_served, settings, Told(), lambda: False) for _ in range(2)]
         first, second = [each.result() for each in found]
     assert first == second
-    assert list((tmp_path / "artifacts").iterdir()) == [file_in(tmp_path)]
+    assert {path.name.partition(".")[0] for path in (tmp_path / "artifacts").iterdir()} == {file_in(tmp_path).stem}
     assert np.array_equal(scores_of(first), scores_of(second))
 
 
@@ -927,6 +929,54 @@ def test_calls_at_once_share_the_threads(weights: Path, cache: Path, threads: in
                 assert (third is second) is (together == [1, 1])
     with sessions.borrow() as again:
         assert threads_of(again) == threads
+
+
+def test_sessions_map_one_optimised_form(weights: Path, cache: Path) -> None:
+    """The sessions of an artifact map their weights from one file, removed once they are open, and answer alike."""
+    checkpoint, _ = opened(settings_of(weights, cache))
+    assert checkpoint.graph is not None
+    before = weight_mappings()
+    sessions = Sessions(checkpoint.graph, 4)
+    assert not list((cache / "artifacts").glob(".*"))
+    assert len(weight_mappings() - before) >= 2
+    assert len({inode for _, inode in weight_mappings() - before}) == 1
+    pixels = pixels_of(checkpoint.preprocessing.crop)
+    with sessions.borrow() as whole, sessions.borrow() as half, sessions.borrow() as other:
+        answers = [each.run(None, {"pixels": pixels})[0] for each in (whole, half, other)]
+    alone = open_session(checkpoint.graph, 1).run(None, {"pixels": pixels})[0]
+    for each in answers:
+        np.testing.assert_allclose(each, alone, rtol=0, atol=1e-5 * np.abs(alone).max())
+
+
+def weight_mappings() -> set[tuple[str, str]]:
+    """Address range and inode of each mapping of an optimised form's weights in this process."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "weights.bin" in line]
+    return {(fields[0], fields[4]) for fields in lines}
+
+
+def test_an_artifact_is_served_where_its_optimised_form_cannot_be_written(
+    weights: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk, and where no folder can be written, there is one session, which answers the same."""
+    checkpoint, _ = opened(settings_of(weights, cache))
+    assert checkpoint.graph is not None
+    expected = scores_of(checkpoint)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        on_a_full_disk = create_backend("onnx", checkpoint, BackendOptions(threads=2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    def fails(folder: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("app.backends.onnx_sessions.scratch_in", fails)
+    without_a_folder = create_backend("onnx", checkpoint, BackendOptions(threads=2))
+    for backend in (on_a_full_disk, without_a_folder):
+        assert backend.concurrency == 1
+        found = backend.infer(pixels_of(checkpoint.preprocessing.crop), Want.SCORES).scores
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("computes_in", "calls"), [("", 1), ("int8", 2)])

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from app.checkpoints import Decisions, decide_all
 from app.checkpoints.base import Contents, Stored
+from app.checkpoints.decisions import with_activation_for
 from app.checkpoints.keras_config import read_config
 from app.checkpoints.names import settle_names
 from app.checkpoints.readers import read_checkpoint
@@ -122,7 +123,7 @@ def respond(
 
 def settled(contents: Contents) -> Decisions:
     decisions = decide_all(Settings(), contents)
-    return decisions.with_classes(count_classes("resnet50", contents.weights, decisions.switches))
+    return with_activation_for(count_classes("resnet50", contents.weights, decisions.switches), decisions)
 
 
 Spoiled = tuple[Decisions, ResNetSwitches]

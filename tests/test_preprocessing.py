@@ -20,6 +20,7 @@ from app.images.geometry import resize_and_crop
 from app.labels import imagenet_labels
 from app.types import Want
 from tests.images_made import decoded, largest_difference, noise, photo
+from tests.parity import make_published
 from tests.photos import encode
 
 # Beyond this ratio of sides the crop is cut out before it is resized, and is equal within one level only.
@@ -117,9 +118,14 @@ def test_the_preprocessing_that_is_known_without_torchvision_is_torchvisions() -
     assert published_resnet50_preprocessing() == find_by_name("resnet50", "IMAGENET1K_V1").preprocessing
 
 
-@pytest.mark.parametrize("weights", list(RESNET50), ids=lambda weights: weights.name)
-def test_the_labels_are_torchvisions(weights: Any) -> None:
-    """The label file that the service carries equals torchvision's categories, in their order."""
+def test_the_table_of_published_weights_is_torchvisions() -> None:
+    """Addresses, checksums and preprocessing that the service carries equal torchvision's, of every classifier."""
+    assert make_published.TABLE.read_text(encoding="utf-8") == make_published.text()
+
+
+@pytest.mark.parametrize(("architecture", "weights"), EVERY_PUBLISHED)
+def test_the_labels_are_torchvisions(architecture: str, weights: Any) -> None:
+    """The label file that the service carries equals the categories of all published weights, in their order."""
     assert list(imagenet_labels()) == weights.meta["categories"]
 
 

@@ -36,7 +36,7 @@ _FACTORIES: dict[str, Callable[[Checkpoint, BackendOptions], Backend]] = {
 
 
 def create_backend(name: str, checkpoint: Checkpoint, options: BackendOptions) -> Backend:
-    """The backend called `name`, holding `checkpoint`; "auto" picks by what the checkpoint is.
+    """The backend called `name`, holding `checkpoint`; for "auto" the one that `choice.backend_name` names.
 
     Raises `SettingError` for a name or a device that is not to be had, `CheckpointError` where the weights do not fit.
     """

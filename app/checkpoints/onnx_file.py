@@ -17,7 +17,7 @@ from .limited_process import NotStarted, not_examined, run_limited
 from .onnx_data import assemble, cannot_be_served, damaged, data_files, mapped
 from .presets import PRESETS
 from .quantized import QuantizedRecord, read_record
-from .record import SOURCE, Record
+from .record import SOURCE, ArtifactRecord, Record
 
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own
 _MORE_MEMORY_BYTES = 2 << 30
@@ -60,6 +60,8 @@ def read_onnx(path: Path, output: str | None = None) -> Stored:
             if found["pieces"] is None
             else assemble(path, list(beside.values()), small, found["pieces"])
         )
+        # An artifact of weights: this service's own graph, and the record's digest says that it still is.
+        is_exported = isinstance(record, ArtifactRecord) and record.takes_pixels
         graph = Graph(
             model=model,
             input_name=found["input"],
@@ -71,7 +73,8 @@ def read_onnx(path: Path, output: str | None = None) -> Stored:
             class_count=found["classes"],
             scale=found["scale"],
             takes_pixels=record is not None and record.takes_pixels,
-            computes_in="int8" if found["quantized"] else "",
+            is_exported=is_exported,
+            computes_in="int8" if found["quantized"] else "float32" if is_exported else "",
             quantized=record if isinstance(record, QuantizedRecord) else None,
         )
         told = Told(activation=Decision(found["activation"], _GRAPH) if found["activation"] else None)
