@@ -12,12 +12,11 @@ import onnx
 import pytest
 import torch
 import torchvision.models
-from app.exports.build import export_into
-from app.opening import examine
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from app.artifacts.build import build
 from app.backends import BackendOptions, create_backend, null_checkpoint, onnx_forms
 from app.backends.null import NullBackend
 from app.backends.onnx import OnnxBackend
@@ -27,6 +26,7 @@ from app.errors import FeaturesNotAvailable, TensorsNotAvailable
 from app.images import decode
 from app.settings import Settings
 from app.types import InputSpec, Interpolation, Preprocessing, Want
+from tests.examined import examine
 from tests.onnx_graphs import SIDE, Maker
 from tests.photos import LIMITS
 from tests.recording_device import RecordingDevice
@@ -237,7 +237,7 @@ def reference(network: torch.nn.Module, tensor: NDArray[np.float32]) -> tuple[ND
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "resnet50"])
-def test_exported_and_torch_features_are_the_networks(tmp_path: Path, architecture: str, example_jpeg: bytes) -> None:
+def test_exported_and_torch_features_are_the_networks(architecture: str, example_jpeg: bytes) -> None:
     """Of a photo, both backends give the hooked network's maps within 1e-4, from pixels and from the tensor."""
     network = discriminating(torchvision.models.get_model(architecture, weights=None, num_classes=7))
     checkpoint = checkpoint_of(architecture, network, 7)
@@ -245,8 +245,7 @@ def test_exported_and_torch_features_are_the_networks(tmp_path: Path, architectu
     order = pixels[..., ::-1] if checkpoint.preprocessing.is_bgr else pixels
     tensor = tensor_of(order)
     logits, maps = reference(network, tensor)
-    graph = export_into(checkpoint, tmp_path, 1)
-    onnx_backend = create_backend("onnx", replace(checkpoint, weights={}, graph=graph), BackendOptions(threads=1))
+    onnx_backend = create_backend("onnx", build(checkpoint, 1), BackendOptions(threads=1))
     torch_backend = create_backend("torch", checkpoint, BackendOptions("cpu", threads=1))
     for backend in (onnx_backend, torch_backend):
         assert backend.wants == EVERYTHING
