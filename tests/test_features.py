@@ -226,10 +226,13 @@ def checkpoint_of(architecture: str, network: torch.nn.Module, classes: int) -> 
 
 
 def reference(network: torch.nn.Module, tensor: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Logits, and the input of the network's last adaptive pool."""
+    """Logits, and the network's last feature maps: the input of its pool, or what its last block makes."""
     seen = []
-    pool = [each for each in network.modules() if isinstance(each, torch.nn.AdaptiveAvgPool2d)][-1]
-    hook = pool.register_forward_hook(lambda module, given, made: seen.append(given[0]))
+    pools = [each for each in network.modules() if isinstance(each, torch.nn.AdaptiveAvgPool2d)]
+    if pools:
+        hook = pools[-1].register_forward_hook(lambda module, given, made: seen.append(given[0]))
+    else:
+        hook = network.get_submodule("conv5").register_forward_hook(lambda module, given, made: seen.append(made))
     with torch.inference_mode():
         logits = network(torch.from_numpy(tensor)).numpy()
     hook.remove()
@@ -264,9 +267,15 @@ def test_exported_and_torch_features_are_the_networks(architecture: str, example
 @pytest.mark.parametrize("architecture", ["resnet50d", "resnet50v2", "swin_t", "squeezenet1_1", "alexnet"])
 def test_networks_of_other_shapes(architecture: str) -> None:
     """A pool is found however it is written; where scores are pooled, or the map is kept, there are no features."""
-    from app.networks.build import _create
+    from app.networks.described import describe, is_described
+    from app.networks.torch_module import DescribedNetwork
 
-    network = _create(architecture, 5)
+    torch.manual_seed(0)
+    network = (
+        DescribedNetwork(describe(architecture, 5)).eval()
+        if is_described(architecture)
+        else torchvision.models.get_model(architecture, weights=None, num_classes=5).eval()
+    )
     backend = TorchBackend(network, replace(PREPROCESSING, crop=(64, 64)), cpu_plan())
     batch = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     plain = backend.infer(batch, Want.SCORES)

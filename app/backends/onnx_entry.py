@@ -44,12 +44,17 @@ def find_front(model: Any, image: str) -> Front:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`scale * tensor + shift` of each channel makes the value at the end of a front."""
+    """`scale * tensor + shift` of each channel makes the value at the end of a front.
+
+    With `is_reversed` the tensor's channels are put in the opposite order first, and `scale` and `shift` are in that
+    order: the first convolution's weights are then in the order of the pixels.
+    """
 
     scale: NDArray[np.float64]
     shift: NDArray[np.float64]
     is_nhwc: bool
     dtype: np.dtype[Any]
+    is_reversed: bool = False
 
     @property
     def is_identity(self) -> bool:
@@ -69,10 +74,14 @@ def fit_line(found: NDArray[Any], tensor: NDArray[np.float32], is_half: bool = F
     tolerance = _ROUNDING["float16" if is_half or found.dtype == np.float16 else "float32"] * float(
         np.abs(planes).max()
     )
-    if np.abs(planes - tensor).max() <= tolerance:
-        return Line(np.ones(3), np.zeros(3), is_nhwc, found.dtype)
-    lines = [np.polyfit(tensor[:, c].ravel().astype(np.float64), planes[:, c].ravel(), 1) for c in range(3)]
-    scale, shift = np.array(lines).T
-    if not np.abs(planes - (tensor * scale.reshape(3, 1, 1) + shift.reshape(3, 1, 1))).max() <= tolerance:
-        return None
-    return Line(scale, shift, is_nhwc, found.dtype)
+    for is_reversed in (False, True):
+        given = tensor[:, ::-1] if is_reversed else tensor
+        if np.abs(planes - given).max() <= tolerance:
+            return Line(np.ones(3), np.zeros(3), is_nhwc, found.dtype, is_reversed)
+    for is_reversed in (False, True):
+        given = tensor[:, ::-1] if is_reversed else tensor
+        lines = [np.polyfit(given[:, c].ravel().astype(np.float64), planes[:, c].ravel(), 1) for c in range(3)]
+        scale, shift = np.array(lines).T
+        if np.abs(planes - (given * scale.reshape(3, 1, 1) + shift.reshape(3, 1, 1))).max() <= tolerance:
+            return Line(scale, shift, is_nhwc, found.dtype, is_reversed)
+    return None

@@ -196,6 +196,10 @@ def _put_tensor(model: Any, front: Front, line: Line, shape: tuple[int | str, ..
         nodes.append(helper.make_node(operator, [name, *others], [made], **attributes))
         name = made
 
+    if line.is_reversed:
+        constant = f"{_TENSOR} order"
+        model.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), constant))
+        add("Gather", constant, axis=1)
     if not line.is_identity:
         for operator, values in (("Mul", line.scale), ("Add", line.shift)):
             constant = f"{_TENSOR} {operator}"
