@@ -80,7 +80,7 @@ def full(null_server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterato
         holders = [sockets.enter_context(connect(null_server)) for _ in range(most)]
         for number, holder in enumerate(holders, 1):
             holder.sendall(post(IMAGE))
-            wait_until(lambda number=number: classifier.schedule.held == number)  # type: ignore[misc]
+            wait_until(lambda number=number: classifier.model.schedule.held == number)  # type: ignore[misc]
         try:
             yield null_server
         finally:
@@ -88,7 +88,7 @@ def full(null_server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterato
         for holder in holders:
             (answer,) = answers_in(receive_all(holder))
             assert answer.json()["predictions"][0]["class_id"] == BEST
-    wait_until(lambda: classifier.schedule.held == 0)
+    wait_until(lambda: classifier.model.schedule.held == 0)
 
 
 @pytest.fixture

@@ -24,9 +24,10 @@ from app.checkpoints import Checkpoint, Cpu, read_checkpoint
 from app.checkpoints.quantized import RECORD_KEY
 from app.errors import CheckpointError, QuantizationError, SettingError
 from app.labels import imagenet_labels
-from app.loading import LoadedModel, load_model
+from app.loading import load_model
 from app.metrics import Metrics
 from app.opening import LogReporter, examine
+from app.pool import LoadedModel
 from app.quantization import Options, write
 from app.settings import Settings
 from app.types import Outputs, Pixels, Want

@@ -14,8 +14,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from ..loading import ModelFacts
 from ..opening import Reporter
+from ..pool import ModelFacts
 from ..settings import Settings
 from .division import count_workers
 

@@ -12,20 +12,21 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
+from ..batching import Schedule
 from ..classifier import Classifier
 from ..engine.board import Board
 from ..engine.remote import RemoteEngine
 from ..engine.segment import Segment, SlotLayout
 from ..errors import EngineUnavailable
 from ..interpreter import leave, spare_requests_from_collection
-from ..loading import LoadedModel
 from ..metrics import Metrics
 from ..opening import LogReporter
+from ..pool import LoadedModel, PooledModel
 from ..process import Server, build_server
 from ..server import Hooks, Parts
 from ..settings import Settings
 from .control import Control, Message, take_from_memory
-from .facts import facts_from_json, with_engine
+from .facts import facts_from_json, fields_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +62,10 @@ def serve_front_end(
         # At once: a stop in good order closes the door, behind which the next one's clients wait.
         leave(1)
 
-    front_end = _FrontEnd(control, shared, place.number, metrics, lambda sent: server.handle_exit(sent, None))
+    front_end = _FrontEnd(settings, control, shared, place.number, metrics, lambda sent: server.handle_exit(sent, None))
     hooks = Hooks(LogReporter(), lambda model: None, on_failure)
-    reservations = _SharedReservations(shared, place.number)
     presentable = front_end.until_ready if place.is_replacement else front_end.at_once
-    server = build_server(
-        settings, hooks, Parts(metrics, reservations, place.count, front_end.keep_loaded, presentable)
-    )
+    server = build_server(settings, hooks, Parts(metrics, place.count, front_end.keep_loaded, presentable))
     _take_signals_from_the_supervisor(server)
     spare_requests_from_collection()
     server.run(sockets=[socket.socket(fileno=listener)])
@@ -102,8 +100,15 @@ class _FrontEnd:
     """What the supervisor says, and the models that follow from it."""
 
     def __init__(
-        self, control: Control, board: Board, number: int, metrics: Metrics, on_signal: Callable[[int], None]
+        self,
+        settings: Settings,
+        control: Control,
+        board: Board,
+        number: int,
+        metrics: Metrics,
+        on_signal: Callable[[int], None],
     ) -> None:
+        self._settings = settings
         self._control = control
         self._board = board
         self._number = number
@@ -141,8 +146,9 @@ class _FrontEnd:
             self._board.beat(self._number, time.monotonic())
             # Not before: one that cannot decode has not started, and to try that for ever is no cure.
             self._control.tell("up")
+            pooled: PooledModel | None = None
             while True:
-                await self._serve_one(classifier, await self._engines.get())
+                pooled = await self._serve_one(classifier, await self._engines.get(), pooled)
         except Exception as error:
             logger.exception("The front-end cannot go on.")
             hooks.on_failure(error)
@@ -159,33 +165,42 @@ class _FrontEnd:
                 hooks.on_failure(EngineUnavailable(state.reason))
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _serve_one(self, classifier: Classifier, message: Message) -> None:
-        """Use one engine until its process ends."""
-        model = self._model(message)
-        engine = model.engine
-        if classifier.model is None:
-            # From here on it says "warming"; one that was replaced says "restarting" until the new one is warm.
-            classifier.model = model
+    async def _serve_one(
+        self, classifier: Classifier, message: Message, before: PooledModel | None
+    ) -> PooledModel | None:
+        """Use one engine until its process ends, in place of the one before; which of them the pool has then."""
+
+        async def open_model() -> LoadedModel:
+            return self._model(message)
+
         try:
-            await engine.start()
+            pooled = await classifier.pool.load(open_model, replaces=before)
         except EngineUnavailable:
-            await engine.close()
-            return
-        classifier.model = model
+            return before
         spare_requests_from_collection()
         self._metrics.look()
         self._is_ready.set()
         self._control.tell("ready")
-        await engine.until_lost()
+        await pooled.model.engine.until_lost()
         self._metrics.look()
-        await engine.close()
+        return pooled
 
     def _model(self, message: Message) -> LoadedModel:
         connection, memory, facts = message.descriptors
         try:
             layout = SlotLayout(**message.fields["layout"])
             engine = RemoteEngine(socket.socket(fileno=connection), Segment(memory, layout), self._board)
-            return with_engine(facts_from_json(take_from_memory(facts)), engine)
+            known = facts_from_json(take_from_memory(facts))
         finally:
             os.close(memory)
             os.close(facts)
+        return LoadedModel(
+            **fields_of(known),
+            engine=engine,
+            schedule=Schedule(
+                self._settings.max_queue,
+                count_shed=self._metrics.count_shed,
+                shared=_SharedReservations(self._board, self._number),
+            ),
+            metrics=self._metrics.of_model(known.identity),
+        )

@@ -6,7 +6,7 @@ import os
 import socket
 
 from ..engine.segment import SlotLayout, create_segment
-from ..loading import ModelFacts
+from ..pool import ModelFacts
 from .child import Child
 from .control import Message, take_from_memory
 from .facts import facts_from_json

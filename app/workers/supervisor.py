@@ -16,10 +16,10 @@ from typing import Any
 from ..engine.board import Board, create_board
 from ..errors import DeviceLost, StartError
 from ..interpreter import hold_stop_signals, take_stop_signals
-from ..loading import ModelFacts
 from ..logs import share_output
 from ..metrics import SharedFiles
 from ..opening import Reporter
+from ..pool import ModelFacts
 from ..settings import Settings
 from .child import Child
 from .control import Message
