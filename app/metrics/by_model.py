@@ -29,7 +29,7 @@ class ModelMetrics:
         identity: ModelIdentity,
         files: ModelFiles | None,
         dropped: Counter,
-        on_removed: Callable[[ModelMetrics], None],
+        on_close: Callable[[ModelMetrics], None],
     ) -> None:
         self.identity = identity
         self.dropped = dropped
@@ -38,8 +38,7 @@ class ModelMetrics:
         self.registry = CollectorRegistry()
         self.looked_at: list[Looked] = []
         self.waiting_for_device: Callable[[], float] = _none
-        self._users = 1
-        self._on_removed = on_removed
+        self._on_close = on_close
         self._own = (identity.name, identity.version)
         Gauge = gauge_class(self.looked_at, is_shared=files is not None)
         stage_seconds = Histogram(
@@ -115,20 +114,16 @@ class ModelMetrics:
         """The model is here, on this backend and device."""
         self._model.labels(*self._own, backend, device).set(1)
 
-    def used_again(self) -> ModelMetrics:
-        """The same model is loaded once more."""
-        self._users += 1
-        return self
-
     def close(self) -> None:
-        """The model is unloaded. With its last use its series are removed."""
-        self._users -= 1
-        if self._users == 0:
-            self.looked_at.clear()
-            self.waiting_for_device = _none
-            self._on_removed(self)
-            if self.files is not None:
-                self.files.remove()
+        """The model is unloaded. The series are removed with its last use."""
+        self._on_close(self)
+
+    def remove(self) -> None:
+        """Drop what is watched, and the files."""
+        self.looked_at.clear()
+        self.waiting_for_device = _none
+        if self.files is not None:
+            self.files.remove()
 
 
 class OfAllModels(Collector):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from threading import Lock
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from ..errors import StartError
 from ..threads import in_a_thread
 from ..types import ModelIdentity
 from .by_model import STAGE_BUCKETS, ModelMetrics, OfAllModels
@@ -37,7 +39,10 @@ class Metrics:
         self._rendered = self.registry
         self._looked_at: list[Looked] = []
         self._models: dict[ModelIdentity, ModelMetrics] = {}
+        self._uses: dict[ModelIdentity, int] = {}
         self._model_files: dict[tuple[str, str], ModelFiles] = {}
+        # Models are loaded on threads, and closed on the event loop.
+        self._lock = Lock()
         self._rendering: asyncio.Task[bytes] | None = None
         self._next: asyncio.Task[bytes] | None = None
         # Also where the environment names a folder of its own, which may not be there: it is not this service's.
@@ -124,23 +129,40 @@ class Metrics:
     def of_model(self, identity: ModelIdentity) -> ModelMetrics:
         """The metrics of a model that is being loaded, to be closed when it is unloaded.
 
-        Raises `OSError` where its files cannot be made.
+        Raises `StartError` where its files cannot be made.
         """
-        if (known := self._models.get(identity)) is not None:
-            return known.used_again()
-        files = None
-        if self._shared is not None:
-            files = self._model_files[identity.name, identity.version] = self._shared.of_model(identity)
-        self._models[identity] = model = ModelMetrics(identity, files, self.dropped, self._forget)
-        return model
+        with self._lock:
+            model = self._models.get(identity)
+            if model is None:
+                files = None
+                if self._shared is not None:
+                    files = self._files_of(identity, self._shared)
+                model = self._models[identity] = ModelMetrics(identity, files, self.dropped, self._close_model)
+            self._uses[identity] = self._uses.get(identity, 0) + 1
+            return model
+
+    def _files_of(self, identity: ModelIdentity, shared: SharedFiles) -> ModelFiles:
+        try:
+            files = shared.of_model(identity)
+        except OSError as error:
+            raise StartError(
+                f"The metrics of the model cannot be written to {shared.folder}: {error.strerror}. Set TMPDIR to a "
+                "folder with some megabytes of room."
+            ) from None
+        self._model_files[identity.name, identity.version] = files
+        return files
+
+    def _close_model(self, model: ModelMetrics) -> None:
+        with self._lock:
+            self._uses[model.identity] -= 1
+            if not self._uses[model.identity]:
+                del self._uses[model.identity], self._models[model.identity]
+                self._model_files.pop((model.identity.name, model.identity.version), None)
+                model.remove()
 
     def count_shed(self, reason: str) -> None:
         """An image was refused by a model's schedule: "full" or "late"."""
         self._shed[reason].inc()
-
-    def _forget(self, model: ModelMetrics) -> None:
-        del self._models[model.identity]
-        self._model_files.pop((model.identity.name, model.identity.version), None)
 
     def _file_values(self, shared: SharedFiles) -> Callable[..., Any]:
         """Stands in for prometheus_client's class of values: those of a model's metrics go to the model's files."""
@@ -194,7 +216,10 @@ class Metrics:
 
     def look(self) -> None:
         """Ask the gauges' functions for their values now, and write those that are shared."""
-        for looked in [*self._looked_at, *(looked for model in self._models.values() for looked in model.looked_at)]:
+        for looked in [
+            *self._looked_at,
+            *(looked for model in list(self._models.values()) for looked in model.looked_at),
+        ]:
             looked.look(is_shared=self._rendered is not self.registry)
 
     async def look_often(self) -> None:

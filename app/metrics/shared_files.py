@@ -22,6 +22,7 @@ from ..types import ModelIdentity
 
 # As prometheus_client names them: the type, and of gauges how those of several processes become one.
 _FILE_KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemin", "gauge_livemax")
+_MODEL_FILE_KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax")
 _FILE_BYTES, _MODEL_FILE_BYTES = 256 * 1024, 64 * 1024
 
 
@@ -70,7 +71,7 @@ class ModelFiles:
     """The values of one model's metrics in this process."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._paths = {kind: folder / f"{kind}_{name}.db" for kind in _FILE_KINDS}
+        self._paths = {kind: folder / f"{kind}_{name}.db" for kind in _MODEL_FILE_KINDS}
         self._opened: dict[str, MmapedDict] = {}
         self._lock = Lock()
         for path in self._paths.values():

@@ -67,15 +67,17 @@ class Pool:
         open_model: OpenModel,
         *,
         replaces: PooledModel | None = None,
+        may_be_default: bool = True,
         on_loaded: Callable[[LoadedModel], None] = lambda model: None,
     ) -> PooledModel:
         """Load a model, warm it up, and serve it from then on.
 
         The model that it replaces serves until then, and is unloaded; the new one may have the same name and version.
-        `on_loaded` is called between loading and warming up. Raises `ModelConflict` where a model of this name and
+        It becomes the default, if it may, where there is none. `on_loaded` is called between loading and warming up.
+        Raises `ModelConflict` where a model of this name and
         version is there already, and whatever `open_model` and the engine's start raise; the model is closed then.
         """
-        pooled = self._enter(await open_model())
+        pooled = self._enter(await open_model(), may_be_default)
         try:
             self._check_free(pooled, replaces)
             on_loaded(pooled.model)
@@ -89,7 +91,7 @@ class Pool:
 
     def add(self, model: LoadedModel, replaces: PooledModel | None = None) -> PooledModel:
         """Serve a model that has been loaded and warmed up, as `load` does."""
-        pooled = self._enter(model)
+        pooled = self._enter(model, True)
         self._check_free(pooled, replaces)
         self._serve(pooled, replaces)
         return pooled
@@ -119,11 +121,11 @@ class Pool:
 
     # --- what becomes of a model
 
-    def _enter(self, model: LoadedModel) -> PooledModel:
+    def _enter(self, model: LoadedModel, may_be_default: bool) -> PooledModel:
         pooled = PooledModel(model, self._close_soon)
         self._open.add(pooled)
         self._models.setdefault(_key(pooled), pooled)
-        if self._default is None:
+        if self._default is None and may_be_default:
             self._default = pooled
         return pooled
 
@@ -143,7 +145,7 @@ class Pool:
         holder = self._by_name.get(model.identity.name)
         if holder is None or holder is replaces:
             self._by_name[model.identity.name] = pooled
-        if self._default is None or self._default is replaces:
+        if self._default is not None and self._default is replaces:
             self._default = pooled
         self._watching[pooled] = asyncio.get_running_loop().create_task(self._watch(pooled))
         if replaces is not None:

@@ -1,4 +1,4 @@
-"""The engine's process: the only one that has the weights."""
+"""An engine's process: the only one that has its model's weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import socket
-from typing import NoReturn
+from collections.abc import Coroutine
+from typing import Any, NoReturn
 
 import uvloop
 
@@ -66,7 +67,7 @@ class _Engine:
         self._is_orphaned = False
         self._pool = Pool()
         self._host: EngineHost | None = None
-        self._attaching: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> int:
         self._control.listen(self._on_message, self._on_gone)
@@ -134,9 +135,20 @@ class _Engine:
             connection, memory = message.descriptors
             segment = Segment(memory, SlotLayout(**message.fields["layout"]))
             os.close(memory)
-            task = asyncio.ensure_future(self._host.attach(socket.socket(fileno=connection), segment))
-            self._attaching.add(task)
-            task.add_done_callback(self._attaching.discard)
+            self._in_background(self._host.attach(socket.socket(fileno=connection), segment))
+        elif message.kind == "retire":
+            self._in_background(self._stop_when_unused())
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _stop_when_unused(self) -> None:
+        """The model has been replaced or unloaded: front-ends leave when their last requests are answered."""
+        if self._host is not None:
+            await self._host.until_nobody()
+        self._stop.set()
 
     def _on_gone(self) -> None:
         self._is_orphaned = True

@@ -21,7 +21,7 @@ from ..errors import EngineUnavailable
 from ..interpreter import leave, spare_requests_from_collection
 from ..metrics import Metrics
 from ..opening import LogReporter
-from ..pool import LoadedModel, PooledModel
+from ..pool import LoadedModel, ModelConflict, Pool, PooledModel
 from ..process import Server, build_server
 from ..server import Hooks, Parts
 from ..settings import Settings
@@ -80,7 +80,7 @@ def _take_signals_from_the_supervisor(server: Server) -> None:
 
 
 class _SharedReservations:
-    """Counted over all front-ends, on the board."""
+    """Counted over all front-ends, on the board of one life of an engine."""
 
     def __init__(self, board: Board, number: int) -> None:
         self._board = board
@@ -115,6 +115,9 @@ class _FrontEnd:
         self._metrics = metrics
         self._on_signal = on_signal
         self._engines: asyncio.Queue[Message] = asyncio.Queue()
+        # By the supervisor's keys.
+        self._models: dict[int, PooledModel] = {}
+        self._retired: set[int] = set()
         self._is_ready = asyncio.Event()
 
     async def at_once(self) -> None:
@@ -127,11 +130,13 @@ class _FrontEnd:
                 await self._is_ready.wait()
 
     async def keep_loaded(self, classifier: Classifier, hooks: Hooks) -> None:
-        """A model for each life of the engine: for ever."""
+        """Serve each engine that the supervisor connects: for ever."""
 
         def on_message(message: Message) -> None:
             if message.kind == "engine":
                 self._engines.put_nowait(message)
+            elif message.kind == "retire":
+                self._retire(classifier.pool, message.fields["model"])
             elif message.kind == "signal":
                 self._is_ready.set()
                 self._on_signal(message.fields["number"])
@@ -146,12 +151,12 @@ class _FrontEnd:
             self._board.beat(self._number, time.monotonic())
             # Not before: one that cannot decode has not started, and to try that for ever is no cure.
             self._control.tell("up")
-            pooled: PooledModel | None = None
-            while True:
-                pooled = await self._serve_one(classifier, await self._engines.get(), pooled)
-        except Exception as error:
+            async with asyncio.TaskGroup() as engines:
+                while True:
+                    engines.create_task(self._serve_one(classifier.pool, await self._engines.get()))
+        except* Exception as errors:
             logger.exception("The front-end cannot go on.")
-            hooks.on_failure(error)
+            hooks.on_failure(errors.exceptions[0])
         finally:
             looking.cancel()
 
@@ -165,42 +170,54 @@ class _FrontEnd:
                 hooks.on_failure(EngineUnavailable(state.reason))
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _serve_one(
-        self, classifier: Classifier, message: Message, before: PooledModel | None
-    ) -> PooledModel | None:
-        """Use one engine until its process ends, in place of the one before; which of them the pool has then."""
+    async def _serve_one(self, pool: Pool, message: Message) -> None:
+        """Use one life of an engine, in place of the life before or of the model that this one replaces."""
+        key, replaced = message.fields["model"], message.fields["replaces"]
 
         async def open_model() -> LoadedModel:
             return self._model(message)
 
+        before = self._models.get(key) or self._models.get(replaced)
         try:
-            pooled = await classifier.pool.load(open_model, replaces=before)
-        except EngineUnavailable:
-            return before
+            pooled = await pool.load(open_model, replaces=before, may_be_default=message.fields["is_default"])
+        except (EngineUnavailable, ModelConflict):
+            return
+        if key in self._retired:
+            pool.retire(pooled)
+            return
+        self._models[key] = pooled
+        if replaced is not None:
+            self._retire(pool, replaced)
         spare_requests_from_collection()
         self._metrics.look()
         self._is_ready.set()
         self._control.tell("ready")
         await pooled.model.engine.until_lost()
         self._metrics.look()
-        return pooled
+
+    def _retire(self, pool: Pool, key: int) -> None:
+        """The model is leased no more, also where it is still being connected."""
+        self._retired.add(key)
+        if (pooled := self._models.pop(key, None)) is not None:
+            pool.retire(pooled)
 
     def _model(self, message: Message) -> LoadedModel:
-        connection, memory, facts = message.descriptors
+        connection, memory, facts, board_descriptor = message.descriptors
         try:
             layout = SlotLayout(**message.fields["layout"])
-            engine = RemoteEngine(socket.socket(fileno=connection), Segment(memory, layout), self._board)
+            board = Board(board_descriptor)
+            engine = RemoteEngine(socket.socket(fileno=connection), Segment(memory, layout), board)
             known = facts_from_json(take_from_memory(facts))
         finally:
-            os.close(memory)
-            os.close(facts)
+            for descriptor in (memory, facts, board_descriptor):
+                os.close(descriptor)
         return LoadedModel(
             **fields_of(known),
             engine=engine,
             schedule=Schedule(
                 self._settings.max_queue,
                 count_shed=self._metrics.count_shed,
-                shared=_SharedReservations(self._board, self._number),
+                shared=_SharedReservations(board, self._number),
             ),
             metrics=self._metrics.of_model(known.identity),
         )
