@@ -55,7 +55,7 @@ class InProcessEngine:
         self._metrics = metrics or Metrics().of_model(ModelIdentity("", ""))
         self._threads = Threads(backend.concurrency, "infer")
         self._closing = threading.Event()
-        self._is_starting = False
+        self._is_warming_up = False
         self._plan: BatchPlan | None = None
         self._lost: asyncio.Future[DeviceLost] | None = None
         self._batcher: Batcher[Pixels, _Row] = Batcher(
@@ -76,12 +76,15 @@ class InProcessEngine:
         return self._plan
 
     async def start(self) -> None:
-        self._is_starting = True
+        self._is_warming_up = True
         try:
             plan = await self._threads.run(self._warm_up)
             await self._warm_up_others(plan)
-        finally:
-            self._is_starting = False
+        except Exception:
+            # Of a call that is cancelled the warm-up runs on.
+            self._is_warming_up = False
+            raise
+        self._is_warming_up = False
         self._batcher.cap.plan(plan.max_batch_size)
         self._batcher.expect(LatencyModel(plan.seconds))
         # Room for a full queue beside full batches: an admitted image is not refused after it was decoded.
@@ -156,7 +159,7 @@ class InProcessEngine:
         has_ended = await self._batcher.close()
         # A call that does not come back holds its thread, and the device with it: the process ends without them.
         # A warm-up that still runs is not waited for: a service that is told to stop while it starts should stop.
-        if not self._is_starting and has_ended and self._batcher.lost is None:
+        if not self._is_warming_up and has_ended and self._batcher.lost is None:
             await self._threads.run(self.backend.close)
             # Its weights go now: the garbage collector passes over objects that are as old as the service.
             del self.backend

@@ -97,7 +97,7 @@ class _SharedReservations:
 
 
 class _FrontEnd:
-    """What the supervisor says, and the models that follow from it."""
+    """Carries out the supervisor's messages: connects engines, retires models, and passes signals on."""
 
     def __init__(
         self,
@@ -121,10 +121,10 @@ class _FrontEnd:
         self._is_ready = asyncio.Event()
 
     async def at_once(self) -> None:
-        """Who comes while the model loads is told so."""
+        """Connections are accepted at once, and requests refused while the model loads."""
 
     async def until_ready(self) -> None:
-        """Until there is a model, or that takes too long, or it is to stop."""
+        """Until there is a model, or the wait was too long, or the process is told to stop."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 await self._is_ready.wait()
