@@ -60,7 +60,8 @@ class Admitted:
 
     def body_has_ended(self) -> None:
         """From here on each image has a reservation of its own, or is refused. May be called again."""
-        self._lease.model.schedule.withdraw(self._announcement)
+        if self._lease.is_open:
+            self._lease.model.schedule.withdraw(self._announcement)
 
     def give_back(self) -> None:
         """The request is answered, or nobody waits for its answer. May be called again."""

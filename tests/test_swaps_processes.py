@@ -231,3 +231,8 @@ def test_an_engine_that_dies_after_a_swap_is_started_again(service: Service) -> 
     assert now_served(service) == version + 1
     assert service.order("swap", version + 2, version + 1) == "done"
     assert now_served(service) == version + 2
+    # Weights that changed on the disk are a swap too.
+    (service.folder / "version").write_text(str(version + 3))
+    os.kill(service.pids("engine")[0], 9)
+    wait_until(lambda: versions_in(service.page()) == {version + 3})
+    assert now_served(service) == version + 3

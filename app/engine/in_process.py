@@ -108,9 +108,9 @@ class InProcessEngine:
         """Give the gauges their functions: not before it is warm, for the same model may be loaded twice."""
         metrics, batcher = self._metrics, self._batcher
         metrics.waiting_for_device = lambda: batcher.waiting
-        metrics.batch_cap.set_function(lambda: batcher.cap.now)
-        metrics.watch_latency("alpha", lambda: batcher.latency.alpha)
-        metrics.watch_latency("beta", lambda: batcher.latency.beta)
+        metrics.watch(metrics.batch_cap, lambda: batcher.cap.now)
+        metrics.watch(metrics.latency_model("alpha"), lambda: batcher.latency.alpha)
+        metrics.watch(metrics.latency_model("beta"), lambda: batcher.latency.beta)
 
     def _warm_up(self) -> BatchPlan:
         plan = plan_batches(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from ..types import ModelIdentity
-from .gauges import Looked, gauge_class
+from .gauges import GaugeFunctions
 from .shared_files import ModelFiles
 
 STAGE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -36,11 +36,10 @@ class ModelMetrics:
         """The service's, for all models."""
         self.files = files
         self.registry = CollectorRegistry()
-        self.looked_at: list[Looked] = []
+        self._functions = GaugeFunctions(is_shared=files is not None)
         self.waiting_for_device: Callable[[], float] = _none
         self._on_close = on_close
         self._own = (identity.name, identity.version)
-        Gauge = gauge_class(self.looked_at, is_shared=files is not None)
         stage_seconds = Histogram(
             "resnet_stage_seconds",
             "Seconds an image spent on a stage: decode, queue or inference.",
@@ -107,8 +106,16 @@ class ModelMetrics:
     def batch_failures(self, kind: str) -> Counter:
         return self._batch_failures.labels(*self._own, kind)
 
-    def watch_latency(self, term: str, function: Callable[[], float]) -> None:
-        self._latency_model.labels(*self._own, term).set_function(function)
+    def watch(self, gauge: Gauge, function: Callable[[], float]) -> None:
+        """Have one of these gauges evaluate `function`, on the event loop."""
+        self._functions.set(gauge, function)
+
+    def look(self) -> None:
+        """Evaluate the gauges' functions now."""
+        self._functions.look()
+
+    def latency_model(self, term: str) -> Gauge:
+        return self._latency_model.labels(*self._own, term)
 
     def loaded(self, backend: str, device: str) -> None:
         """The model is here, on this backend and device."""
@@ -120,7 +127,7 @@ class ModelMetrics:
 
     def remove(self) -> None:
         """Drop what is watched, and the files."""
-        self.looked_at.clear()
+        self._functions.clear()
         self.waiting_for_device = _none
         if self.files is not None:
             self.files.remove()

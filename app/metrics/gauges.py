@@ -10,7 +10,7 @@ from prometheus_client import Gauge
 _thread = threading.local()
 
 
-class Looked:
+class _Looked:
     """A gauge's function and its last value."""
 
     def __init__(self, gauge: Gauge, function: Callable[[], float]) -> None:
@@ -23,6 +23,9 @@ class Looked:
         if is_shared:
             self.gauge.set(self._value)
 
+    def forget(self) -> None:
+        self._function = _none
+
     def read(self) -> float:
         return self._value if getattr(_thread, "has_looked", False) else self._function()
 
@@ -32,14 +35,42 @@ def read_last_values() -> None:
     _thread.has_looked = True
 
 
-def gauge_class(looked_at: list[Looked], *, is_shared: bool) -> type[Gauge]:
-    """A `Gauge` whose functions are kept in `looked_at`, one for each gauge: the last that was set."""
+class GaugeFunctions:
+    """The functions of some gauges, one for each."""
+
+    def __init__(self, *, is_shared: bool) -> None:
+        """`is_shared` where the gauges' values are written to files."""
+        self._is_shared = is_shared
+        self._looked: list[_Looked] = []
+
+    def set(self, gauge: Gauge, function: Callable[[], float]) -> None:
+        """In place of the one that the gauge has."""
+        looked = _Looked(gauge, function)
+        self._looked = [each for each in self._looked if each.gauge is not gauge] + [looked]
+        if not self._is_shared:
+            Gauge.set_function(gauge, looked.read)
+
+    def look(self) -> None:
+        """Evaluate each function; write its value where values are shared."""
+        for each in self._looked:
+            each.look(is_shared=self._is_shared)
+
+    def clear(self) -> None:
+        """Drop the functions, and all that they refer to; the gauges themselves may be held for longer."""
+        for each in self._looked:
+            each.forget()
+        self._looked = []
+
+
+def gauge_class(functions: GaugeFunctions) -> type[Gauge]:
+    """A `Gauge` whose functions are kept in `functions`."""
 
     class LookedGauge(Gauge):
         def set_function(self, f: Callable[[], float]) -> None:
-            looked = Looked(self, f)
-            looked_at[:] = [each for each in looked_at if each.gauge is not self] + [looked]
-            if not is_shared:
-                super().set_function(looked.read)
+            functions.set(self, f)
 
     return LookedGauge
+
+
+def _none() -> float:
+    return 0.0

@@ -16,7 +16,7 @@ from ..errors import StartError
 from ..threads import in_a_thread
 from ..types import ModelIdentity
 from .by_model import STAGE_BUCKETS, ModelMetrics, OfAllModels
-from .gauges import Looked, gauge_class, read_last_values
+from .gauges import GaugeFunctions, gauge_class, read_last_values
 from .shared_files import ModelFiles, SharedFiles
 
 # How late the event loop is, and what gauges say that several processes share, is looked at as often as this.
@@ -37,7 +37,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._shared = shared
         self._rendered = self.registry
-        self._looked_at: list[Looked] = []
+        self._functions = GaugeFunctions(is_shared=shared is not None)
         self._models: dict[ModelIdentity, ModelMetrics] = {}
         self._uses: dict[ModelIdentity, int] = {}
         self._model_files: dict[tuple[str, str], ModelFiles] = {}
@@ -51,7 +51,7 @@ class Metrics:
             values.ValueClass = self._file_values(shared)
             self._rendered = CollectorRegistry()
             MultiProcessCollector(self._rendered, str(shared.folder))  # type: ignore[no-untyped-call]
-        Gauge = gauge_class(self._looked_at, is_shared=shared is not None)
+        Gauge = gauge_class(self._functions)
         self.registry.register(OfAllModels(lambda: list(self._models.values())))
 
         self.requests = Counter(
@@ -216,11 +216,9 @@ class Metrics:
 
     def look(self) -> None:
         """Ask the gauges' functions for their values now, and write those that are shared."""
-        for looked in [
-            *self._looked_at,
-            *(looked for model in list(self._models.values()) for looked in model.looked_at),
-        ]:
-            looked.look(is_shared=self._rendered is not self.registry)
+        self._functions.look()
+        for model in list(self._models.values()):
+            model.look()
 
     async def look_often(self) -> None:
         """Measure how late the event loop is, what holds it holds every request, and `look`; for ever."""

@@ -50,12 +50,23 @@ class PooledModel:
 class Lease:
     """The right to use a model. `give_back` ends it; so does the end of a `with` block."""
 
-    __slots__ = ("_pooled", "model")
+    __slots__ = ("_pooled",)
 
     def __init__(self, pooled: PooledModel) -> None:
-        self.model = pooled.model
         self._pooled: PooledModel | None = pooled
         pooled.leases += 1
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not been given back."""
+        return self._pooled is not None
+
+    @property
+    def model(self) -> LoadedModel:
+        """Until the lease is given back: an idle connection keeps its last request, and must keep no model."""
+        if self._pooled is None:
+            raise ModelConflict("The lease has been given back.")
+        return self._pooled.model
 
     def give_back(self) -> None:
         """May be called again."""

@@ -138,8 +138,8 @@ class Pool:
 
     def _serve(self, pooled: PooledModel, replaces: PooledModel | None) -> None:
         model = pooled.model
-        model.metrics.reservations.set_function(lambda: model.schedule.held)
-        model.metrics.predicted_wait.set_function(model.predicted_wait_seconds)
+        model.metrics.watch(model.metrics.reservations, lambda: model.schedule.held)
+        model.metrics.watch(model.metrics.predicted_wait, model.predicted_wait_seconds)
         pooled.state = "serving"
         self._models[_key(pooled)] = pooled
         holder = self._by_name.get(model.identity.name)

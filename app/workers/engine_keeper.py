@@ -34,7 +34,7 @@ class Surroundings:
     """What a keeper needs of the supervisor."""
 
     live: Live
-    """One life of a child: role, name, called with its messages, called once it runs; the child and how it ended."""
+    """Runs a child (role, name, a callback for its messages, one for when it runs) and returns how it ended."""
     pause: Callable[[float], Awaitable[None]]
     """Seconds before a child is started again; a stop ends it."""
     is_stopping: Callable[[], bool]
@@ -80,6 +80,7 @@ class EngineKeeper:
         self._surroundings = surroundings
         self._is_taken = is_taken
         self._settings = settings
+        self._files = SharedFiles(surroundings.metrics_folder, name)
 
     @property
     def is_ready(self) -> bool:
@@ -92,18 +93,12 @@ class EngineKeeper:
 
     async def keep(self) -> Exception | None:
         """Until the model is retired or the service ends, or with the error for which no restart is a cure."""
-        around = self._surroundings
-        files = SharedFiles(around.metrics_folder, self.name)
-        try:
-            error = await self._keep_alive(files)
-        except OSError as fault:
-            error = StartError(f"The model's process could not be started ({fault.strerror or fault}).")
+        error = await self._keep_alive()
         if not self.ready.done():
-            # Whoever has it loaded is told; a service that serves another model goes on.
+            # The caller of `load_model` gets the error; a service that serves another model goes on.
             self.ready.set_exception(error or StartError("The model was unloaded before it served."))
             error = None
-        if self._identity is not None and not self._is_taken(self, self._identity):
-            files.remove_model(self._identity)
+        self._is_now(None)
         return error
 
     def pair(self, front_end: Child) -> None:
@@ -118,14 +113,18 @@ class EngineKeeper:
         if self.child is not None:
             self.child.send("retire")
 
-    async def _keep_alive(self, files: SharedFiles) -> Exception | None:
+    def _is_now(self, identity: ModelIdentity | None) -> None:
+        """The model is another one from now on, or none: the metrics of the last one are removed."""
+        last, self._identity = self._identity, identity
+        if last is not None and last != identity and not self._is_taken(self, last):
+            self._files.remove_model(last)
+
+    async def _keep_alive(self) -> Exception | None:
         around = self._surroundings
         deaths = Restarts(_MOST_DEATHS, _WINDOW_SECONDS, 0.5)
         while not around.is_stopping() and not self.is_retiring:
-            with Pairing() as self.pairing:
-                child, how = await around.live("engine", self.name, self._on_message, self._begin)
-                self.child = self.pairing = None
-            files.forget_gauges()
+            child, how = await self._live()
+            self._files.forget_gauges()
             if around.is_stopping() or self.is_retiring:
                 return None
             if child is not None and child.failure is not None and not self.ready.done():
@@ -139,6 +138,19 @@ class EngineKeeper:
             logger.error("The model's process %s. It is started again in %.1f s.", how, delay)
             await around.pause(delay)
         return None
+
+    async def _live(self) -> tuple[Child | None, str]:
+        """One life of the process, None where it could not be started, and how it ended."""
+        try:
+            pairing = Pairing()
+        except OSError as error:
+            return None, f"could not be started ({error.strerror or error})"
+        with pairing:
+            self.pairing = pairing
+            try:
+                return await self._surroundings.live("engine", self.name, self._on_message, self._begin)
+            finally:
+                self.child = self.pairing = None
 
     def _begin(self, child: Child) -> None:
         self.child = child
@@ -174,7 +186,7 @@ class EngineKeeper:
         self.pairing.has_loaded(message)
         facts = self.pairing.facts
         assert facts is not None
-        self._identity = facts.identity
+        self._is_now(facts.identity)
         if self._is_taken(self, facts.identity):
             child.kill(f"A model {facts.identity.name} of version {facts.identity.version} is served already.")
         elif not self.is_retiring:

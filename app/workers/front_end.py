@@ -182,6 +182,7 @@ class _FrontEnd:
             pooled = await pool.load(open_model, replaces=before, may_be_default=message.fields["is_default"])
         except (EngineUnavailable, ModelConflict):
             return
+        del before  # this call outlives it
         if key in self._retired:
             pool.retire(pooled)
             return
