@@ -50,7 +50,7 @@ class SharedFiles:
         for kind in _FILE_KINDS:
             if kind.startswith("gauge"):
                 own = f"{kind}_{self.process}"
-                for file in (self.folder / f"{own}.db", *self.folder.glob(f"{own}.*.db")):
+                for file in (self.folder / f"{own}.db", *self._found(f"{own}.*.db")):
                     # The folder for temporary files may have been tidied, or no file may be opened now: until the next
                     # process of this name writes its own gauges, these are old, and that is all.
                     with suppress(OSError), file.open("r+b") as opened:
@@ -62,9 +62,15 @@ class SharedFiles:
 
     def remove_model(self, identity: ModelIdentity) -> None:
         """Remove a model's files, those of all processes."""
-        for file in self.folder.glob(f"*.{_digest(identity)}.db"):
+        for file in self._found(f"*.{_digest(identity)}.db"):
             with suppress(OSError):
                 file.unlink()
+
+    def _found(self, pattern: str) -> list[Path]:
+        """Files of these names; none where no folder may be opened now."""
+        with suppress(OSError):
+            return list(self.folder.glob(pattern))
+        return []
 
 
 class ModelFiles:
