@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from tests.photos import make_jpeg
@@ -187,7 +188,8 @@ def test_swaps_under_load(service: Service) -> None:
     assert not set(engines) & set(service.pids("engine"))
     assert versions_in(service.page()) == {last}
     wait_until(lambda: series_of_models(service.page()) == series)
-    wait_until(lambda: service.held() == before)
+    # Six swaps would show as six of something; a connection that was closing at the first look counts one less.
+    wait_until(lambda: not any(np.any(np.greater(now, then)) for now, then in zip(service.held(), before, strict=True)))
     # The front-ends' own board; a board, and a segment for each of them, of the one engine.
     wait_until(lambda: len(service.segments()) == 4)
     files = {path.name for path in service.folder.glob("resnet-serve-*/*")}

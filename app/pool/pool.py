@@ -28,26 +28,22 @@ class Pool:
         self._models: dict[tuple[str, str], PooledModel] = {}
         # Of several versions of a name: the one that is meant where a request names none.
         self._by_name: dict[str, PooledModel] = {}
-        self._default: PooledModel | None = None
+        self.default: PooledModel | None = None
+        """The model for requests that name none; it may still be warming up."""
         # Also those that were replaced by a model of the same name and version.
         self._open: set[PooledModel] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: dict[PooledModel, asyncio.Task[None]] = {}
         self._lost: asyncio.Future[DeviceLost] | None = None
 
-    @property
-    def default(self) -> PooledModel | None:
-        """The model for requests that name none; it may still be warming up."""
-        return self._default
-
     def find(self, name: str | None = None, version: str | None = None) -> PooledModel:
         """Raises `ModelNotFound`, or `ModelConflict` where the model is being loaded or unloaded."""
         if name is None and version is None:
-            if self._default is None:
+            if self.default is None:
                 raise ModelNotFound("No model is loaded.")
-            return self._default
-        if name is None and self._default is not None:
-            name = self._default.model.identity.name
+            return self.default
+        if name is None and self.default is not None:
+            name = self.default.model.identity.name
         found = self._by_name.get(name or "") if version is None else self._models.get((name or "", version))
         if found is None:
             of_version = "" if version is None else f" of version {version}"
@@ -125,8 +121,8 @@ class Pool:
         pooled = PooledModel(model, self._close_soon)
         self._open.add(pooled)
         self._models.setdefault(_key(pooled), pooled)
-        if self._default is None and may_be_default:
-            self._default = pooled
+        if self.default is None and may_be_default:
+            self.default = pooled
         return pooled
 
     def _check_free(self, pooled: PooledModel, replaces: PooledModel | None) -> None:
@@ -145,8 +141,8 @@ class Pool:
         holder = self._by_name.get(model.identity.name)
         if holder is None or holder is replaces:
             self._by_name[model.identity.name] = pooled
-        if self._default is not None and self._default is replaces:
-            self._default = pooled
+        if self.default is not None and self.default is replaces:
+            self.default = pooled
         self._watching[pooled] = asyncio.get_running_loop().create_task(self._watch(pooled))
         if replaces is not None:
             self._retire(replaces)
@@ -163,8 +159,8 @@ class Pool:
             others = [each for each in self._models.values() if each.model.identity.name == name]
             if serving := [each for each in others if each.state == "serving"]:
                 self._by_name[name] = serving[-1]
-        if self._default is pooled:
-            self._default = self._by_name.get(name)
+        if self.default is pooled:
+            self.default = self._by_name.get(name)
         if not pooled.leases:
             self._close_soon(pooled)
 
