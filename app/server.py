@@ -46,8 +46,8 @@ from .images.threads import ThreadDecoder
 from .loading import Cancellation, load_model, plan_decoding
 from .logs import dropped_lines
 from .metrics import Metrics
-from .opening import LogReporter, Reporter
 from .pool import LoadedModel, serve_model
+from .progress import LogReporter, Reporter
 from .settings import Settings
 from .threads import in_a_thread
 from .types import Pixels, Preprocessing

@@ -18,9 +18,9 @@ from typing import Any
 import httpx
 from blockbuster import BlockBuster
 
-from app.opening import LogReporter
 from app.pool import LoadedModel
 from app.process import Server, address_of, build_server, listen
+from app.progress import LogReporter
 from app.server import Hooks
 from app.settings import Settings
 

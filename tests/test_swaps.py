@@ -23,8 +23,8 @@ from onnx import helper, numpy_helper
 
 from app import loading
 from app.classifier import Classifier
-from app.opening import LogReporter
 from app.pool import LoadedModel, ModelNotFound, PooledModel
+from app.progress import LogReporter
 from app.resources import resident_memory_bytes
 from app.settings import Settings
 from app.threads import in_a_thread

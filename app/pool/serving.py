@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from ..errors import StartError
-from ..opening import LoadCancelled
+from ..errors import LoadCancelled, StartError
 from .model import LoadedModel
 from .pool import OpenModel, Pool
 

@@ -15,8 +15,8 @@ import logging
 from collections.abc import Callable
 
 from ..loading import describe_fitted_limits, fit_image_limits
-from ..opening import Reporter
 from ..pool import ModelFacts
+from ..progress import Reporter
 from ..settings import Settings
 from .division import count_workers
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..errors import DeviceLost, StartError
 from ..metrics import SharedFiles
-from ..opening import Reporter
 from ..pool import ModelFacts
+from ..progress import Reporter
 from ..settings import Settings
 from ..types import ModelIdentity
 from .child import Child

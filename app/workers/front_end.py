@@ -20,9 +20,9 @@ from ..engine.segment import Segment, SlotLayout
 from ..errors import EngineUnavailable
 from ..interpreter import leave, spare_requests_from_collection
 from ..metrics import Metrics
-from ..opening import LogReporter
 from ..pool import LoadedModel, ModelConflict, Pool, PooledModel
 from ..process import Server, build_server
+from ..progress import LogReporter
 from ..server import Hooks, Parts
 from ..settings import Settings
 from .control import Control, Message, take_from_memory

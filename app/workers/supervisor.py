@@ -18,8 +18,8 @@ from ..errors import DeviceLost, StartError
 from ..interpreter import hold_stop_signals, take_stop_signals
 from ..logs import share_output
 from ..metrics import SharedFiles
-from ..opening import Reporter
 from ..pool import ModelFacts
+from ..progress import Reporter
 from ..settings import Settings
 from .child import Child
 from .control import Message
