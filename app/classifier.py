@@ -1,19 +1,27 @@
-"""Classifies one image: decode → score → rank, with admission in front."""
+"""The classifier: one image from its bytes to its classes, and whether the service takes it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from .batching import Announcement, Schedule, SharedReservations, Shed
-from .errors import DeadlineExceeded, EngineUnavailable, InvalidParameter, ModelOutputInvalid, NotReady, ServiceError
+from .batching import Announcement
+from .errors import (
+    DeadlineExceeded,
+    EngineUnavailable,
+    InvalidParameter,
+    ModelOutputInvalid,
+    NotReady,
+    ServiceError,
+    Unavailable,
+)
 from .images import Decoder
-from .loading import LoadedModel
 from .metrics import Metrics
+from .pool import Lease, LoadedModel, Pool
 from .ranking import rank
 from .types import Classification, Pixels, ScoredImage, StageTimings, Tensor, Want
 
@@ -38,16 +46,32 @@ class ServiceState:
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that was accepted by its headers: the model that it keeps to its answer."""
+    """A request that was accepted by its headers. It holds a lease of its model, until `give_back`."""
 
-    model: LoadedModel
-    announcement: Announcement
+    __slots__ = ("_announcement", "_lease")
+
+    def __init__(self, lease: Lease, announcement: Announcement) -> None:
+        self._lease = lease
+        self._announcement = announcement
+
+    @property
+    def model(self) -> LoadedModel:
+        return self._lease.model
+
+    def body_has_ended(self) -> None:
+        """From here on each image has a reservation of its own, or is refused. May be called again."""
+        if self._lease.is_open:
+            self._lease.model.schedule.withdraw(self._announcement)
+
+    def give_back(self) -> None:
+        """The request is answered, or nobody waits for its answer. May be called again."""
+        self.body_has_ended()
+        self._lease.give_back()
 
 
 class Classifier:
-    """Decodes, scores, ranks. Holds the model that serves now; a swap is one assignment to `model`.
+    """Admits, decodes, batches and ranks images, each by the model that its request has leased from the pool.
 
     An image is admitted only if it can be answered in time, as the reservations ahead of it say (`Schedule`). That is
     checked twice: when its headers have come, so that the body of a refused request is never read, and at the end of
@@ -58,41 +82,38 @@ class Classifier:
         self,
         decoder: Decoder,
         metrics: Metrics,
-        max_queue: int = 256,
         longest_seconds: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
-        shared: SharedReservations | None = None,
     ) -> None:
-        """`shared` counts the reservations of other processes too, where the service has several."""
         self.metrics = metrics
-        self._stages = {stage: metrics.stage_seconds.labels(stage) for stage in ("decode", "queue", "inference")}
-        self.model: LoadedModel | None = None
+        self.pool = Pool()
         self.draining = False
         self.failure: str | None = None
         self.decoder = decoder
-        shed = {reason: metrics.shed.labels(reason) for reason in get_args(Shed)}
-        self.schedule = Schedule(
-            max_queue,
-            clock=clock,
-            count_shed=lambda reason: shed[reason].inc(),
-            shared=shared,
-        )
         self._longest_seconds = longest_seconds
         self._clock = clock
         metrics.queue_depth.labels("decode").set_function(lambda: decoder.waiting)
         metrics.decode_slots_lost.set_function(lambda: decoder.lost)
         metrics.ready.set_function(lambda: float(self.state().ready))
-        metrics.reservations.set_function(lambda: self.schedule.held)
-        metrics.predicted_wait.set_function(self.predicted_wait_seconds)
+
+    @property
+    def model(self) -> LoadedModel | None:
+        """The model of requests that name none; it may still be warming up."""
+        default = self.pool.default
+        return None if default is None else default.model
 
     def state(self) -> ServiceState:
+        """Of the service, and of its default model."""
+        return self._state_of(self.model)
+
+    def _state_of(self, model: LoadedModel | None) -> ServiceState:
         if self.failure is not None:
             return ServiceState("failed", False, self.failure)
         if self.draining:
             return ServiceState("draining", False, "The server is shutting down.")
-        if self.model is None:
+        if model is None:
             return ServiceState("loading", False, "The model is still loading.")
-        engine = self.model.engine.state()
+        engine = model.engine.state()
         if engine.reason == "lost":
             return ServiceState("failed", False, _LOST)
         if engine.reason == "restarting":
@@ -104,29 +125,39 @@ class Classifier:
             return ServiceState("failed" if is_hopeless else "stuck", False, _STUCK)
         return ServiceState("ready", True, None)
 
-    def check(self, seconds: float | None = None) -> LoadedModel:
-        """The model that serves; a request with `seconds` from the end of its body would be admitted now.
+    def check(self, seconds: float | None = None) -> None:
+        """Whether a request that names no model would be admitted, with `seconds` from the end of its body.
 
         Raises `NotReady`, `EngineUnavailable`, or `Overloaded` with when to come again.
         """
+        self._check(self.model, seconds)
+
+    def admit(self, seconds: float | None = None, name: str | None = None, version: str | None = None) -> Admitted:
+        """Accept a request by its headers, for the default model or the one that it names.
+
+        Raises as `check`; for a model that it names also `ModelNotFound` and `ModelConflict`.
+        """
+        pool = self.pool
+        pooled = pool.default if name is None and version is None else pool.find(name, version)
+        if pooled is None:
+            raise self._not_ready(None)
+        self._check(pooled.model, seconds)
+        return Admitted(pooled.lease(), pooled.model.schedule.announce())
+
+    def _check(self, model: LoadedModel | None, seconds: float | None) -> None:
+        if model is None:
+            raise self._not_ready(None)
         seconds = min(seconds or self._longest_seconds, self._longest_seconds)
-        self.schedule.repeat_refusal(seconds)
-        model = self.model
-        engine = model.engine.state() if model is not None else None
-        if model is None or engine is None or not engine.ready or not self.decoder.usable:
-            state = self.state()
-            kind = EngineUnavailable if state.phase in ("failed", "stuck", "restarting") else NotReady
-            raise kind(state.reason, retry_after_seconds=2.0)
-        self.schedule.check(engine.device, seconds, self.decoder.predicted_seconds())
-        return model
+        model.schedule.repeat_refusal(seconds)
+        engine = model.engine.state()
+        if not engine.ready or not self.decoder.usable:
+            raise self._not_ready(model)
+        model.schedule.check(engine.device, seconds, self.decoder.predicted_seconds())
 
-    def admit(self, seconds: float | None = None) -> Admitted:
-        """Accept a request by its headers. Raises as `check`."""
-        return Admitted(self.check(seconds), self.schedule.announce())
-
-    def predicted_wait_seconds(self) -> float:
-        """How long an image that came now would wait for the device; 0 while there is no model."""
-        return self.schedule.predicted_wait_seconds(self.model.engine.state().device) if self.model else 0.0
+    def _not_ready(self, model: LoadedModel | None) -> Unavailable:
+        state = self._state_of(model)
+        kind = EngineUnavailable if state.phase in ("failed", "stuck", "restarting") else NotReady
+        return kind(state.reason, retry_after_seconds=2.0)
 
     def resolve_top_k(self, model: LoadedModel, asked: int | None) -> int:
         """How many predictions to give. Raises `InvalidParameter` outside 1…classes."""
@@ -156,29 +187,31 @@ class Classifier:
         `TensorsNotAvailable`).
         """
         began = self._clock()
+        schedule = model.schedule
         if isinstance(image, np.ndarray):
             _check_tensor(image, model)
             decoded_in = 0.0
         else:
             decoded_in = self.decoder.predicted_seconds(self.decoder.cost_of(image), batch)
-        reservation = self.schedule.reserve(model.engine.state().device, deadline, decoded_in)
+        reservation = schedule.reserve(model.engine.state().device, deadline, decoded_in)
         try:
             item = image if isinstance(image, np.ndarray) else await self._decoded(model, image, deadline, batch)
             decode_seconds = self._clock() - began
             scored = await model.engine.run(item, want, deadline)
-            self.schedule.observe(reservation, answered=True)
+            schedule.observe(reservation, answered=True)
         except DeadlineExceeded:
-            self.schedule.observe(reservation, answered=False)
+            schedule.observe(reservation, answered=False)
             raise
         finally:
-            self.schedule.release(reservation)
+            schedule.release(reservation)
         timings = StageTimings(decode_seconds, scored.queue_seconds, scored.inference_seconds)
+        stages = model.metrics.stage_seconds
         if not isinstance(image, np.ndarray):
-            self._stages["decode"].observe(timings.decode_seconds)
-        self._stages["queue"].observe(timings.queue_seconds)
-        self._stages["inference"].observe(timings.inference_seconds)
+            stages["decode"].observe(timings.decode_seconds)
+        stages["queue"].observe(timings.queue_seconds)
+        stages["inference"].observe(timings.inference_seconds)
         if not scored.outputs.is_finite():
-            self.metrics.nan_outputs.inc()
+            model.metrics.nan_outputs.inc()
             raise ModelOutputInvalid()
         return ScoredImage(model.identity, scored.outputs, timings, scored.batch_size)
 
@@ -191,10 +224,9 @@ class Classifier:
             raise
 
     async def close(self) -> None:
-        """Stop decoding and give the device back."""
+        """Stop decoding and close every model."""
         await self.decoder.close()
-        if self.model is not None:
-            await self.model.engine.close()
+        await self.pool.close()
 
 
 def _check_tensor(tensor: Tensor, model: LoadedModel) -> None:

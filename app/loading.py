@@ -1,4 +1,4 @@
-"""From settings to a LoadedModel: the one object that holds everything that depends on a checkpoint."""
+"""From settings to a `LoadedModel`, and how many images are decoded at once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from .artifacts import open_served, timings_of
 from .backends import Backend, BackendOptions, create_backend, null_checkpoint
 from .backends.quantized import check_again, check_record
-from .engine import Engine, InProcessEngine
+from .batching import Schedule
+from .engine import InProcessEngine
 from .errors import LoadCancelled, SettingError
 from .metrics import Metrics
+from .pool import LoadedModel
 from .progress import Reporter
 from .resources import available_cpus, available_memory_bytes
 from .settings import Settings
-from .types import ModelIdentity, Preprocessing
+from .types import ModelIdentity
 
 # What decoding holds at its peak, measured (docs/decoding.md) and rounded up: 12.2 for a CMYK JPEG that is turned
 # upright, 21.0 for a 16-bit grey PNG, 20.6 for a WebP with transparency, which is laid over a background.
@@ -23,32 +25,6 @@ _JPEG_BYTES_A_PIXEL = 13
 _BYTES_A_PIXEL = 24
 # Images of the size that screens and most data sets have are accepted on the smallest machine too.
 _FEWEST_MEGAPIXELS = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """All that is to be known of a model but its engine: what one process can tell another."""
-
-    identity: ModelIdentity
-    preprocessing: Preprocessing
-    labels: tuple[str, ...]
-    backend: str
-    device: str
-    source: str
-    warnings: tuple[str, ...]
-    score_count: int
-    """Numbers that the network answers for an image. One can tell two classes apart."""
-
-    @property
-    def class_count(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel(ModelFacts):
-    """What a request takes once, at admission, and keeps to its answer; a later swap is one assignment."""
-
-    engine: Engine
 
 
 def load_model(
@@ -81,6 +57,10 @@ def load_model(
             f"RESNET_MAX_BATCH_SIZE (--max-batch-size) cannot be {settings.max_batch_size}: the {backend.name} backend "
             f"on {backend.device} takes 1 to {backend.max_batch_size}, or auto."
         )
+    # A fallback goes by its own name, never by the one that was meant for another model.
+    name = checkpoint.architecture if checkpoint.is_fallback else settings.model_name or checkpoint.architecture
+    identity = ModelIdentity(name, checkpoint.sha256[:8])
+    model_metrics = metrics.of_model(identity)
     engine = InProcessEngine(
         backend,
         max_batch_size=None if settings.max_batch_size == "auto" else settings.max_batch_size,
@@ -89,18 +69,17 @@ def load_model(
         max_delay_seconds=settings.max_batch_delay_ms / 1e3,
         hang_seconds=settings.model_timeout_seconds,
         slo_seconds=None if settings.slo_p99_ms is None else settings.slo_p99_ms / 1e3,
-        metrics=metrics,
+        metrics=model_metrics,
         timings=timings_of(checkpoint.graph, threads, settings.max_batch_size),
     )
-    # A fallback goes by its own name, never by the one that was meant for another model.
-    name = checkpoint.architecture if checkpoint.is_fallback else settings.model_name or checkpoint.architecture
-    identity = ModelIdentity(name, checkpoint.sha256[:8])
-    metrics.model.labels(identity.name, identity.version, backend.name, backend.device).set(1)
+    model_metrics.loaded(backend.name, backend.device)
     return LoadedModel(
         identity=identity,
         preprocessing=checkpoint.preprocessing,
         labels=checkpoint.labels,
         engine=engine,
+        schedule=Schedule(settings.max_queue, count_shed=metrics.count_shed),
+        metrics=model_metrics,
         backend=backend.name,
         device=backend.device,
         source=checkpoint.source,

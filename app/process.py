@@ -20,7 +20,7 @@ from .api import SPARE_CONNECTIONS, ConnectionLimits, HttpProtocol, OpenFiles
 from .classifier import Classifier
 from .interpreter import leave, spare_requests_from_collection, take_stop_signals
 from .listening import BACKLOG, address_of, admit_no_more, listen
-from .loading import LoadedModel, ModelFacts
+from .pool import LoadedModel, ModelFacts
 from .progress import Reporter
 from .resources import open_file_limit
 from .server import Hooks, Parts, create_app

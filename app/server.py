@@ -39,15 +39,14 @@ from .api import (
     predict_router,
     problem_handlers,
 )
-from .batching import SharedReservations
 from .classifier import Classifier
-from .errors import LoadCancelled, StartError
 from .images import DecodeLimits, Decoder, decode, usable_kernel
 from .images.processes import ProcessDecoder
 from .images.threads import ThreadDecoder
-from .loading import Cancellation, LoadedModel, load_model, plan_decoding
+from .loading import Cancellation, load_model, plan_decoding
 from .logs import dropped_lines
 from .metrics import Metrics
+from .pool import LoadedModel, serve_model
 from .progress import LogReporter, Reporter
 from .settings import Settings
 from .threads import in_a_thread
@@ -78,12 +77,10 @@ class Parts:
     """What the app has from the process that it runs in, where that is one of several."""
 
     metrics: Metrics
-    reservations: SharedReservations
     processes: int
     """How many like this one share the machine."""
     keep_loaded: Callable[[Classifier, Hooks], Coroutine[Any, Any, None]]
-    """Gives the classifier its model, and every later one; runs until the app ends, or until the hooks are told why
-    it cannot go on."""
+    """Gives the classifier its models; runs until the app ends, or until the hooks are told why it cannot go on."""
     until_presentable: Callable[[], Coroutine[Any, Any, None]]
     """Returns when connections may be accepted."""
 
@@ -105,7 +102,7 @@ def decode_as_served(settings: Settings) -> Callable[[bytes, Preprocessing], Pix
     return lambda data, preprocessing: decode(data, preprocessing, limits, settings.decode)
 
 
-def build_classifier(settings: Settings, metrics: Metrics, shared: SharedReservations | None = None) -> Classifier:
+def build_classifier(settings: Settings, metrics: Metrics) -> Classifier:
     """A classifier without a model yet, as the settings size and limit it."""
     plan = plan_decoding(settings)
     limits = decode_limits(settings)
@@ -136,7 +133,7 @@ def build_classifier(settings: Settings, metrics: Metrics, shared: SharedReserva
             mode=settings.decode,
             observe=observe,
         )
-    return Classifier(decoder, metrics, settings.max_queue, settings.longest_request_seconds, shared=shared)
+    return Classifier(decoder, metrics, settings.longest_request_seconds)
 
 
 def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | None = None) -> FastAPI:
@@ -151,7 +148,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     access_log = AccessLog(metrics, fixed_paths(routers), settings.forwarded_allow_ips)
     drain = Drain()
     # Before the event loop runs: how much may be decoded at once is read from files.
-    classifier = build_classifier(settings, metrics, parts.reservations if parts else None)
+    classifier = build_classifier(settings, metrics)
     turns = Turns(processes=parts.processes if parts else 1)
 
     @asynccontextmanager
@@ -160,7 +157,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
         loading = asyncio.create_task(
             parts.keep_loaded(classifier, hooks)
             if parts
-            else _load_and_watch(classifier, settings, metrics, hooks, cancellation)
+            else _serve_own_model(classifier, settings, metrics, hooks, cancellation)
         )
         watching = asyncio.create_task(metrics.look_often())
         try:
@@ -240,22 +237,35 @@ def _cors(settings: Settings) -> list[Middleware]:
     ]
 
 
-async def _load_and_watch(
+async def _serve_own_model(
     classifier: Classifier, settings: Settings, metrics: Metrics, hooks: Hooks, cancellation: Cancellation
 ) -> None:
-    """Load, warm up, serve, until the engine is beyond repair: for ever, if all goes well.
+    """Load the model that the settings name into this process and serve it, until its engine is beyond repair.
 
     A failure is told once and leaves the service not ready and not alive.
     """
-    try:
+    resized = ""
+    is_ready = False
+
+    async def open_model() -> LoadedModel:
+        nonlocal resized
         model = await in_a_thread(
             lambda: load_model(settings, metrics, hooks.reporter, cancellation.is_cancelled), "load"
         )
-        await classifier.decoder.start()
-        classifier.model = model
+        try:
+            await classifier.decoder.start()
+            resized = "compiled code" if await in_a_thread(usable_kernel, "load") else "Pillow, which takes longer"
+        except BaseException:
+            await model.close()
+            raise
+        return model
+
+    def on_loaded(model: LoadedModel) -> None:
         hooks.reporter.step(f"Warming up {model.identity.name} on {model.device}")
-        await model.engine.start()
-        resized = "compiled code" if await in_a_thread(usable_kernel, "load") else "Pillow, which takes longer"
+
+    def on_ready(model: LoadedModel) -> None:
+        nonlocal is_ready
+        is_ready = True
         decoder = classifier.decoder
         logger.info(
             "Images are decoded by %d %s, %s, and resized by %s.",
@@ -264,13 +274,10 @@ async def _load_and_watch(
             settings.decode,
             resized,
         )
-    except LoadCancelled:
-        return
-    except Exception as error:
-        classifier.failure = "The model could not be loaded; the server's log says why."
-        if not isinstance(error, StartError):
-            logger.exception("Loading failed unexpectedly.")
+        hooks.on_ready(model)
+
+    error = await serve_model(classifier.pool, open_model, on_loaded=on_loaded, on_ready=on_ready)
+    if error is not None:
+        if not is_ready:
+            classifier.failure = "The model could not be loaded; the server's log says why."
         hooks.on_failure(error)
-        return
-    hooks.on_ready(model)
-    hooks.on_failure(await model.engine.until_lost())

@@ -60,10 +60,9 @@ async def _prepared(step: str, settings: Settings) -> Step:
     """The step as a call, with a warm model."""
     metrics = Metrics()
     classifier = build_classifier(settings, metrics)
-    model = await asyncio.to_thread(load_model, settings, metrics, LogReporter())
     await classifier.decoder.start()
-    await model.engine.start()
-    classifier.model = model
+    pooled = await classifier.pool.load(lambda: asyncio.to_thread(load_model, settings, metrics, LogReporter()))
+    model = pooled.model
 
     async def decode(data: bytes) -> object:
         return await classifier.decoder.decode(data, model.preprocessing, time.monotonic() + _SECONDS)

@@ -18,8 +18,9 @@ from PIL import Image
 from app.backends.torch import DevicePlan, TorchBackend
 from app.checkpoints import Weights, find_by_name
 from app.images.geometry import resize_and_crop
-from app.loading import LoadedModel, load_model
+from app.loading import load_model
 from app.metrics import Metrics
+from app.pool import LoadedModel
 from app.settings import Settings
 from app.types import Pixels, Preprocessing, Scores, Want
 from tests.images_made import photo

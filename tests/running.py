@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 from blockbuster import BlockBuster
 
-from app.loading import LoadedModel
+from app.pool import LoadedModel
 from app.process import Server, address_of, build_server, listen
 from app.progress import LogReporter
 from app.server import Hooks

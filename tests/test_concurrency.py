@@ -22,7 +22,7 @@ from app.api import predict
 from app.api.carried import Images
 from app.backends.null import NullBackend
 from app.classifier import Classifier
-from app.loading import LoadedModel
+from app.pool import LoadedModel
 from app.settings import Settings
 from app.types import Outputs, Pixels, Want
 from tests.photos import make_jpeg, null_classes
@@ -233,7 +233,7 @@ def test_of_a_thousand_clients_half_leave_and_cost_nothing_more(monkeypatch: pyt
         wait_until(lambda: queue_depth(server) <= 500)
         gate.opened.set()
         answers = [answers_in(receive_all(client)) for client in clients[::2]]
-        wait_until(lambda: server.app.state.classifier.schedule.held == 0)
+        wait_until(lambda: server.app.state.classifier.model.schedule.held == 0)
         metrics = httpx.get(server.address + "/metrics", timeout=30).text
     assert [answer.status for (answer,) in answers] == [200] * 500
     expected = [best[number % 20] for number in range(0, 1000, 2)]

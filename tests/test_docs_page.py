@@ -138,24 +138,24 @@ def test_the_pages_curl_names_the_address_that_serves(null_server: RunningServer
 def test_the_page_says_what_serves_and_warns(null_server: RunningServer) -> None:
     """The page names the model and shows its warnings, as text whatever is in them."""
     hostile = "<img src=x onerror=alert(1)>"
-    classifier = null_server.app.state.classifier
-    honest = classifier.model
-    classifier.model = dataclasses.replace(honest, warnings=(hostile,))
+    pooled = null_server.app.state.classifier.pool.default
+    honest = pooled.model
+    pooled.model = dataclasses.replace(honest, warnings=(hostile,))
     try:
         with opened_page(null_server.address) as page:
             page.get_by_text("Serving null (00000000) on none").wait_for()
             assert page.locator("#warnings li").all_inner_texts() == [hostile]
     finally:
-        classifier.model = honest
+        pooled.model = honest
 
 
 @needs_browser
 def test_a_label_is_text_whatever_is_in_it(null_server: RunningServer) -> None:
     """Labels come from a checkpoint that anybody may have made: on the page they are letters, and run nothing."""
     hostile = "<img src=x onerror=alert(1)><script>alert(2)</script>"
-    classifier = null_server.app.state.classifier
-    honest = classifier.model
-    classifier.model = dataclasses.replace(honest, labels=(hostile,) * honest.class_count)
+    pooled = null_server.app.state.classifier.pool.default
+    honest = pooled.model
+    pooled.model = dataclasses.replace(honest, labels=(hostile,) * honest.class_count)
     try:
         with opened_page(null_server.address) as page:
             page.get_by_text("Classify one image").click()
@@ -164,7 +164,7 @@ def test_a_label_is_text_whatever_is_in_it(null_server: RunningServer) -> None:
             assert hostile in page.locator(".live-responses-table").first.inner_text()
             assert page.locator("img[src=x]").count() == 0
     finally:
-        classifier.model = honest
+        pooled.model = honest
 
 
 @needs_browser

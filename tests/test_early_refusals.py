@@ -19,6 +19,7 @@ from app.api.forwarded import ForwardedClients
 from app.api.protocol import HttpProtocol
 from app.api.refused_request import RefusedRequest
 from app.classifier import Classifier
+from app.pool import Pool
 from app.settings import Settings
 from tests.photos import make_jpeg, null_classes
 from tests.raw_http import Answer, answers_in, ask, connect, post, receive_all, receive_answer
@@ -80,7 +81,7 @@ def full(null_server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterato
         holders = [sockets.enter_context(connect(null_server)) for _ in range(most)]
         for number, holder in enumerate(holders, 1):
             holder.sendall(post(IMAGE))
-            wait_until(lambda number=number: classifier.schedule.held == number)  # type: ignore[misc]
+            wait_until(lambda number=number: classifier.model.schedule.held == number)  # type: ignore[misc]
         try:
             yield null_server
         finally:
@@ -88,7 +89,7 @@ def full(null_server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterato
         for holder in holders:
             (answer,) = answers_in(receive_all(holder))
             assert answer.json()["predictions"][0]["class_id"] == BEST
-    wait_until(lambda: classifier.schedule.held == 0)
+    wait_until(lambda: classifier.model.schedule.held == 0)
 
 
 @pytest.fixture
@@ -276,9 +277,9 @@ def test_of_a_header_that_comes_twice_the_first_counts(full: RunningServer) -> N
 @pytest.mark.parametrize(
     ("state", "code", "detail"),
     [
-        ({"model": None}, "not_ready", "The model is still loading."),
-        ({"model": None, "draining": True}, "not_ready", "The server is shutting down."),
-        ({"model": None, "failure": "It broke."}, "engine_unavailable", "It broke."),
+        ({"pool": Pool()}, "not_ready", "The model is still loading."),
+        ({"pool": Pool(), "draining": True}, "not_ready", "The server is shutting down."),
+        ({"pool": Pool(), "failure": "It broke."}, "engine_unavailable", "It broke."),
     ],
     ids=["not ready", "draining", "failed"],
 )
@@ -301,7 +302,7 @@ def test_below_a_root_path_its_type_is_where_the_reference_is(monkeypatch: pytes
     """Behind a proxy that takes a prefix away, the problem's type names the prefix."""
     settings = Settings(backend="null", port=0, log_level="warning", root_path="/vision", cors_origins=ORIGIN)
     with running_server(settings) as server:
-        monkeypatch.setattr(classifier_of(server), "model", None)
+        monkeypatch.setattr(classifier_of(server), "pool", Pool())
         (early,) = ask(server, post(IMAGE))
         (usual,) = ask(server, post(IMAGE, f"Origin: {ORIGIN}"))
         assert early.json()["type"].startswith("/vision/")
@@ -613,7 +614,7 @@ def test_shutdown_answers_those_that_wait_for_their_turn(monkeypatch: pytest.Mon
     settings = Settings(backend="null", port=0, log_level="warning", shutdown_linger_seconds=0)
     with ExitStack() as sockets, running_server(settings) as server:
         monkeypatch.setattr(turns_of(server), "wait_seconds", lambda: NEVER)
-        monkeypatch.setattr(classifier_of(server), "model", None)
+        monkeypatch.setattr(classifier_of(server), "pool", Pool())
         waiting = [sockets.enter_context(connect(server)) for _ in range(4)]
         requests = [PREDICT, PREDICT[:-10], kept(LARGE), post(IMAGE)]
         for connection, request in zip(waiting, requests, strict=True):
@@ -677,7 +678,7 @@ def test_who_was_refused_is_served_later_on_the_same_connection(
     """A connection that was refused twice has its image's own answer once there is a model."""
     with connect(null_server) as connection:
         with monkeypatch.context() as unready:
-            unready.setattr(classifier_of(null_server), "model", None)
+            unready.setattr(classifier_of(null_server), "pool", Pool())
             for _ in range(2):
                 connection.sendall(PREDICT)
                 assert receive_answer(connection).status == 503

@@ -69,7 +69,7 @@ async def test_a_poison_fails_alone(kind: Kind) -> None:
         assert [answer for number, answer in enumerate(answers) if number != 17] == [n for n in range(32) if n != 17]
         assert isinstance(answers[17], Internal)
         assert sum(17 in batch for batch in device.batches()) <= 1 + 5
-        assert 'resnet_batch_failures_total{kind="raised"}' in device.metrics()
+        assert 'resnet_batch_failures_total{kind="raised",model="null",version="00000000"}' in device.metrics()
 
 
 async def test_a_wrong_number_of_rows_answers_nobody(kind: Kind) -> None:

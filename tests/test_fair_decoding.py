@@ -161,4 +161,4 @@ def test_a_batch_that_cannot_be_in_time_is_told_so_before_it_is_decoded(
     # What was refused was not decoded.
     assert len(held.begun) == codes[200, None] + codes[504, "deadline_exceeded"]
     assert decoder.waiting == 0
-    assert server.app.state.classifier.schedule.held == 0
+    assert server.app.state.classifier.model.schedule.held == 0

@@ -13,7 +13,7 @@ import pytest
 from app import loading
 from app.errors import CheckpointError
 from app.images import decode
-from app.loading import LoadedModel
+from app.pool import LoadedModel
 from app.settings import Settings
 from tests.photos import make_jpeg
 from tests.raw_http import ask
@@ -173,9 +173,9 @@ def test_metrics_count_answers_and_time_stages(client: httpx.Client) -> None:
         'resnet_requests_total{code="unsupported_encoding",route="/predict",status="415"} 1.0',
         'resnet_requests_total{code="unsupported_encoding",route="unmatched",status="415"} 2.0',
         'resnet_model{backend="null",device="none",name="null",version="00000000"} 1.0',
-        'resnet_stage_seconds_count{stage="decode"} ',
-        'resnet_stage_seconds_count{stage="inference"} ',
-        "resnet_batch_size_count ",
+        'resnet_stage_seconds_count{model="null",stage="decode",version="00000000"} ',
+        'resnet_stage_seconds_count{model="null",stage="inference",version="00000000"} ',
+        'resnet_batch_size_count{model="null",version="00000000"} ',
     ):
         assert line in answer.text
 

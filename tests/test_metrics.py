@@ -92,7 +92,7 @@ def test_whoever_asks_meanwhile_shares_the_next_rendering() -> None:
 async def _rendered_together(metrics: Metrics) -> tuple[str, str]:
     first = asyncio.ensure_future(metrics.rendered())
     await asyncio.sleep(0)
-    metrics.nan_outputs.inc()
+    metrics.log_lines_dropped.inc()
     metrics.open_uploads.set_function(lambda: 7.0)
     second = asyncio.ensure_future(metrics.rendered())
     abandoned = asyncio.ensure_future(metrics.rendered())
@@ -105,7 +105,7 @@ def test_a_rendering_has_what_was_counted_before_it_was_asked_for() -> None:
     """What is counted before the question is in the answer, also where a rendering was running; one who leaves
     takes nobody's answer along."""
     _, second = asyncio.run(_rendered_together(Metrics()))
-    assert "resnet_nan_outputs_total 1.0" in second
+    assert "resnet_log_lines_dropped 1.0" in second
     assert "resnet_open_uploads 7.0" in second
 
 
@@ -127,5 +127,5 @@ def test_a_folder_that_the_environment_names_is_not_needed(monkeypatch: pytest.M
     """One process keeps its metrics in memory, whatever PROMETHEUS_MULTIPROC_DIR names."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/there/is/none")
     metrics = Metrics()
-    metrics.nan_outputs.inc()
-    assert b"resnet_nan_outputs_total 1.0" in metrics.render()
+    metrics.log_lines_dropped.inc()
+    assert b"resnet_log_lines_dropped 1.0" in metrics.render()

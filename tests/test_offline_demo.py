@@ -15,7 +15,7 @@ from app.backends.torch import TorchBackend
 from app.checkpoints import offline_demo, read_offline_demo
 from app.errors import CheckpointError
 from app.labels import imagenet_labels
-from app.loading import LoadedModel
+from app.pool import LoadedModel
 from app.ranking import rank
 from app.types import Want
 from tests.checkpoints_made import Told, cpu_plan, load, scores_of, without_counters

@@ -24,8 +24,9 @@ from app.checkpoints import Checkpoint, Cpu, read_checkpoint
 from app.checkpoints.record import RECORD_KEY
 from app.errors import CheckpointError, QuantizationError, SettingError
 from app.labels import imagenet_labels
-from app.loading import LoadedModel, load_model
+from app.loading import load_model
 from app.metrics import Metrics
+from app.pool import LoadedModel
 from app.progress import LogReporter
 from app.quantization import Options, write
 from app.settings import Settings

@@ -20,11 +20,11 @@ from app.batching.headroom import Headroom
 from app.classifier import Classifier
 from app.engine import EngineState
 from app.engine.base import Scored
-from app.errors import DeadlineExceeded, ImageCorrupt, Internal, NotReady, Overloaded, ServiceError
+from app.errors import DeadlineExceeded, DeviceLost, ImageCorrupt, Internal, NotReady, Overloaded, ServiceError
 from app.images.cost import Cost
-from app.loading import LoadedModel
 from app.metrics import Metrics
-from app.types import Classification, Outputs, Pixels, Want
+from app.pool import LoadedModel
+from app.types import Classification, ModelIdentity, Outputs, Pixels, Want
 from tests import virtual_time
 
 IDLE = DeviceForecast(free_in_seconds=0.0, running=(), slots=1, batch_size=4, batch_seconds=1.0, single_seconds=0.4)
@@ -580,14 +580,6 @@ class Scripted:
     usable: int = 2
     stuck_seconds: float = 0.0
     decoded: int = 0
-    preprocessing: Any = None
-    labels: tuple[str, ...] = ("a", "b")
-    class_count: int = 2
-    identity: Any = None
-
-    @property
-    def engine(self) -> Scripted:
-        return self
 
     def state(self) -> EngineState:
         return EngineState(True, None, DeviceForecast(0.0, (), 1, 4, self.run_seconds, self.run_seconds))
@@ -625,16 +617,33 @@ class Scripted:
             raise errors[data]
         return Scored(Outputs(np.array([0.75, 0.25], np.float32), "none"), 1, 0.0, self.run_seconds)
 
+    async def until_lost(self) -> DeviceLost:
+        return await asyncio.Future()
+
     async def close(self) -> None:
         pass
 
 
-def classifier_on(scripted: Scripted, others: Others, max_queue: int = 8) -> Classifier:
-    classifier = Classifier(
-        cast(Any, scripted), Metrics(), max_queue, longest_seconds=10.0, clock=scripted.clock, shared=others
+def classifier_on(scripted: Scripted, others: Others, max_queue: int = 8) -> tuple[Classifier, LoadedModel]:
+    """With one model, whose engine `scripted` is."""
+    metrics = Metrics()
+    classifier = Classifier(cast(Any, scripted), metrics, longest_seconds=10.0, clock=scripted.clock)
+    identity = ModelIdentity("scripted", "00000000")
+    model = LoadedModel(
+        identity=identity,
+        preprocessing=cast(Any, None),
+        labels=("a", "b"),
+        backend="scripted",
+        device="none",
+        source="no weights",
+        warnings=(),
+        score_count=2,
+        engine=cast(Any, scripted),
+        schedule=Schedule(max_queue, clock=scripted.clock, count_shed=metrics.count_shed, shared=others),
+        metrics=metrics.of_model(identity),
     )
-    classifier.model = cast(LoadedModel, scripted)
-    return classifier
+    classifier.pool.add(model)
+    return classifier, model
 
 
 @settings(max_examples=200, deadline=None)
@@ -654,9 +663,7 @@ def test_no_reservation_leaks_whatever_becomes_of_an_image(
         loop = asyncio.get_running_loop()
         others = Others()
         scripted = Scripted(loop.time)
-        classifier = classifier_on(scripted, others, max_queue)
-        model = classifier.model
-        assert model is not None
+        classifier, model = classifier_on(scripted, others, max_queue)
         most = 0
         admitted = 0
 
@@ -667,7 +674,7 @@ def test_no_reservation_leaks_whatever_becomes_of_an_image(
             if outcome == "left":
                 loop.call_later(leaves_after, call.cancel)
             await asyncio.sleep(0)
-            most = max(most, classifier.schedule.held)
+            most = max(most, model.schedule.held)
             try:
                 result = await call
                 assert isinstance(result, Classification)
@@ -679,9 +686,9 @@ def test_no_reservation_leaks_whatever_becomes_of_an_image(
 
         await asyncio.gather(*[one(*image) for image in images])
         assert most <= max_queue + 4
-        assert classifier.schedule.held == 0
+        assert model.schedule.held == 0
         registry = classifier.metrics.registry
-        assert registry.get_sample_value("resnet_reservations") == 0
+        assert registry.get_sample_value("resnet_reservations", {"model": "scripted", "version": "00000000"}) == 0
         refused = sum(
             registry.get_sample_value("resnet_shed_total", {"reason": reason}) or 0.0 for reason in ("full", "late")
         )
@@ -700,11 +707,10 @@ def test_a_bug_in_the_estimate_holds_nothing() -> None:
 
     async def scene() -> None:
         others = Others()
-        classifier = classifier_on(Scripted(asyncio.get_running_loop().time), others)
-        assert classifier.model is not None
+        classifier, model = classifier_on(Scripted(asyncio.get_running_loop().time), others)
         with pytest.raises(ZeroDivisionError):
-            await classifier.classify(classifier.model, b"bug in cost", 2, 1e9)
-        assert (classifier.schedule.held, others.published) == (0, [])
+            await classifier.classify(model, b"bug in cost", 2, 1e9)
+        assert (model.schedule.held, others.published) == (0, [])
 
     virtual_time.run(scene())
 
@@ -713,18 +719,19 @@ def test_headers_announce_and_do_not_reserve() -> None:
     """A request that is accepted by its headers holds nothing; without a model it is told so."""
 
     async def scene() -> None:
-        classifier = classifier_on(Scripted(asyncio.get_running_loop().time), Others())
+        classifier, model = classifier_on(Scripted(asyncio.get_running_loop().time), Others())
         admitted = [classifier.admit(1.0) for _ in range(12)]
-        assert classifier.schedule.held == 0
+        assert model.schedule.held == 0
         with pytest.raises(Overloaded):
             classifier.admit(1.0)
         for each in admitted:
-            classifier.schedule.withdraw(each.announcement)
-        assert classifier.admit(1.0).model is classifier.model
-        classifier.model = None
+            each.give_back()
+        last = classifier.admit(1.0)
+        assert last.model is model
+        last.give_back()
+        await classifier.pool.unload("scripted", "00000000")
         with pytest.raises(NotReady):
             classifier.admit(1.0)
-        assert classifier.predicted_wait_seconds() == 0
 
     virtual_time.run(scene())
 
@@ -734,7 +741,7 @@ def test_nobody_may_have_more_time_than_the_service_gives() -> None:
 
     async def scene() -> None:
         scripted = Scripted(asyncio.get_running_loop().time, run_seconds=8.0)
-        classifier = classifier_on(scripted, Others(held=1))
+        classifier, _ = classifier_on(scripted, Others(held=1))
         for seconds in (None, 10.0, 60.0):
             classifier.check(seconds)
         scripted.run_seconds = 12.0

@@ -73,6 +73,8 @@ class RequestContext:
         try:
             await self.app(scope, counted_receive, send_with_id)
         finally:
+            if "admitted" in scope:
+                scope["admitted"].give_back()
             # A request that the protocol ended in its middle has been told there.
             if "answered_below" not in scope:
                 self.log.answered(scope, status, began, received, sent_bytes)
@@ -190,10 +192,7 @@ class Admission:
             await refuse(error, scope, receive, send)
             return
         scope["admitted"] = admitted
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            self.classifier.schedule.withdraw(admitted.announcement)
+        await self.app(scope, receive, send)
 
 
 class BodyLimits:

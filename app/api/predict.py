@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..classifier import Admitted, Classifier
 from ..errors import InvalidParameter, Overloaded, ServiceError, Unavailable
-from ..loading import LoadedModel
+from ..pool import LoadedModel
 from ..types import Classification
 from .access_log import CLIENT_GONE
 from .bodies import read_many, read_one
@@ -53,9 +53,10 @@ TimeoutMs = Annotated[
 )
 async def predict(request: Request, top_k: TopK = None, timeout_ms: TimeoutMs = None) -> Response:
     """One JPEG, PNG, WebP, GIF or BMP: as the raw body, as the file of a form, or as base64 in JSON."""
-    service, model = service_of(request), _admitted(request).model
+    service, admitted = service_of(request), _admitted(request)
+    model = admitted.model
     carried = await read_one(request)
-    _has_come(request)
+    admitted.body_has_ended()
     deadline = _deadline(service, timeout_ms)
     wanted = _top_k(service.classifier, model, top_k, carried)
     image = carried.images[0]
@@ -83,9 +84,10 @@ async def predict(request: Request, top_k: TopK = None, timeout_ms: TimeoutMs = 
 )
 async def predict_batch(request: Request, top_k: TopK = None, timeout_ms: TimeoutMs = None) -> Response:
     """Several files of a form, or `images` in JSON. Each is admitted, queued and timed on its own."""
-    service, model = service_of(request), _admitted(request).model
+    service, admitted = service_of(request), _admitted(request)
+    model = admitted.model
     carried = await read_many(request, service.settings.max_images)
-    _has_come(request)
+    admitted.body_has_ended()
     batch = object() if len(carried.images) > 1 else None
     deadline = _deadline(service, timeout_ms)
     wanted = _top_k(service.classifier, model, top_k, carried)
@@ -155,11 +157,6 @@ def _admitted(request: Request) -> Admitted:
     """What the request got at admission, before its body was read."""
     admitted: Admitted = request.scope["admitted"]
     return admitted
-
-
-def _has_come(request: Request) -> None:
-    """The body has ended: from here on each image has a reservation of its own, or is refused."""
-    service_of(request).classifier.schedule.withdraw(_admitted(request).announcement)
 
 
 def _deadline(service: Service, timeout_ms: int | None) -> float:

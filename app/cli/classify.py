@@ -20,7 +20,7 @@ from .console import stderr, stdout
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
-    from ..loading import LoadedModel
+    from ..pool import LoadedModel
     from ..types import Classification
 
 _Outcome = tuple[Path, "Classification | str"]
@@ -53,9 +53,8 @@ async def _classify(settings: Settings, photos: list[Path], top_k: int | None) -
     classifier = build_classifier(settings, metrics)
     try:
         with TerminalReporter() as reporter, stderr.status("Loading the model …") as status:
-            model = await asyncio.to_thread(load_model, settings, metrics, reporter)
-            classifier.model = model
-            await model.engine.start()
+            pooled = await classifier.pool.load(lambda: asyncio.to_thread(load_model, settings, metrics, reporter))
+            model = pooled.model
             wanted = classifier.resolve_top_k(model, top_k)
             outcomes = []
             # A few at a time, so that batches form and memory stays small whatever the number of photos.

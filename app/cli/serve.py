@@ -12,7 +12,7 @@ from ..settings import Settings, unknown_variables
 from .console import say_error, stderr
 
 if TYPE_CHECKING:
-    from ..loading import ModelFacts
+    from ..pool import ModelFacts
 
 logger = logging.getLogger(__name__)
 

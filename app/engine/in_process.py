@@ -23,9 +23,9 @@ from ..errors import (
     OutOfMemory,
     ServiceError,
 )
-from ..metrics import Metrics
+from ..metrics import Metrics, ModelMetrics
 from ..threads import Threads, in_a_thread
-from ..types import InputSpec, Outputs, Pixels, Tensor, Want
+from ..types import InputSpec, ModelIdentity, Outputs, Pixels, Tensor, Want
 from .base import EngineState, Scored
 from .planning import BatchPlan, Timings, has_room_for_twice, plan_batches
 
@@ -51,7 +51,7 @@ class InProcessEngine:
         max_delay_seconds: float = 0.0,
         hang_seconds: float = 30.0,
         slo_seconds: float | None = None,
-        metrics: Metrics | None = None,
+        metrics: ModelMetrics | None = None,
         timings: Timings | None = None,
     ) -> None:
         """`max_batch_size` None lets the warm-up choose it; with `timings` it asks an earlier one, and tells a later.
@@ -64,9 +64,10 @@ class InProcessEngine:
         self._hang_seconds = hang_seconds
         self._max_queue = max_queue
         self._timings = timings
-        self._metrics = metrics or Metrics()
+        self._metrics = metrics or Metrics().of_model(ModelIdentity("", ""))
         self._threads = Threads(backend.concurrency, "infer")
         self._closing = threading.Event()
+        self._is_warming_up = False
         self._plan: BatchPlan | None = None
         self._lost: asyncio.Future[DeviceLost] | None = None
         self._prepared: dict[_Kind, asyncio.Task[type[ServiceError] | None]] = {}
@@ -82,10 +83,6 @@ class InProcessEngine:
             is_timed=_is_plain,
             events=_Counted(self._metrics, self._is_lost),
         )
-        self._metrics.queue_depth.labels("device").set_function(lambda: self._batcher.waiting)
-        self._metrics.batch_cap.set_function(lambda: self._batcher.cap.now)
-        self._metrics.latency_model.labels("alpha").set_function(lambda: self._batcher.latency.alpha)
-        self._metrics.latency_model.labels("beta").set_function(lambda: self._batcher.latency.beta)
 
     @property
     def plan(self) -> BatchPlan | None:
@@ -93,7 +90,23 @@ class InProcessEngine:
         return self._plan
 
     async def start(self) -> None:
-        plan = await self._threads.run(self._warm_up)
+        self._is_warming_up = True
+        try:
+            plan = await self._threads.run(self._warm_up)
+            await self._warm_up_others(plan)
+        except Exception:
+            # Of a call that is cancelled the warm-up runs on.
+            self._is_warming_up = False
+            raise
+        self._is_warming_up = False
+        self._batcher.cap.plan(plan.max_batch_size)
+        self._batcher.expect(LatencyModel(plan.seconds))
+        # Room for a full queue beside full batches: an admitted image is not refused after it was decoded.
+        self._batcher.max_waiting = self._max_queue + self.backend.concurrency * plan.max_batch_size
+        self._plan = plan
+        self._report()
+
+    async def _warm_up_others(self, plan: BatchPlan) -> None:
         # Each further slot sets up its own stream and buffers: a barrier keeps one thread from warming twice.
         others = self.backend.concurrency - 1
         if others:
@@ -104,11 +117,14 @@ class InProcessEngine:
                 self.backend.warm_up(plan.max_batch_size)
 
             await asyncio.gather(*[self._threads.run(warm) for _ in range(others + 1)])
-        self._batcher.cap.plan(plan.max_batch_size)
-        self._batcher.expect(LatencyModel(plan.seconds))
-        # Room for a full queue beside full batches: an admitted image is not refused after it was decoded.
-        self._batcher.max_waiting = self._max_queue + self.backend.concurrency * plan.max_batch_size
-        self._plan = plan
+
+    def _report(self) -> None:
+        """Give the gauges their functions: not before it is warm, for the same model may be loaded twice."""
+        metrics, batcher = self._metrics, self._batcher
+        metrics.waiting_for_device = lambda: batcher.waiting
+        metrics.watch(metrics.batch_cap, lambda: batcher.cap.now)
+        metrics.watch(metrics.latency_model("alpha"), lambda: batcher.latency.alpha)
+        metrics.watch(metrics.latency_model("beta"), lambda: batcher.latency.beta)
 
     def _warm_up(self) -> BatchPlan:
         plan = plan_batches(
@@ -188,9 +204,11 @@ class InProcessEngine:
         self._closing.set()
         has_ended = await self._batcher.close()
         # A call that does not come back holds its thread, and the device with it: the process ends without them.
-        if self._plan is not None and has_ended and self._batcher.lost is None:
-            await self._threads.run(self.backend.close)
         # A warm-up that still runs is not waited for: a service that is told to stop while it starts should stop.
+        if not self._is_warming_up and has_ended and self._batcher.lost is None:
+            await self._threads.run(self.backend.close)
+            # Its weights go now: the garbage collector passes over objects that are as old as the service.
+            del self.backend
         self._threads.stop()
 
     def _longest(self, batch_size: int) -> float:
@@ -233,7 +251,7 @@ def _is_plain(key: Hashable) -> bool:
 class _Counted(Events):
     """The batcher's events as metrics."""
 
-    def __init__(self, metrics: Metrics, on_lost: Callable[[DeviceLost], None]) -> None:
+    def __init__(self, metrics: ModelMetrics, on_lost: Callable[[DeviceLost], None]) -> None:
         self._metrics = metrics
         self._on_lost = on_lost
 
@@ -241,7 +259,7 @@ class _Counted(Events):
         self._metrics.dropped.labels(reason).inc()
 
     def batch_failed(self, kind: str, batch_size: int) -> None:
-        self._metrics.batch_failures.labels(kind).inc()
+        self._metrics.batch_failures(kind).inc()
 
     def lost(self, error: DeviceLost) -> None:
         self._on_lost(error)

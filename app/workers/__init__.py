@@ -1,11 +1,11 @@
-"""One service as several processes: front-ends that take requests and decode, and one that runs the model.
+"""One service as several processes: front-ends that take requests and decode, and an engine for each model.
 
     supervisor      the command itself: holds the listening sockets, starts the others and starts them again, takes the
                     signals, gives the exit status
     front-ends      RESNET_HTTP_WORKERS of them, each the whole HTTP service without a model: `front_end`
-    engine          the only one with the weights: `engine_process`
+    engines         one for each model, with its weights: `engine_process`
 
-Each child has a socket to the supervisor (`control`), and each front-end one to the engine (`engine.wire`), made by
+Each child has a socket to the supervisor (`control`), and each front-end one to each engine (`engine.wire`), made by
 the supervisor and passed by descriptor. Nothing of it has a name in any file system.
 """
 
@@ -14,7 +14,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from ..loading import ModelFacts, describe_fitted_limits, fit_image_limits
+from ..loading import describe_fitted_limits, fit_image_limits
+from ..pool import ModelFacts
 from ..progress import Reporter
 from ..settings import Settings
 from .division import count_workers

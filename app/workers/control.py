@@ -1,8 +1,9 @@
 """What the supervisor and its children say to each other: small JSON objects, and descriptors beside them.
 
-    to the engine          start (settings), attach (a front-end's connection and memory), stop
-    to a front-end         start (settings), engine (a connection, its memory, what the model is), signal, failed
-    from the engine        step, warn, downloading (what loading does), loaded (the model's facts), ready, failed
+    to an engine           start (settings), attach (a front-end's connection and memory), retire, stop
+    to a front-end         start (settings), engine (a connection, its memory, what the model is, the engine's board),
+                           retire (a model), signal, failed
+    from an engine         step, warn, downloading (what loading does), loaded (the model's facts), ready, failed
     from a front-end       up (it answers, and can decode), ready (it serves a model)
 
 A message and its descriptors come whole or not at all (SOCK_SEQPACKET). That the other end is gone is told too.

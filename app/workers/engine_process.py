@@ -1,4 +1,4 @@
-"""The engine's process: the only one that has the weights."""
+"""An engine's process: the only one that has its model's weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import socket
-from typing import NoReturn
+from collections.abc import Coroutine
+from typing import Any, NoReturn
 
 import uvloop
 
@@ -14,13 +15,13 @@ from ..engine import InProcessEngine
 from ..engine.board import Board
 from ..engine.host import EngineHost
 from ..engine.segment import Segment, SlotLayout
-from ..errors import LoadCancelled, StartError
 from ..interpreter import leave, spare_requests_from_collection
-from ..loading import Cancellation, LoadedModel, load_model
+from ..loading import Cancellation, load_model
 from ..metrics import Metrics
+from ..pool import LoadedModel, ModelFacts, Pool, serve_model
 from ..settings import Settings
 from .control import Control, Message, put_in_memory
-from .facts import facts_of, facts_to_json, layout_for
+from .facts import facts_to_json, fields_of, layout_for
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,9 @@ class _Engine:
         self._cancellation = Cancellation()
         self._stop = asyncio.Event()
         self._is_orphaned = False
+        self._pool = Pool()
         self._host: EngineHost | None = None
-        self._attaching: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> int:
         self._control.listen(self._on_message, self._on_gone)
@@ -81,40 +83,42 @@ class _Engine:
             await asyncio.wait([asyncio.ensure_future(self._host.until_nobody())], timeout=_ORPHANED_SECONDS)
         if self._host is not None:
             await self._host.close()
-            await self._host.engine.close()
+        await self._pool.close()
         return 0
 
     async def _work(self) -> int:
-        """Load, warm up, serve, until the engine is beyond repair: for ever, if all goes well. The exit status."""
+        """Load the model and serve it until its engine is beyond repair; the exit status."""
         loop = asyncio.get_running_loop()
-        reporter = _ToSupervisor(self._control)
-        try:
-            model = await loop.run_in_executor(
-                None, load_model, self._settings, self._metrics, reporter, self._cancellation.is_cancelled
-            )
-            self._begin(model)
-            reporter.step(f"Warming up {model.identity.name} on {model.device}")
-            await model.engine.start()
-        except LoadCancelled:
+        error = await serve_model(
+            self._pool,
+            lambda: loop.run_in_executor(
+                None,
+                load_model,
+                self._settings,
+                self._metrics,
+                _ToSupervisor(self._control),
+                self._cancellation.is_cancelled,
+            ),
+            on_loaded=self._begin,
+            on_ready=self._is_ready,
+        )
+        if error is None:
             return 0
-        except Exception as error:
-            if not isinstance(error, StartError):
-                logger.exception("Loading failed unexpectedly.")
-            self._control.tell("failed", error=str(error))
-            return 1
+        self._control.tell("failed", error=str(error))
+        if self._host is not None:
+            await self._host.close()
+        return 1
+
+    def _is_ready(self, model: LoadedModel) -> None:
         assert self._host is not None
         spare_requests_from_collection()
         self._metrics.ready.set(1)
         self._host.is_ready()
         self._control.send("ready")
-        lost = await model.engine.until_lost()
-        self._control.tell("failed", error=str(lost))
-        await self._host.close()
-        return 1
 
     def _begin(self, model: LoadedModel) -> None:
         self._host = EngineHost(model.engine, self._board)
-        facts = put_in_memory(facts_to_json(facts_of(model)))
+        facts = put_in_memory(facts_to_json(ModelFacts(**fields_of(model))))
         assert isinstance(model.engine, InProcessEngine)
         backend = model.engine.backend
         layout = layout_for(model, self._settings.max_queue + backend.concurrency * backend.max_batch_size)
@@ -122,6 +126,7 @@ class _Engine:
             self._control.send("loaded", [facts], layout=layout.as_fields())
         finally:
             os.close(facts)
+        _ToSupervisor(self._control).step(f"Warming up {model.identity.name} on {model.device}")
 
     def _on_message(self, message: Message) -> None:
         if message.kind == "stop":
@@ -130,9 +135,20 @@ class _Engine:
             connection, memory = message.descriptors
             segment = Segment(memory, SlotLayout(**message.fields["layout"]))
             os.close(memory)
-            task = asyncio.ensure_future(self._host.attach(socket.socket(fileno=connection), segment))
-            self._attaching.add(task)
-            task.add_done_callback(self._attaching.discard)
+            self._in_background(self._host.attach(socket.socket(fileno=connection), segment))
+        elif message.kind == "retire":
+            self._in_background(self._stop_when_unused())
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _stop_when_unused(self) -> None:
+        """The model has been replaced or unloaded: front-ends leave when their last requests are answered."""
+        if self._host is not None:
+            await self._host.until_nobody()
+        self._stop.set()
 
     def _on_gone(self) -> None:
         self._is_orphaned = True

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 from pydantic import TypeAdapter
 
-from ..engine import Engine
 from ..engine.segment import SlotLayout
-from ..loading import LoadedModel, ModelFacts
+from ..pool import ModelFacts
 
 _FACTS: TypeAdapter[ModelFacts] = TypeAdapter(ModelFacts)
 
 
-def facts_of(model: LoadedModel) -> ModelFacts:
-    """All of it but its engine."""
-    return ModelFacts(**{field.name: getattr(model, field.name) for field in fields(ModelFacts)})
+def fields_of(facts: ModelFacts) -> dict[str, Any]:
+    """For the constructor of facts, or of a model that has more."""
+    return {field.name: getattr(facts, field.name) for field in fields(ModelFacts)}
 
 
 def facts_to_json(facts: ModelFacts) -> bytes:
@@ -25,10 +25,6 @@ def facts_to_json(facts: ModelFacts) -> bytes:
 def facts_from_json(data: bytes) -> ModelFacts:
     """Raises pydantic's `ValidationError` where it is none."""
     return _FACTS.validate_json(data)
-
-
-def with_engine(facts: ModelFacts, engine: Engine) -> LoadedModel:
-    return LoadedModel(**{field.name: getattr(facts, field.name) for field in fields(ModelFacts)}, engine=engine)
 
 
 def layout_for(facts: ModelFacts, images: int) -> SlotLayout:

@@ -12,20 +12,21 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
+from ..batching import Schedule
 from ..classifier import Classifier
 from ..engine.board import Board
 from ..engine.remote import RemoteEngine
 from ..engine.segment import Segment, SlotLayout
 from ..errors import EngineUnavailable
 from ..interpreter import leave, spare_requests_from_collection
-from ..loading import LoadedModel
 from ..metrics import Metrics
+from ..pool import LoadedModel, ModelConflict, Pool, PooledModel
 from ..process import Server, build_server
 from ..progress import LogReporter
 from ..server import Hooks, Parts
 from ..settings import Settings
 from .control import Control, Message, take_from_memory
-from .facts import facts_from_json, with_engine
+from .facts import facts_from_json, fields_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +62,10 @@ def serve_front_end(
         # At once: a stop in good order closes the door, behind which the next one's clients wait.
         leave(1)
 
-    front_end = _FrontEnd(control, shared, place.number, metrics, lambda sent: server.handle_exit(sent, None))
+    front_end = _FrontEnd(settings, control, shared, place.number, metrics, lambda sent: server.handle_exit(sent, None))
     hooks = Hooks(LogReporter(), lambda model: None, on_failure)
-    reservations = _SharedReservations(shared, place.number)
     presentable = front_end.until_ready if place.is_replacement else front_end.at_once
-    server = build_server(
-        settings, hooks, Parts(metrics, reservations, place.count, front_end.keep_loaded, presentable)
-    )
+    server = build_server(settings, hooks, Parts(metrics, place.count, front_end.keep_loaded, presentable))
     _take_signals_from_the_supervisor(server)
     spare_requests_from_collection()
     server.run(sockets=[socket.socket(fileno=listener)])
@@ -82,7 +80,7 @@ def _take_signals_from_the_supervisor(server: Server) -> None:
 
 
 class _SharedReservations:
-    """Counted over all front-ends, on the board."""
+    """Counted over all front-ends, on the board of one life of an engine."""
 
     def __init__(self, board: Board, number: int) -> None:
         self._board = board
@@ -99,34 +97,46 @@ class _SharedReservations:
 
 
 class _FrontEnd:
-    """What the supervisor says, and the models that follow from it."""
+    """Carries out the supervisor's messages: connects engines, retires models, and passes signals on."""
 
     def __init__(
-        self, control: Control, board: Board, number: int, metrics: Metrics, on_signal: Callable[[int], None]
+        self,
+        settings: Settings,
+        control: Control,
+        board: Board,
+        number: int,
+        metrics: Metrics,
+        on_signal: Callable[[int], None],
     ) -> None:
+        self._settings = settings
         self._control = control
         self._board = board
         self._number = number
         self._metrics = metrics
         self._on_signal = on_signal
         self._engines: asyncio.Queue[Message] = asyncio.Queue()
+        # By the supervisor's keys.
+        self._models: dict[int, PooledModel] = {}
+        self._retired: set[int] = set()
         self._is_ready = asyncio.Event()
 
     async def at_once(self) -> None:
-        """Who comes while the model loads is told so."""
+        """Connections are accepted at once, and requests refused while the model loads."""
 
     async def until_ready(self) -> None:
-        """Until there is a model, or that takes too long, or it is to stop."""
+        """Until there is a model, or the wait was too long, or the process is told to stop."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 await self._is_ready.wait()
 
     async def keep_loaded(self, classifier: Classifier, hooks: Hooks) -> None:
-        """A model for each life of the engine: for ever."""
+        """Serve each engine that the supervisor connects: for ever."""
 
         def on_message(message: Message) -> None:
             if message.kind == "engine":
                 self._engines.put_nowait(message)
+            elif message.kind == "retire":
+                self._retire(classifier.pool, message.fields["model"])
             elif message.kind == "signal":
                 self._is_ready.set()
                 self._on_signal(message.fields["number"])
@@ -141,11 +151,12 @@ class _FrontEnd:
             self._board.beat(self._number, time.monotonic())
             # Not before: one that cannot decode has not started, and to try that for ever is no cure.
             self._control.tell("up")
-            while True:
-                await self._serve_one(classifier, await self._engines.get())
-        except Exception as error:
+            async with asyncio.TaskGroup() as engines:
+                while True:
+                    engines.create_task(self._serve_one(classifier.pool, await self._engines.get()))
+        except* Exception as errors:
             logger.exception("The front-end cannot go on.")
-            hooks.on_failure(error)
+            hooks.on_failure(errors.exceptions[0])
         finally:
             looking.cancel()
 
@@ -159,33 +170,55 @@ class _FrontEnd:
                 hooks.on_failure(EngineUnavailable(state.reason))
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _serve_one(self, classifier: Classifier, message: Message) -> None:
-        """Use one engine until its process ends."""
-        model = self._model(message)
-        engine = model.engine
-        if classifier.model is None:
-            # From here on it says "warming"; one that was replaced says "restarting" until the new one is warm.
-            classifier.model = model
+    async def _serve_one(self, pool: Pool, message: Message) -> None:
+        """Use one life of an engine, in place of the life before or of the model that this one replaces."""
+        key, replaced = message.fields["model"], message.fields["replaces"]
+
+        async def open_model() -> LoadedModel:
+            return self._model(message)
+
+        before = self._models.get(key) or self._models.get(replaced)
         try:
-            await engine.start()
-        except EngineUnavailable:
-            await engine.close()
+            pooled = await pool.load(open_model, replaces=before, may_be_default=message.fields["is_default"])
+        except (EngineUnavailable, ModelConflict):
             return
-        classifier.model = model
+        del before  # this call outlives it
+        if key in self._retired:
+            pool.retire(pooled)
+            return
+        self._models[key] = pooled
+        if replaced is not None:
+            self._retire(pool, replaced)
         spare_requests_from_collection()
         self._metrics.look()
         self._is_ready.set()
         self._control.tell("ready")
-        await engine.until_lost()
+        await pooled.model.engine.until_lost()
         self._metrics.look()
-        await engine.close()
+
+    def _retire(self, pool: Pool, key: int) -> None:
+        """The model is leased no more, also where it is still being connected."""
+        self._retired.add(key)
+        if (pooled := self._models.pop(key, None)) is not None:
+            pool.retire(pooled)
 
     def _model(self, message: Message) -> LoadedModel:
-        connection, memory, facts = message.descriptors
+        connection, memory, facts, board_descriptor = message.descriptors
         try:
             layout = SlotLayout(**message.fields["layout"])
-            engine = RemoteEngine(socket.socket(fileno=connection), Segment(memory, layout), self._board)
-            return with_engine(facts_from_json(take_from_memory(facts)), engine)
+            board = Board(board_descriptor)
+            engine = RemoteEngine(socket.socket(fileno=connection), Segment(memory, layout), board)
+            known = facts_from_json(take_from_memory(facts))
         finally:
-            os.close(memory)
-            os.close(facts)
+            for descriptor in (memory, facts, board_descriptor):
+                os.close(descriptor)
+        return LoadedModel(
+            **fields_of(known),
+            engine=engine,
+            schedule=Schedule(
+                self._settings.max_queue,
+                count_shed=self._metrics.count_shed,
+                shared=_SharedReservations(board, self._number),
+            ),
+            metrics=self._metrics.of_model(known.identity),
+        )

@@ -16,14 +16,15 @@ from typing import Any
 from ..engine.board import Board, create_board
 from ..errors import DeviceLost, StartError
 from ..interpreter import hold_stop_signals, take_stop_signals
-from ..loading import ModelFacts
 from ..logs import share_output
 from ..metrics import SharedFiles
+from ..pool import ModelFacts
 from ..progress import Reporter
 from ..settings import Settings
 from .child import Child
 from .control import Message
-from .pairing import Pairing
+from .engine_keeper import Surroundings
+from .engines import Engines
 from .restarts import Restarts
 from .watch import kill_what_stands_still
 
@@ -31,11 +32,8 @@ logger = logging.getLogger(__name__)
 
 OnReady = Callable[[ModelFacts, str], None]
 
-ENGINE = "engine"
-# The third death within five minutes is the last: what two restarts did not cure, a third will not.
-_MOST_ENGINE_DEATHS, _ENGINE_WINDOW_SECONDS = 3, 300.0
-# Of a front-end that never got as far as to listen and to decode.
-_MOST_FALSE_STARTS = 3
+# Of a front-end that never got as far as to listen and to decode, within five minutes.
+_MOST_FALSE_STARTS, _WINDOW_SECONDS = 3, 300.0
 # Beyond linger and grace, until a front-end that does not end is killed.
 _EXTRA_SECONDS = 5.0
 
@@ -66,15 +64,25 @@ class Supervisor:
         self._reporter = reporter
         self._on_ready = on_ready
         self._has_announced = False
+        # Only for the front-ends' beats: each engine has a board of its own.
         self._board_descriptor = create_board()
         self._board = Board(self._board_descriptor)
         self._log_lock = os.memfd_create("resnet-log", os.MFD_CLOEXEC)
         self._front_ends: dict[int, Child] = {}
-        self._engine: Child | None = None
-        self._pairing = Pairing()
         self._is_stopping = False
         self._failure: Exception | None = None
         self._stop = asyncio.Event()
+        surroundings = Surroundings(
+            live=self._live,
+            pause=self._pause,
+            is_stopping=lambda: self._is_stopping,
+            fail=self._fail,
+            front_ends=lambda: list(self._front_ends.values()),
+            reporter=reporter,
+            metrics_folder=metrics_folder,
+            log_lock=self._log_lock,
+        )
+        self.engines = Engines(surroundings, self._guarded)
 
     async def run(self) -> Exception | None:
         """Serve until a signal, or until what died cannot be cured; returns that error, or None."""
@@ -86,13 +94,13 @@ class Supervisor:
         front_ends = [
             loop.create_task(self._guarded(self._keep_front_end(number))) for number in range(len(self._divided))
         ]
-        engine = loop.create_task(self._guarded(self._keep_engine()))
+        self.engines.start_first(self._settings)
         watching = loop.create_task(
-            self._guarded(kill_what_stands_still(self._board, lambda: self._engine, self._front_ends))
+            self._guarded(kill_what_stands_still(self._board, self.engines.serving, self._front_ends))
         )
         await self._stop.wait()
         watching.cancel()
-        await self._end_all(front_ends, engine)
+        await self._end_all(front_ends)
         # The loop takes its handlers along; the files are put away behind it.
         hold_stop_signals()
         return self._failure
@@ -130,19 +138,18 @@ class Supervisor:
         for child in self._front_ends.values():
             child.send("signal", number=int(signal.SIGINT))
 
-    async def _end_all(self, front_ends: list[asyncio.Task[None]], engine: asyncio.Task[None]) -> None:
+    async def _end_all(self, front_ends: list[asyncio.Task[None]]) -> None:
         """First those that still answer, then what they ask. Who does not end in time is killed."""
         settings = self._settings
         seconds = settings.shutdown_linger_seconds + max(1.0, settings.shutdown_grace_seconds) + _EXTRA_SECONDS
         await asyncio.wait(front_ends, timeout=seconds)
         for child in self._front_ends.values():
             child.kill()
-        if self._engine is not None:
-            self._engine.send("stop")
-        await asyncio.wait([engine], timeout=_EXTRA_SECONDS)
-        if self._engine is not None:
-            self._engine.kill()
-        await asyncio.wait([engine, *front_ends])
+        self.engines.send("stop")
+        await self.engines.wait(_EXTRA_SECONDS)
+        self.engines.kill()
+        await self.engines.wait()
+        await asyncio.wait(front_ends)
 
     async def _pause(self, seconds: float) -> None:
         """Before something is started again; a stop ends it."""
@@ -170,13 +177,13 @@ class Supervisor:
 
     async def _keep_front_end(self, number: int) -> None:
         deaths = Restarts(None, 60.0, 0.1)
-        false_starts = Restarts(_MOST_FALSE_STARTS, _ENGINE_WINDOW_SECONDS, 0.5)
+        false_starts = Restarts(_MOST_FALSE_STARTS, _WINDOW_SECONDS, 0.5)
         files = SharedFiles(self._metrics_folder, front_end_name(number))
         on_message, begin = partial(self._from_front_end, number), partial(self._begin_front_end, number)
         while not self._is_stopping:
             child, how = await self._live("front-end", files.process, on_message, begin)
             self._front_ends.pop(number, None)
-            self._board.hold(number, 0)
+            self.engines.forget_front_end(number)
             files.forget_gauges()
             if self._is_stopping:
                 return
@@ -200,9 +207,9 @@ class Supervisor:
             settings=self._divided[number].model_dump_json(),
             number=number,
             count=len(self._divided),
-            is_replacement=self._engine is not None and self._engine.is_ready,
+            is_replacement=self.engines.is_ready,
         )
-        self._pairing.pair(self._engine, child)
+        self.engines.pair(child)
 
     def _from_front_end(self, number: int, child: Child, message: Message) -> None:
         if message.kind == "up":
@@ -215,60 +222,6 @@ class Supervisor:
         everybody = [self._front_ends.get(number) for number in range(len(self._divided))]
         if self._has_announced or not all(child and child.is_ready for child in everybody):
             return
-        if (facts := self._pairing.facts) is not None:
+        if (facts := self.engines.default_facts) is not None:
             self._has_announced = True
             self._on_ready(facts)
-
-    # --- the engine
-
-    async def _keep_engine(self) -> None:
-        deaths = Restarts(_MOST_ENGINE_DEATHS, _ENGINE_WINDOW_SECONDS, 0.5)
-        files = SharedFiles(self._metrics_folder, ENGINE)
-        has_served = False
-        while not self._is_stopping:
-            child, how = await self._live(ENGINE, files.process, self._from_engine, self._begin_engine)
-            self._engine = None
-            self._pairing.forget()
-            files.forget_gauges()
-            has_served = has_served or (child is not None and child.is_ready)
-            if self._is_stopping:
-                return
-            if child is not None and child.failure is not None and not has_served:
-                self._fail(StartError(child.failure))
-                return
-            delay = deaths.died()
-            if delay is None:
-                self._fail(
-                    DeviceLost(
-                        f"The model's process has ended {_MOST_ENGINE_DEATHS} times within "
-                        f"{_ENGINE_WINDOW_SECONDS / 60:.0f} minutes; the last one {how}. To start it again is no cure"
-                    )
-                )
-                return
-            logger.error("The model's process %s. It is started again in %.1f s.", how, delay)
-            await self._pause(delay)
-
-    def _begin_engine(self, child: Child) -> None:
-        self._engine = child
-        if self._is_stopping:
-            child.send("stop")
-            return
-        settings = self._settings.model_dump_json()
-        child.send("start", [self._board_descriptor, self._log_lock], name=child.name, settings=settings)
-
-    def _from_engine(self, child: Child, message: Message) -> None:
-        fields = message.fields
-        if message.kind == "step":
-            self._reporter.step(fields["text"])
-        elif message.kind == "warn":
-            self._reporter.warn(fields["text"])
-        elif message.kind == "downloading":
-            self._reporter.downloading(fields["name"], fields["received"], fields["expected"])
-        elif message.kind == "loaded":
-            self._pairing.has_loaded(message)
-            for front_end in self._front_ends.values():
-                self._pairing.pair(child, front_end)
-        elif message.kind == "ready":
-            child.is_ready = True
-        elif message.kind == "failed":
-            child.failure = fields["error"]

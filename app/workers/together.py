@@ -17,7 +17,8 @@ from ..metrics import SharedFiles
 from ..progress import Reporter
 from ..settings import Settings
 from .division import divide
-from .supervisor import ENGINE, OnReady, Supervisor, front_end_name
+from .engines import ENGINE
+from .supervisor import OnReady, Supervisor, front_end_name
 
 logger = logging.getLogger(__name__)
 

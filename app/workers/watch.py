@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ..engine.board import Board
 from .child import Child
@@ -40,16 +40,18 @@ class Watch:
 
 
 async def kill_what_stands_still(
-    board: Board, engine: Callable[[], Child | None], front_ends: Mapping[int, Child]
+    board: Board, engines: Callable[[], Sequence[tuple[Child, Board]]], front_ends: Mapping[int, Child]
 ) -> None:
-    """Of those that serve: how long a start takes depends on too much. For ever."""
+    """Of those that serve: how long a start takes depends on too much. For ever.
+
+    `board` has the front-ends' beats; `engines` gives each engine with its own board.
+    """
     watch = Watch()
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         watch.look()
         serving = [(child, board.front_end_beat(number)) for number, child in front_ends.items() if child.is_up]
-        if (running := engine()) is not None and running.is_ready:
-            serving.append((running, board.engine_beat))
+        serving += [(engine, own.engine_beat) for engine, own in engines()]
         for child, beat in serving:
             if (why := watch.why_still(beat)) is not None:
                 child.kill(why)
