@@ -561,7 +561,7 @@ def test_what_is_answered_in_one_piece_with_a_refusal_is_not_cut(
 def test_a_client_that_leaves_before_its_turn_is_counted_and_leaks_nothing(full: RunningServer) -> None:
     """It is a 499, as elsewhere, and nothing is held for it. (One that only says that it sends no more is answered.)"""
     before = sample(full, 499, "client_gone"), sample(full, 503, "overloaded")
-    held = classifier_of(full).schedule.held
+    held = classifier_of(full).model.schedule.held
     leavers = [connect(full) for _ in range(5)]
     for leaver in leavers:
         leaver.sendall(PREDICT)
@@ -572,7 +572,7 @@ def test_a_client_that_leaves_before_its_turn_is_counted_and_leaks_nothing(full:
     wait_until(lambda: sample(full, 499, "client_gone") == before[0] + 5)
     assert sample(full, 503, "overloaded") == before[1]
     assert protocols_waiting(full) == []
-    assert classifier_of(full).schedule.held == held
+    assert classifier_of(full).model.schedule.held == held
 
 
 def test_an_answer_comes_in_its_turn(full: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:

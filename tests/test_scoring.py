@@ -11,6 +11,7 @@ import pytest
 
 from app.backends import Batch, null_checkpoint
 from app.backends.null import NullBackend
+from app.batching import Schedule
 from app.classifier import Classifier
 from app.engine import InProcessEngine
 from app.errors import InvalidParameter, ModelOutputInvalid
@@ -39,6 +40,8 @@ def tensor(level: float) -> Tensor:
 async def test_scores_are_whole_and_nan_features_fail_alone() -> None:
     """A tensor's scores are those of all classes; a NaN among features fails that image alone; odd tensors are 422."""
     checkpoint, metrics = null_checkpoint(), Metrics()
+    identity = ModelIdentity("null", "0" * 8)
+    model_metrics = metrics.of_model(identity)
     engine = InProcessEngine(NanInFeatures(checkpoint), max_batch_size=4, max_queue=16)
     await engine.start()
     decoder: Any = SimpleNamespace(usable=True, waiting=0, lost=0, predicted_seconds=lambda *given: 0.0)
@@ -46,7 +49,12 @@ async def test_scores_are_whole_and_nan_features_fail_alone() -> None:
     model = cast(
         LoadedModel,
         SimpleNamespace(
-            engine=engine, preprocessing=checkpoint.preprocessing, identity=ModelIdentity("null", "0" * 8), labels=()
+            engine=engine,
+            preprocessing=checkpoint.preprocessing,
+            identity=identity,
+            labels=(),
+            schedule=Schedule(16),
+            metrics=model_metrics,
         ),
     )
     deadline = time.monotonic() + 60
@@ -59,7 +67,7 @@ async def test_scores_are_whole_and_nan_features_fail_alone() -> None:
     assert rank(scored.outputs.scores, scored.outputs.activation, checkpoint.labels, 3)[0].probability > 0.5
     with pytest.raises(ModelOutputInvalid):
         await classifier.score(model, tensor(7), wanted, deadline)
-    assert metrics.nan_outputs._value.get() == 1
+    assert model_metrics.nan_outputs._value.get() == 1
     # Where its features are not wanted, nothing is wrong with it.
     assert (await classifier.score(model, tensor(7), Want.SCORES, deadline)).outputs.features is None
     for wrong in (tensor(np.nan), np.zeros((3, 8, 8), np.float32), np.zeros((3, 224, 1), np.float32)):
