@@ -32,7 +32,7 @@ from app.interpreter import spare_requests_from_collection
 from app.loading import load_model
 from app.metrics import Metrics
 from app.opening import LogReporter
-from app.server import build_classifier
+from app.server.app import build_classifier
 from app.settings import Settings
 from benchmarks.ceiling import Done, Parts, answered_by, photos, serve_null, started
 from benchmarks.machine import describe

@@ -37,7 +37,7 @@ ONE_BYTES, MANY_BYTES = 10_000_000, 64_000_000
 # The command, with the clock. SIGUSR1 has it say what it kept, and begin anew.
 PROGRAM = """
 import asyncio, signal, sys, time
-from app.process import Server
+from app.server.lifecycle import Server
 from app.cli import main as command
 
 worst, reports = 0.0, 0

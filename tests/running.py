@@ -20,8 +20,10 @@ from blockbuster import BlockBuster
 
 from app.loading import LoadedModel
 from app.opening import LogReporter
-from app.process import Server, address_of, build_server, listen
-from app.server import Hooks
+from app.server.app import Hooks
+from app.server.lifecycle import Server
+from app.server.listening import address_of, listen
+from app.server.process import build_server
 from app.settings import Settings
 
 START_SECONDS = 60

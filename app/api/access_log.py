@@ -13,7 +13,6 @@ from starlette.datastructures import Headers
 
 from ..errors import ServiceError
 from ..metrics import Metrics
-from .forwarded import ForwardedClients
 from .paths import own_path
 
 logger = logging.getLogger(__name__)
@@ -27,15 +26,17 @@ _SUM_UP_SECONDS = 2.0
 CLIENT_GONE = 499
 _UNMATCHED = "unmatched"
 
+ClientOf = Callable[[Mapping[str, Any]], tuple[str, int] | None]
+
 
 class AccessLog:
     """Counts and logs answers."""
 
-    def __init__(self, metrics: Metrics, fixed_paths: frozenset[str], trusted_proxies: str = "127.0.0.1") -> None:
-        """`fixed_paths` are those of the routes by which a request is named that none of them has seen."""
+    def __init__(self, metrics: Metrics, fixed_paths: frozenset[str], client_of: ClientOf) -> None:
+        """`fixed_paths` name requests that no route has seen; `client_of` finds the client behind trusted proxies."""
         self._metrics = metrics
         self._fixed_paths = fixed_paths
-        self._forwarded = ForwardedClients(trusted_proxies)
+        self._client_of = client_of
         self._sample = LineSample()
         self._refused_early: dict[tuple[str, str], Counter] = {}
 
@@ -101,7 +102,7 @@ class AccessLog:
             seconds * 1e3,
             extra={
                 "request_id": scope["request_id"],
-                "client": _client({"client": self._forwarded.client_of(scope)}),
+                "client": _client({"client": self._client_of(scope)}),
                 "method": "POST",
                 "path": path,
                 "route": path,

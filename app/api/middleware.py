@@ -25,7 +25,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..classifier import Classifier
 from ..errors import BodyTooLarge, Internal, ServiceError, UnsupportedEncoding
 from .access_log import CLIENT_GONE, AccessLog
-from .early_refusals import SMALL_BYTES, asked_seconds
 from .paths import own_path
 from .problems import problem_response
 from .request_id import request_id_of
@@ -33,6 +32,8 @@ from .turns import Turns
 
 logger = logging.getLogger(__name__)
 
+# A small body is on its way already: it is read to its end, and the connection lives on.
+SMALL_BYTES = 256 * 1024
 # How much of an unread body is swallowed after an early answer, and for how long. Closing a socket with unread data
 # resets it, and a client that is still sending then never sees the answer.
 _DISCARD_BYTES = 64 * 1024 * 1024
@@ -233,3 +234,9 @@ class BodyLimits:
 async def refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer with a problem instead of what lies further in."""
     await problem_response(error, scope)(scope, receive, send)
+
+
+def asked_seconds(value: bytes) -> float | None:
+    """X-Request-Timeout-Ms, where it is one; the route says what is wrong with it."""
+    is_number = value.isdigit() and 0 < len(value) < 10 and int(value) > 0
+    return int(value) / 1e3 if is_number else None

@@ -46,7 +46,7 @@ def classify(
 async def _classify(settings: Settings, photos: list[Path], top_k: int | None) -> list[_Outcome]:
     from ..loading import load_model
     from ..metrics import Metrics
-    from ..server import build_classifier
+    from ..server.app import build_classifier
     from .progress import TerminalReporter
 
     metrics = Metrics()

@@ -21,8 +21,9 @@ from ..interpreter import leave, spare_requests_from_collection
 from ..loading import LoadedModel
 from ..metrics import Metrics
 from ..opening import LogReporter
-from ..process import Server, build_server
-from ..server import Hooks, Parts
+from ..server.app import Hooks, Parts
+from ..server.lifecycle import Server
+from ..server.process import build_server
 from ..settings import Settings
 from .control import Control, Message, take_from_memory
 from .facts import facts_from_json, with_engine

@@ -6,9 +6,8 @@ import asyncio
 import time
 from typing import Protocol
 
-from uvicorn.server import ServerState
-
 from .early_refusals import EarlyRefusal, EarlyRefusals
+from .uvicorn_internals import ServerState
 
 # How long the rest of a small body may take behind its answer, before the connection is closed.
 _REST_SECONDS = 2.0

@@ -9,8 +9,8 @@ import struct
 import sys
 from contextlib import suppress
 
-from .errors import SettingError
-from .settings import Settings
+from ..errors import SettingError
+from ..settings import Settings
 
 BACKLOG = 2048
 # Linux, include/uapi/asm-generic/socket.h; Python does not name it.

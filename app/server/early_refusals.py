@@ -15,17 +15,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-
+from ..api import AccessLog, Turns
+from ..api.middleware import SMALL_BYTES, asked_seconds
+from ..api.problems import MEDIA_TYPE, problem
+from ..api.request_id import request_id_of
 from ..classifier import Admitted
 from ..errors import ServiceError, Unavailable
-from .access_log import AccessLog
-from .problems import MEDIA_TYPE, problem
-from .request_id import request_id_of
-from .turns import Turns
+from .uvicorn_internals import STATUS_LINE
 
-# A small body is on its way already: it is read to its end, and the connection lives on.
-SMALL_BYTES = 256 * 1024
 _NO_ID = "-"
 # Refusals whose turns come within so long are sent together, on one timer.
 _TOGETHER_SECONDS = 0.005
@@ -182,12 +179,6 @@ class EarlyRefusals:
     def gone(self, refusal: EarlyRefusal) -> None:
         """Count one whose client left before its turn."""
         self._log.left_early(refusal.path)
-
-
-def asked_seconds(value: bytes) -> float | None:
-    """X-Request-Timeout-Ms, where it is one; the route says what is wrong with it."""
-    is_number = value.isdigit() and 0 < len(value) < 10 and int(value) > 0
-    return int(value) / 1e3 if is_number else None
 
 
 def _body_around_id(error: ServiceError, root_path: str) -> tuple[bytes, bytes]:

@@ -13,15 +13,14 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from . import __version__
-from .api import (
+from .. import __version__
+from ..api import (
     AccessLog,
     Admission,
     BodyLimits,
     Cors,
     Drain,
     EarlyAnswers,
-    EarlyRefusals,
     EndOfGrace,
     Guard,
     RequestContext,
@@ -39,19 +38,21 @@ from .api import (
     predict_router,
     problem_handlers,
 )
-from .batching import SharedReservations
-from .classifier import Classifier
-from .errors import StartError
-from .images import DecodeLimits, Decoder, decode, usable_kernel
-from .images.processes import ProcessDecoder
-from .images.threads import ThreadDecoder
-from .loading import Cancellation, LoadedModel, load_model, plan_decoding
-from .logs import dropped_lines
-from .metrics import Metrics
-from .opening import LoadCancelled, LogReporter, Reporter
-from .settings import Settings
-from .threads import in_a_thread
-from .types import Pixels, Preprocessing
+from ..batching import SharedReservations
+from ..classifier import Classifier
+from ..errors import StartError
+from ..images import DecodeLimits, Decoder, decode, usable_kernel
+from ..images.processes import ProcessDecoder
+from ..images.threads import ThreadDecoder
+from ..loading import Cancellation, LoadedModel, load_model, plan_decoding
+from ..logs import dropped_lines
+from ..metrics import Metrics
+from ..opening import LoadCancelled, LogReporter, Reporter
+from ..settings import Settings
+from ..threads import in_a_thread
+from ..types import Pixels, Preprocessing
+from .early_refusals import EarlyRefusals
+from .forwarded import ForwardedClients
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     metrics = parts.metrics if parts else Metrics()
     metrics.log_lines_dropped.set_function(dropped_lines)
     routers = (predict_router, health_router, docs_router, errors_router)
-    access_log = AccessLog(metrics, fixed_paths(routers), settings.forwarded_allow_ips)
+    access_log = AccessLog(metrics, fixed_paths(routers), ForwardedClients(settings.forwarded_allow_ips).client_of)
     drain = Drain()
     # Before the event loop runs: how much may be decoded at once is read from files.
     classifier = build_classifier(settings, metrics, parts.reservations if parts else None)
