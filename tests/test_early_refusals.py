@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api import Turns
+from app.api.turns import Turns
 from app.classifier import Classifier
 from app.server.early_refusals import EarlyRefusals
 from app.server.forwarded import ForwardedClients
@@ -539,9 +539,9 @@ def test_what_is_answered_in_one_piece_with_a_refusal_is_not_cut(
     look = EarlyRefusals.look
     looked: list[None] = []
 
-    def the_first_alone(refusals: EarlyRefusals, url: bytes, headers: list[tuple[bytes, bytes]]) -> Any:
+    def the_first_alone(refusals: EarlyRefusals, *request: Any) -> Any:
         looked.append(None)
-        return look(refusals, url, headers) if len(looked) == 1 else None
+        return look(refusals, *request) if len(looked) == 1 else None
 
     monkeypatch.setattr(EarlyRefusals, "look", the_first_alone)
     with connect(full) as connection:

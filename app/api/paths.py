@@ -9,9 +9,10 @@ from fastapi import APIRouter
 
 
 def own_path(scope: Mapping[str, Any]) -> str:
-    """The path without the prefix that a proxy stripped."""
+    """The path without the prefix that a proxy stripped. Some servers put it before the path, some do not."""
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    prefix: str = scope.get("root_path", "")
+    return path.removeprefix(prefix) if prefix and path.startswith(prefix + "/") else path
 
 
 def fixed_paths(routers: Iterable[APIRouter]) -> frozenset[str]:

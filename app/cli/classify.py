@@ -97,7 +97,7 @@ def _print_table(photo: Path, outcome: Classification | str) -> None:
 
 
 def _print_json(photo: Path, outcome: Classification | str) -> None:
-    from ..api.schemas import Answer
+    from ..api.native.schemas import Answer
 
     if isinstance(outcome, str):
         document = {"photo": str(photo), "error": outcome}

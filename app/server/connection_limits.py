@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ class ConnectionLimits:
     """How long an answer may lie unread."""
     connections: int
     """Open at once; past it only health checks are answered."""
-    on_refusal: Callable[[ServiceError, dict[str, Any]], None] = lambda error, scope: None
+    on_refusal: Callable[[ServiceError, MutableMapping[str, Any]], None] = lambda error, scope: None
     """Told of each request that ended here, with what is known of it as in an ASGI scope."""
     early_refusals: EarlyRefusals | None = None
     """Requests that are refused by their headers."""

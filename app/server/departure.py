@@ -1,10 +1,26 @@
-"""Tells the app at once when the client of the request that it answers leaves."""
+"""The capabilities of a connection that the app uses: it hears at once when its client leaves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from .uvicorn_internals import FlowControl, RequestResponseCycle
+
+
+class RequestConnection:
+    """The `Connection` of one request: what the app may ask of it."""
+
+    __slots__ = ("_cycle", "_departure")
+
+    def __init__(self, cycle: RequestResponseCycle, departure: Departure) -> None:
+        self._cycle = cycle
+        self._departure = departure
+
+    def tell_when_gone(self, on_gone: Callable[[], None] | None) -> bool:
+        return self._departure.tell(self._cycle, on_gone)
+
+    def close_after_answer(self) -> None:
+        self._cycle.keep_alive = False
 
 
 class Departure:

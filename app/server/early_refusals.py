@@ -1,29 +1,31 @@
 """Requests that are refused by their headers, before anything is built for them.
 
-Under overload most requests are refused. One that goes the usual way, through a task and the middlewares, costs about a
-fifth of an answer; here it costs some microseconds: the headers are looked at, and a prepared answer is written.
+Under overload most requests are refused. In a task and through the middleware a refusal costs about a fifth of an
+answer. Here it costs some microseconds: the headers are looked at, and a prepared answer is written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-import json
-import math
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
+from urllib.parse import unquote
 
-from ..api import AccessLog, Turns
-from ..api.middleware import SMALL_BYTES, asked_seconds
-from ..api.problems import MEDIA_TYPE, problem
+from ..api.access_log import AccessLog
+from ..api.endpoint import Endpoints, ImageEndpoint
+from ..api.error_answers import retry_after
+from ..api.leases import Lease, Leases
+from ..api.middleware import SMALL_BYTES
+from ..api.request_context import first_of_each
 from ..api.request_id import request_id_of
-from ..classifier import Admitted
-from ..errors import ServiceError, Unavailable
+from ..api.timeouts import asked_seconds
+from ..api.turns import Turns
+from ..errors import Unavailable
+from .refusal_bodies import RefusalBodies
 from .uvicorn_internals import STATUS_LINE
 
-_NO_ID = "-"
 # Refusals whose turns come within so long are sent together, on one timer.
 _TOGETHER_SECONDS = 0.005
 # Of so many, one is timed: reading a thread's CPU time is a system call.
@@ -35,9 +37,9 @@ class EarlyRefusal:
     """A request that is refused."""
 
     error: Unavailable
-    path: str
+    endpoint: ImageEndpoint
+    method: bytes
     request_id: str
-    user_agent: bytes
     keeps_connection: bool
     """Whether the connection can serve another request."""
     headers: list[tuple[bytes, bytes]]
@@ -54,25 +56,21 @@ class Refused(Protocol):
 class EarlyRefusals:
     """Decides by a request's headers whether it is refused, and says how and when."""
 
-    def __init__(
-        self,
-        admit: Callable[[float | None], Admitted],
-        log: AccessLog,
-        turns: Turns,
-        *,
-        paths: frozenset[str],
-        has_cors: bool,
-    ) -> None:
-        """`admit` is given the seconds that the client asks for, if it does, and raises why it is refused.
-
-        With `has_cors` a browser's request from another origin goes the usual way, where its headers are added.
-        """
-        self._admit = admit
+    def __init__(self, endpoints: Endpoints, leases: Leases, log: AccessLog, turns: Turns, *, has_cors: bool) -> None:
+        """With `has_cors` a browser's request from another origin goes the usual way, where its headers are added."""
+        self._endpoints = endpoints
+        # As most requests have them: without a query and a parameter.
+        self._found = {
+            (method.encode(), each.path.encode()): each
+            for each in endpoints
+            if isinstance(each, ImageEndpoint)
+            for method in each.methods
+        }
+        self._leases = leases
         self._log = log
         self.turns = turns
-        self._paths = {path.encode(): path for path in paths}
         self._has_cors = has_cors
-        self._bodies: dict[tuple[str, str, str], tuple[bytes, bytes]] = {}
+        self._bodies = RefusalBodies()
         self._looks = 0
         # A heap of those whose turn is later: the loop's time when it comes, and a number for those of one moment. The
         # timer is the first one's.
@@ -82,29 +80,34 @@ class EarlyRefusals:
         self._default_headers: list[tuple[bytes, bytes]] = []
         self._default_lines = b""
 
-    def concern(self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]]) -> bool:
-        """Whether a request is decided on here. `headers` have names in lower case."""
-        if method != b"POST" or url.partition(b"?")[0] not in self._paths:
-            return False
-        return not (self._has_cors and any(name == b"origin" for name, _ in headers))
+    def concern(self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]]) -> ImageEndpoint | None:
+        """The endpoint of a request that is decided on here, if it is one. `headers` have names in lower case."""
+        endpoint = self._found.get((method, url))
+        if endpoint is None:
+            path = url.partition(b"?")[0].decode("latin-1")
+            found = self._endpoints.find(method.decode("latin-1"), unquote(path) if "%" in path else path)
+            if not isinstance(found, ImageEndpoint):
+                return None
+            endpoint = found
+        is_of_a_page = self._has_cors and any(name == b"origin" for name, _ in headers)
+        return None if is_of_a_page else endpoint
 
-    def look(self, url: bytes, headers: list[tuple[bytes, bytes]]) -> EarlyRefusal | Admitted:
-        """Refuse or admit a request that this concerns."""
+    def look(self, endpoint: ImageEndpoint, method: bytes, headers: list[tuple[bytes, bytes]]) -> EarlyRefusal | Lease:
+        """Refuse a request for `endpoint`, or take its lease."""
         self._looks += 1
         is_timed = self._looks % _TIMED_ONE_IN == 0
         began = time.thread_time() if is_timed else 0.0
-        # Of a header that comes twice the first counts, as in a request that is not refused.
-        named = dict(reversed(headers))
+        first = first_of_each(headers)
         try:
-            return self._admit(asked_seconds(named.get(b"x-request-timeout-ms", b"")))
+            return self._leases.take(asked_seconds(first))
         except Unavailable as error:
-            is_small = b"transfer-encoding" not in named and int(named.get(b"content-length", b"0")) <= SMALL_BYTES
+            is_small = b"transfer-encoding" not in first and int(first.get(b"content-length", b"0")) <= SMALL_BYTES
             refusal = EarlyRefusal(
                 error,
-                self._paths[url.partition(b"?")[0]],
-                request_id_of(named.get(b"x-request-id", b"").decode("latin-1")),
-                named.get(b"user-agent", b""),
-                is_small and b"expect" not in named,
+                endpoint,
+                method,
+                request_id_of(first.get(b"x-request-id", b"").decode("latin-1")),
+                is_small and b"expect" not in first,
                 headers,
             )
             if is_timed:
@@ -146,54 +149,29 @@ class EarlyRefusals:
     ) -> bytes:
         """The answer, whole."""
         error = refusal.error
-        key = (error.code, error.detail, root_path)
-        if key not in self._bodies:
-            self._bodies[key] = _body_around_id(error, root_path)
-        before, behind = self._bodies[key]
+        errors = refusal.endpoint.errors
+        body = self._bodies.body(errors, error, refusal.request_id, root_path)
         if default_headers is not self._default_headers:
             self._default_headers = default_headers
             self._default_lines = b"".join(b"%b: %b\r\n" % header for header in default_headers)
-        wait = error.retry_after_seconds
-        end = b"}" if wait is None else b',"retry_after_ms":%d}' % round(wait * 1e3)
-        retry = b"" if wait is None else b"retry-after: %d\r\n" % max(1, math.ceil(wait))
+        seconds = retry_after(error)
         says_close = closes and (b"connection", b"close") not in default_headers
-        request_id = refusal.request_id.encode()
-        return b"%b%b%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b%b%b%b" % (
+        return b"%b%b%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (
             STATUS_LINE[error.status],
             self._default_lines,
-            retry,
+            b"" if seconds is None else b"retry-after: %d\r\n" % seconds,
             b"connection: close\r\n" if says_close else b"",
-            MEDIA_TYPE.encode(),
-            len(before) + len(request_id) + len(behind) + len(end),
-            request_id,
-            before,
-            request_id,
-            behind,
-            end,
+            errors.media_type.encode(),
+            len(body),
+            refusal.request_id.encode(),
+            body,
         )
 
     def sent(self, refusal: EarlyRefusal, client: tuple[str, int] | None, seconds: float) -> None:
         """Count and log one that was answered, `seconds` after its headers."""
-        self._log.refused_early(refusal.error, _scope_of(refusal, client), refusal.user_agent, seconds)
+        scope = {"client": client, "method": refusal.method.decode("latin-1"), "headers": refusal.headers}
+        self._log.refused_early(refusal.error, refusal.endpoint.path, refusal.request_id, scope, seconds)
 
     def gone(self, refusal: EarlyRefusal) -> None:
         """Count one whose client left before its turn."""
-        self._log.left_early(refusal.path)
-
-
-def _body_around_id(error: ServiceError, root_path: str) -> tuple[bytes, bytes]:
-    """A problem's JSON before and behind the request's id, without its end and without when to come again."""
-    document = problem(type(error)(error.detail), {"request_id": _NO_ID, "root_path": root_path})
-    text = json.dumps(document, separators=(",", ":"))
-    before, behind = text.split(f'"request_id":"{_NO_ID}"')
-    return f'{before}"request_id":"'.encode(), f'"{behind[:-1]}'.encode()
-
-
-def _scope_of(refusal: EarlyRefusal, client: tuple[str, int] | None) -> Mapping[str, Any]:
-    return {
-        "request_id": refusal.request_id,
-        "client": client,
-        "path": refusal.path,
-        "method": "POST",
-        "headers": refusal.headers,
-    }
+        self._log.left_early(refusal.endpoint.path)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
-from typing import Any
 
-from ..api.problems import MEDIA_TYPE, problem
+from ..api.error_answers import retry_after
+from ..api.request_context import RequestContext
 from ..api.request_id import new_request_id
-from ..errors import ServiceError, Unavailable
+from ..errors import ServiceError
 from .uvicorn_internals import STATUS_LINE, FlowControl
 
 # Closing a socket with unread data resets it, and the client then never sees the answer: so much more is read and
@@ -18,18 +16,18 @@ _DISCARD_BYTES = 64 * 1024 * 1024
 _DISCARD_SECONDS = 2.0
 
 
-def last_answer(error: ServiceError, scope: Any) -> bytes:
-    """The whole answer to a request that no app sees. A request without an id gets one in `scope`."""
-    scope.setdefault("request_id", new_request_id())
-    body = json.dumps(problem(error, scope), separators=(",", ":")).encode()
+def last_answer(error: ServiceError, context: RequestContext, root_path: str) -> bytes:
+    """The whole answer to a request that no app answers. A request without an id gets one."""
+    context.request_id = context.request_id or new_request_id()
+    body = context.errors.body(error, context.request_id, root_path)
     head = {
-        "content-type": MEDIA_TYPE,
+        "content-type": context.errors.media_type,
         "content-length": str(len(body)),
-        "x-request-id": scope["request_id"],
+        "x-request-id": context.request_id,
         "connection": "close",
     }
-    if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
-        head["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    if (seconds := retry_after(error)) is not None:
+        head["retry-after"] = str(seconds)
     lines = b"".join(f"{name}: {value}\r\n".encode() for name, value in head.items())
     return STATUS_LINE[error.status] + lines + b"\r\n" + body
 

@@ -1,8 +1,4 @@
-"""uvicorn's HTTP protocol, with deadlines and bounds of its own, and its errors in the service's own shape.
-
-A request reaches the app only when its headers are complete. Faults before that are answered here: silent and slow
-clients, endless headers, bytes that are not HTTP, and answers that nobody reads.
-"""
+"""One HTTP connection: requests go to the app, and faults that no app sees are answered in the service's own shape."""
 
 from __future__ import annotations
 
@@ -11,47 +7,33 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..errors import HeadersTooLarge, MalformedRequest, ServiceError
+from ..api.request_context import context_of
+from ..errors import MalformedRequest, ServiceError
 from .connection_limits import ConnectionLimits
 from .crowding import Crowding, crowded
-from .departure import Departure
+from .departure import Departure, RequestConnection
 from .early_refusals import EarlyRefusal
 from .half_closed import HalfClosed
-from .heads import HeadWatch
 from .joined_writes import JoinedWrites
 from .last_answer import Discard, last_answer
+from .reading import FRAMING_HEADERS, NOT_HTTP, ReadingProtocol
 from .refused_request import RefusedRequest
-from .uvicorn_internals import (
-    HIGH_WATER_LIMIT,
-    HttpParserError,
-    HttpParserUpgrade,
-    HttpRequestParser,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from .uvicorn_internals import RequestResponseCycle
 
-_NOT_HTTP = "This is not a valid HTTP/1.1 request."
 _MAPPED_IPV4 = "::ffff:"
-_FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
 
 
-class HttpProtocol(HttpToolsProtocol):
+class HttpProtocol(ReadingProtocol):
     """One connection."""
 
     def __init__(self, *arguments: Any, limits: ConnectionLimits, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+        super().__init__(*arguments, limits=limits, **named)
         self._limits = limits
-        self._heads = HeadWatch(self.loop, limits, lambda: self.flow.read_paused, self._head_is_late)
-        self._refusal: ServiceError | None = None
-        self._is_refused = False
         # uvicorn's `cycle` is the newest request; where several came at once, the one that is being answered is older.
         self._running: RequestResponseCycle | None = None
         # Writes the refusal, once all that came before it has been answered.
         self._refuse_at_last: Callable[[], None] | None = None
         self._stalled_at: float | None = None
-        self._repeats_head = False
-        # The request that is refused by its headers, until its body has ended and its answer is sent.
-        self._early: RefusedRequest | None = None
         self._half_closed: HalfClosed | None = None
 
     # --- what is read
@@ -67,7 +49,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._crowding = Crowding(self.connections, self._limits.connections, shortage)
         if self._crowding.is_refused:
             self._is_refused = True
-            self._answer_refusal(crowded(), {"root_path": self.root_path, "client": self.client}, wait=False)
+            self._answer_refusal(crowded(), {"client": self.client}, wait=False)
         else:
             self._heads.wait()
 
@@ -86,64 +68,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._half_closed.stop()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
-        if self._is_refused:
-            self._discard.drop(data)
-            return
-        self._heads.piece_came()
-        self._unset_keepalive_if_required()
-        try:
-            self._feed(data)
-        except HttpParserError:
-            self.send_400_response("")
-        if not self._is_refused:
-            self._heads.piece_parsed()
-        self._tell_app()
-        if self._heads.in_message and not self._is_refused and self._heads.has_too_much_framing(len(data)):
-            self._refuse(HeadersTooLarge())
-
-    def _feed(self, data: bytes) -> None:
-        """Parse. Who asks for a WebSocket, or for HTTP/2 as curl does, is answered as if they had not.
-
-        The parser believes that an upgrade is granted, with the request's head as its end; what comes behind the head
-        is given to a new one.
-        """
-        while data:
-            try:
-                self.parser.feed_data(data)
-                return
-            except HttpParserUpgrade as upgrade:
-                data = data[upgrade.args[0] :]
-                framing = [(name, value) for name, value in self.headers if name in _FRAMING_HEADERS]
-                self.parser = HttpRequestParser(self)
-                if framing:
-                    self._repeats_head = True
-                    lines = b"".join(b"%b: %b\r\n" % header for header in framing)
-                    self.parser.feed_data(b"POST / HTTP/1.1\r\n" + lines + b"\r\n")
-
-    def on_message_begin(self) -> None:
-        if self._repeats_head or self._is_refused:
-            return
-        # Where it comes in one piece with a request that was refused by its headers, that one's end has set it.
-        self._unset_keepalive_if_required()
-        super().on_message_begin()
-        self._heads.message_began()
-
-    def on_url(self, url: bytes) -> None:
-        if self._repeats_head or self._is_refused:
-            return
-        self._count(len(url), 0)
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._repeats_head or self._is_refused:
-            return
-        self._count(len(name) + len(value) + 4, len(self.headers) + 1)
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
-
     def on_headers_complete(self) -> None:
         if self._repeats_head:
             self._repeats_head = False
@@ -152,7 +76,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._heads.head_ended()
         if self.parser.get_http_version() not in ("1.1", "1.0"):
-            self._raise(MalformedRequest(_NOT_HTTP))
+            self._raise(MalformedRequest(NOT_HTTP))
         if self._crowding.refuses(self.url):
             self._raise(crowded())
         if self._refuses_early():
@@ -164,8 +88,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._running = self.cycle
         if self.scope["method"] != "HEAD":
             self.cycle.transport = JoinedWrites(self.transport)  # type: ignore[assignment]
-        self.scope["close_connection"] = partial(setattr, self.cycle, "keep_alive", False)  # type: ignore[typeddict-unknown-key]
-        self.scope["tell_when_gone"] = partial(self._departure.tell, self.cycle)  # type: ignore[typeddict-unknown-key]
+        scope: Any = self.scope
+        context_of(scope).connection = RequestConnection(self.cycle, self._departure)
 
     def _refuses_early(self) -> bool:
         """Refuse this request by its headers, if it is to be. Behind one that is being answered, admission does it."""
@@ -178,12 +102,15 @@ class HttpProtocol(HttpToolsProtocol):
         is_idle = self.cycle is None or self.cycle.response_complete
         if refusals is None or not is_idle or self.parser.should_upgrade():
             return False
-        if not refusals.concern(self.parser.get_method(), self.url, self.headers):
+        method = self.parser.get_method()
+        endpoint = refusals.concern(method, self.url, self.headers)
+        if endpoint is None:
             return False
-        looked = refusals.look(self.url, self.headers)
+        looked = refusals.look(endpoint, method, self.headers)
         if not isinstance(looked, EarlyRefusal):
             # From now on it counts, before anything else that is read.
-            self.scope["admitted"] = looked  # type: ignore[typeddict-unknown-key]
+            scope: Any = self.scope
+            context_of(scope).lease = looked
             return False
         keeps = (
             self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1" and not self._crowding.is_extra
@@ -192,46 +119,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._early.begin()
         return True
 
-    def on_body(self, body: bytes) -> None:
-        # Called for each chunk, and a piece of data may have 40,000: what is for all of them is in `_tell_app`.
-        self._heads.body_bytes += len(body)
-        if self._early is None and not self._is_refused and not self.cycle.response_complete:
-            self.cycle.body += body
-
-    def _tell_app(self) -> None:
-        """That more of its body is here; read no further where it has enough."""
-        if self._early is None and self.cycle is not None and self.cycle.body:
-            if len(self.cycle.body) > HIGH_WATER_LIMIT:
-                self.flow.pause_reading()
-            self.cycle.message_event.set()
-
     def on_message_complete(self) -> None:
-        if self.parser.should_upgrade() and any(name in _FRAMING_HEADERS for name, _ in self.headers):
+        if self.parser.should_upgrade() and any(name in FRAMING_HEADERS for name, _ in self.headers):
             return  # its body is still to come, see `_feed`
         self._heads.message_ended()
         if self._early is not None:
             self._early.body_ended()
         elif not self._is_refused:
             super().on_message_complete()
-
-    def _head_is_late(self, error: ServiceError | None) -> None:
-        if self.transport.is_closing():
-            return
-        if error is None:
-            self.transport.close()
-        else:
-            self._refuse(error)
-
-    def _count(self, size: int, header_count: int) -> None:
-        try:
-            self._heads.add(size, header_count)
-        except HeadersTooLarge as error:
-            self._raise(error)
-
-    def _raise(self, error: ServiceError) -> None:
-        """End the parsing: the parser reports an error, and uvicorn then asks for its 400."""
-        self._refusal = error
-        raise HttpParserError(error.code)
 
     # --- what is answered here
 
@@ -255,9 +150,6 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             super().shutdown()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(self._refusal or MalformedRequest(_NOT_HTTP))
-
     def _refuse(self, error: ServiceError) -> None:
         """Read no more, and answer with a problem where the request that is none would have been answered.
 
@@ -276,7 +168,7 @@ class HttpProtocol(HttpToolsProtocol):
         is_idle = running is None or running.response_complete
         if is_idle or not faulty.more_body:
             # uvicorn's newest request is whole: what is at fault is behind it, and has no cycle.
-            refuse = partial(self._answer_refusal, error, {"root_path": self.root_path, "client": self.client})
+            refuse = partial(self._answer_refusal, error, {"client": self.client})
             if is_idle:
                 refuse()
             else:
@@ -289,12 +181,13 @@ class HttpProtocol(HttpToolsProtocol):
             if not faulty.response_started:
                 # The rest of its body will not come: whoever reads it is told that the client has gone.
                 self._departure.happened(faulty)
-                faulty.scope["answered_below"] = True  # type: ignore[typeddict-unknown-key]
-                self._answer_refusal(error, faulty.scope)
+                scope: Any = faulty.scope
+                context_of(scope).is_answered_by_server = True
+                self._answer_refusal(error, scope)
 
     def _answer_refusal(self, error: ServiceError, scope: Any, wait: bool = True) -> None:
         self._unset_keepalive_if_required()
-        self.transport.write(last_answer(error, scope))
+        self.transport.write(last_answer(error, context_of(scope), self.root_path))
         if not wait or self._half_closed is not None:
             self.transport.close()
         else:

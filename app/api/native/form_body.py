@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from ..errors import InvalidParameter, MalformedRequest, ServiceError, TooManyImages
-from .carried import ONE_IMAGE, Images
-from .form_part import Part
+from ...errors import InvalidParameter, MalformedRequest, ServiceError, TooManyImages
+from ..carried import ONE_IMAGE, Images
+from ..form_part import Part
 
 # Parts that are no images: a form's other fields.
 _MAX_EXTRA_PARTS = 16

@@ -14,9 +14,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictInt, StrictStr, ValidationError
 from pydantic_core import from_json
 
-from ..errors import BadRequest, InvalidParameter, MalformedRequest, ServiceError, TooManyImages
-from .carried import Images
-from .transfer import ImageText
+from ...errors import BadRequest, InvalidParameter, MalformedRequest, ServiceError, TooManyImages
+from ..carried import Images
+from ..transfer import ImageText
 
 SHAPE_ONE = 'Expected {"image": "<base64 or data: URL>", "top_k": 5}, where top_k may be left out.'
 SHAPE_MANY = 'Expected {"images": ["<base64 or data: URL>", …], "top_k": 5}, where top_k may be left out.'

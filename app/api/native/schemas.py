@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..types import Classification, DecodeMode, ModelIdentity, Prediction
+from ...types import Classification, DecodeMode, ModelIdentity, Prediction
 
 
 class ModelBody(BaseModel):
