@@ -17,7 +17,7 @@ from .request_context import RequestContext, context_of, first_of_each
 
 logger = logging.getLogger(__name__)
 
-# What probes and scrapers ask every few seconds is no news as long as the answer is good.
+# Probes and scrapers ask every few seconds; only answers that are not good are of interest.
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 _MAX_TEXT = 256
 # A refusal's line costs as much as the refusal: of many some are enough.
@@ -53,7 +53,7 @@ class AccessLog:
         if omitted is None:
             return
         seconds = time.monotonic() - began
-        # As it came, still percent-encoded: no character of it is anything but what it looks like.
+        # As it came, still percent-encoded: no control or look-alike character is in the log.
         path = scope.get("raw_path", b"").decode("ascii", "replace")[:_MAX_TEXT]
         named = f" {code}" if code else ""
         logger.log(
@@ -156,7 +156,7 @@ class AccessLog:
 class LineSample:
     """Which of many lines of one kind are written: the first ten of each second.
 
-    What was left out is said in the next line that is written, or in one of its own where none follows.
+    The next line that is written says how many were left out, or a line of its own where none follows.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -11,7 +11,7 @@ from .error_answers import refuse
 from .request_context import RequestContext, context_of
 
 _UNANSWERED = "The server is shutting down and could not answer this request in time."
-# Whoever replaces this server needs a moment.
+# The server that replaces this one needs a moment.
 _RETRY_SECONDS = 2.0
 
 
@@ -35,8 +35,8 @@ class Drain:
 class EndOfGrace:
     """Answers the requests that `Drain.end` cancels, and those that begin later. Pure ASGI.
 
-    It lies inside `EarlyAnswers`, so that a client in the middle of its upload receives the answer too. The server's
-    own way, to cancel every task, would be a traceback and a plain-text 500 for each.
+    It lies inside `EarlyAnswers`, so that a client in the middle of its upload receives the answer too. A
+    server that cancels every task itself answers each with a plain-text 500, and logs a traceback.
     """
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:

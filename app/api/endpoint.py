@@ -96,7 +96,7 @@ class Endpoints:
         return iter(self._all)
 
     def fixed_paths(self) -> frozenset[str]:
-        """Of those that have no part which clients choose."""
+        """The paths without parameters."""
         return frozenset(path for _, path in self._literal)
 
     def find(self, method: str, path: str) -> Endpoint | None:

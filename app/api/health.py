@@ -1,4 +1,4 @@
-"""/healthz, /readyz and /metrics: what is true of the service now."""
+"""GET /healthz, /readyz and /metrics: liveness, readiness and Prometheus metrics."""
 
 from __future__ import annotations
 

@@ -86,8 +86,8 @@ class Requests:
 class EarlyAnswers:
     """Lets an answer arrive that was given before the whole body was read.
 
-    The answer is sent whole and, unless the body is small, says `Connection: close`; then what still comes is read and
-    thrown away, up to a bound and for a bounded time, before the connection closes. No 100-continue is sent once an
+    The answer is sent whole and, unless the body is small, says `Connection: close`; then the rest of the body is read
+    and dropped, up to a bound and for a bounded time, before the connection closes. No 100-continue is sent once an
     answer is on its way.
     """
 

@@ -1,4 +1,4 @@
-"""Paths: of requests, and of the routes that they may lead to."""
+"""Paths of requests without a proxy's prefix, and of routes without parameters."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ def own_path(scope: Mapping[str, Any]) -> str:
 
 
 def fixed_paths(routers: Iterable[APIRouter]) -> frozenset[str]:
-    """Of the routes that have no part which clients choose."""
+    """The paths of the routes that have no parameters."""
     paths = {getattr(route, "path", "") for router in routers for route in router.routes}
     return frozenset(path for path in paths if path and "{" not in path)

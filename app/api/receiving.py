@@ -11,7 +11,7 @@ from .carried import Images
 from .endpoint import Parser
 from .leaving import ClientGone
 
-# What is parsed at once: about half a millisecond.
+# Parsed at once: about half a millisecond.
 _PIECE_BYTES = 128 * 1024
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..errors import RequestTimeout
 
-# Headers or a body of which nothing has come for this share of their time have stalled; what still comes is slow.
+# Headers or a body have stalled when nothing has come for this share of their time; else they are slow.
 _STALLED_SHARE = 0.25
 
 

@@ -26,11 +26,11 @@ _PLAIN = (b"", b"identity")
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """What all clients together, and each for its body, may take."""
+    """Limits for all bodies together, and for each."""
 
     open_uploads: int
     held_bytes: int
-    """Of bodies that were received and whose requests are not answered yet."""
+    """Bytes of received bodies whose requests are not answered yet."""
     seconds: float
     bytes_per_second: int
     """How many bytes buy a body one more second …"""

@@ -1,4 +1,4 @@
-"""create_app(settings): wiring and lifespan, nothing else."""
+"""create_app(settings): the ASGI app's wiring and lifespan, and the classifier as the settings size it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 class Hooks:
-    """What the process that runs the app wants to know. Without them, a failed load is logged and shown by /healthz."""
+    """Callbacks to the process that runs the app. Without them, a failed load is logged and shown by /healthz."""
 
     def __init__(
         self,
@@ -67,21 +67,20 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the app has from the process that it runs in, where that is one of several."""
+    """Given to the app by its process, where that is one of several."""
 
     metrics: Metrics
     reservations: SharedReservations
     processes: int
     """How many like this one share the machine."""
     keep_loaded: Callable[[Classifier, Hooks], Coroutine[Any, Any, None]]
-    """Gives the classifier its model, and every later one; runs until the app ends, or until the hooks are told why
-    it cannot go on."""
+    """Gives the classifier its model, and every later one. Runs until the app ends, or calls the failure hook."""
     until_presentable: Callable[[], Coroutine[Any, Any, None]]
     """Returns when connections may be accepted."""
 
 
 def decode_limits(settings: Settings) -> DecodeLimits:
-    """What is refused before it is decoded, as the settings say."""
+    """The limits for an image before it is decoded, from the settings."""
     return DecodeLimits(
         max_pixels_jpeg=int(settings.max_megapixels_jpeg * 1e6),
         max_pixels=int(settings.max_megapixels * 1e6),
@@ -92,7 +91,7 @@ def decode_limits(settings: Settings) -> DecodeLimits:
 
 
 def decode_as_served(settings: Settings) -> Callable[[bytes, Preprocessing], Pixels]:
-    """The decoding that these settings ask for, as a call that blocks: what a decoder does, without one."""
+    """Decoding as these settings ask for it, as a blocking call without a decoder."""
     limits = decode_limits(settings)
     return lambda data, preprocessing: decode(data, preprocessing, limits, settings.decode)
 
@@ -213,7 +212,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     app.router.routes[:0] = _roads(endpoints, service, uploads)
     for router in routers:
         app.include_router(router)
-    # Now, and not for the first who asks: it takes longer than a request.
+    # Now, and not at the first request for it: it takes longer than a request.
     app.openapi()
     return app
 
@@ -246,7 +245,7 @@ async def _load_and_watch(
 ) -> None:
     """Load, warm up, serve, until the engine is beyond repair: for ever, if all goes well.
 
-    A failure is told once and leaves the service not ready and not alive.
+    A failure is reported once and leaves the service not ready and not alive.
     """
     try:
         model = await in_a_thread(

@@ -13,7 +13,7 @@ from .open_files import OpenFiles
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What a client may take of a connection."""
+    """Limits for each connection."""
 
     header_seconds: float
     """From the connection, or from a later request's first byte, to the end of its headers."""
@@ -24,7 +24,7 @@ class ConnectionLimits:
     connections: int
     """Open at once; past it only health checks are answered."""
     on_refusal: Callable[[ServiceError, MutableMapping[str, Any]], None] = lambda error, scope: None
-    """Told of each request that ended here, with what is known of it as in an ASGI scope."""
+    """Called for each request that ended here, with the known part of its ASGI scope."""
     early_refusals: EarlyRefusals | None = None
     """Requests that are refused by their headers."""
     open_files: OpenFiles = field(default_factory=OpenFiles)

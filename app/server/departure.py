@@ -8,7 +8,7 @@ from .uvicorn_internals import FlowControl, RequestResponseCycle
 
 
 class RequestConnection:
-    """The `Connection` of one request: what the app may ask of it."""
+    """The `Connection` of one request."""
 
     __slots__ = ("_cycle", "_departure")
 

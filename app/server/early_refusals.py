@@ -26,7 +26,7 @@ from ..errors import Unavailable
 from .refusal_bodies import RefusalBodies
 from .uvicorn_internals import STATUS_LINE
 
-# Refusals whose turns come within so long are sent together, on one timer.
+# Refusals whose turns come within this time are sent together, on one timer.
 _TOGETHER_SECONDS = 0.005
 # Of so many, one is timed: reading a thread's CPU time is a system call.
 _TIMED_ONE_IN = 8
@@ -72,8 +72,8 @@ class EarlyRefusals:
         self._has_cors = has_cors
         self._bodies = RefusalBodies()
         self._looks = 0
-        # A heap of those whose turn is later: the loop's time when it comes, and a number for those of one moment. The
-        # timer is the first one's.
+        # A heap of refusals whose turn is later: the loop's time of the turn, and a number to order equal times. The
+        # timer is for the first.
         self._waiting: list[tuple[float, int, Refused]] = []
         self._timer: asyncio.TimerHandle | None = None
         # The server's own header lines, made anew with each second's date.
@@ -173,5 +173,5 @@ class EarlyRefusals:
         self._log.refused_early(refusal.error, refusal.endpoint.path, refusal.request_id, scope, seconds)
 
     def gone(self, refusal: EarlyRefusal) -> None:
-        """Count one whose client left before its turn."""
+        """Count a refusal whose client left before its turn."""
         self._log.left_early(refusal.endpoint.path)

@@ -14,7 +14,7 @@ _FRAMING = 8
 
 
 class HeadLimits(Protocol):
-    """What a client may take for a head."""
+    """Limits of a head."""
 
     @property
     def header_seconds(self) -> float: ...

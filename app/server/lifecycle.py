@@ -33,9 +33,9 @@ _TICKS_PER_CHECK = 10
 class Server(UvicornServer):
     """uvicorn's server with this service's way to stop.
 
-    SIGTERM: readiness falls at once, and for `linger_seconds` more requests are taken while whoever routes them finds
-    out; each answer then closes its connection. After that, what was accepted is answered for `grace_seconds`, and what
-    is open then is answered 503; the exit status is 0. Ctrl-C, or a second SIGTERM, skips the linger; Ctrl-C while it
+    SIGTERM: readiness falls at once, and for `linger_seconds` more requests are taken, until load balancers have
+    noticed; each answer then closes its connection. After that, accepted requests are answered for `grace_seconds`, and
+    those still open then get 503; the exit status is 0. Ctrl-C, or a second SIGTERM, skips the linger; Ctrl-C while it
     stops ends the grace period. (uvicorn itself closes its listeners at once and raises the signal again when it is
     done.)
     """
@@ -49,8 +49,10 @@ class Server(UvicornServer):
         on_grace_over: Callable[[], int],
         are_files_out: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`on_stop` is told of each signal, and says whether requests were being served until it. `on_grace_over` ends
-        the requests that are open, and says how many. `are_files_out` says whether nothing can be accepted.
+        """`on_stop` is called at each signal, and returns whether requests were being served until then.
+
+        `on_grace_over` ends the open requests, and returns their number. `are_files_out` says whether no connection can
+        be accepted.
         """
         super().__init__(config)
         self._linger_seconds = linger_seconds
@@ -132,9 +134,9 @@ class Server(UvicornServer):
             ending.cancel()
 
     async def _close(self, sockets: list[socket.socket]) -> None:
-        """Accept no more, and let the requests of those that have connected arrive."""
-        # First only the door: uvicorn closes connections that have sent no request yet in the same breath, and with
-        # them those whose request is on its way. The kernel resets what it still holds for a listener that closes.
+        """Accept no more, and let the requests of open connections arrive."""
+        # First only the listeners: uvicorn closes connections that have sent no request yet together with them, also
+        # those whose request is on its way. The kernel resets what it still holds for a listener that closes.
         for listener in sockets:
             admit_no_more(listener)
         await asyncio.sleep(_HANDSHAKE_SECONDS)
@@ -152,7 +154,7 @@ class Server(UvicornServer):
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _end_grace(self) -> None:
-        """Wait for the end of the grace period; answer what is open then, and cut what does not take its answer."""
+        """Wait for the end of the grace period; answer the requests open then, and cut clients that read no answer."""
         # A signal may end it sooner, and uvicorn's connections have no event that says they are gone.
         while time.monotonic() < self._grace_ends_at:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
@@ -189,7 +191,7 @@ def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
     while True:
         try:
             connection, _ = listener.accept()
-        except OSError:  # nobody is left (EAGAIN), or who was has gone
+        except OSError:  # none is left (EAGAIN), or the last one has gone
             return
         connection.setblocking(False)
         yield connection

@@ -40,7 +40,7 @@ def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[ModelFacts
     def on_failure(error: Exception) -> None:
         failures.append(error)
         server.should_exit = True
-        # A device that hangs may hang what would stop it too.
+        # A device that hangs may also hang the shutdown.
         guard = threading.Timer(_LAST_SECONDS, leave, [1])
         guard.daemon = True
         guard.start()
@@ -83,7 +83,7 @@ def build_server(settings: Settings, hooks: Hooks, parts: Parts | None = None) -
         forwarded_allow_ips=settings.forwarded_allow_ips,
         # A fraction will do: it is only waited for.
         timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]
-        # The last resort: `Server` ends what is open in order, and before.
+        # The last resort: `Server` ends open requests in order, and before.
         timeout_graceful_shutdown=round(settings.shutdown_grace_seconds + _LAST_RESORT_SECONDS),
         backlog=BACKLOG,
     )

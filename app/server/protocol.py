@@ -36,7 +36,7 @@ class HttpProtocol(ReadingProtocol):
         self._stalled_at: float | None = None
         self._half_closed: HalfClosed | None = None
 
-    # --- what is read
+    # --- requests
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -128,7 +128,7 @@ class HttpProtocol(ReadingProtocol):
         elif not self._is_refused:
             super().on_message_complete()
 
-    # --- what is answered here
+    # --- answers that no app gives
 
     def end_early(self, *, closes: bool) -> None:
         """The request that was refused is over; `closes` says that the rest of its body is not read."""
@@ -153,7 +153,7 @@ class HttpProtocol(ReadingProtocol):
     def _refuse(self, error: ServiceError) -> None:
         """Read no more, and answer with a problem where the request that is none would have been answered.
 
-        That is behind all that came whole before it. Where the answer to the faulty one is on its way already, that is
+        That is behind all complete requests before it. Where the answer to the faulty one is on its way already, it is
         the last.
         """
         if self._early is not None:
@@ -167,7 +167,7 @@ class HttpProtocol(ReadingProtocol):
         faulty, running = self.cycle, self._running
         is_idle = running is None or running.response_complete
         if is_idle or not faulty.more_body:
-            # uvicorn's newest request is whole: what is at fault is behind it, and has no cycle.
+            # uvicorn's newest request is whole: the fault is behind it, and has no cycle.
             refuse = partial(self._answer_refusal, error, {"client": self.client})
             if is_idle:
                 refuse()
@@ -179,7 +179,7 @@ class HttpProtocol(ReadingProtocol):
         else:
             faulty.keep_alive = False
             if not faulty.response_started:
-                # The rest of its body will not come: whoever reads it is told that the client has gone.
+                # The rest of its body will not come: to the app, the client has gone.
                 self._departure.happened(faulty)
                 scope: Any = faulty.scope
                 context_of(scope).is_answered_by_server = True
@@ -225,7 +225,7 @@ class HttpProtocol(ReadingProtocol):
         running = self._running
         return running is not None and not running.response_started and running.scope["http_version"] != "1.0"
 
-    # --- what is not read by the client
+    # --- answers that the client does not read
 
     def check_stall(self, now: float) -> None:
         """Cut a connection whose answer has lain unread for too long; `now` is a monotonic time.

@@ -22,14 +22,14 @@ FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
 
 
 class ReadingProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which becomes `HttpProtocol` with what is answered.
+    """uvicorn's protocol with this service's limits; `HttpProtocol` adds the answers.
 
     A request reaches the app only when its headers are complete. Faults before that are found here: silent and slow
     clients, endless headers, bytes that are not HTTP.
     """
 
     _discard: Discard
-    """Takes what comes behind the connection's last answer."""
+    """Takes the data behind the connection's last answer."""
 
     def __init__(self, *arguments: Any, limits: HeadLimits, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -62,10 +62,10 @@ class ReadingProtocol(HttpToolsProtocol):
             self._refuse(HeadersTooLarge())
 
     def _feed(self, data: bytes) -> None:
-        """Parse. Who asks for a WebSocket, or for HTTP/2 as curl does, is answered as if they had not.
+        """Parse. A request for a WebSocket, or for HTTP/2 as curl sends it, is answered as if it had not asked.
 
-        The parser believes that an upgrade is granted, with the request's head as its end; what comes behind the head
-        is given to a new one.
+        The parser believes that an upgrade is granted and ends with the request's head; the bytes behind the head
+        are given to a new one.
         """
         while data:
             try:
@@ -104,13 +104,13 @@ class ReadingProtocol(HttpToolsProtocol):
         self.headers.append((name, value))
 
     def on_body(self, body: bytes) -> None:
-        # Called for each chunk, and a piece of data may have 40,000: what is for all of them is in `_tell_app`.
+        # Called for each chunk, and a piece of data may have 40,000: the rest is done once a piece, in `_tell_app`.
         self._heads.body_bytes += len(body)
         if self._early is None and not self._is_refused and not self.cycle.response_complete:
             self.cycle.body += body
 
     def _tell_app(self) -> None:
-        """That more of its body is here; read no further where it has enough."""
+        """Wake the app: more of its body is here. Read no further where it has enough."""
         if self._early is None and self.cycle is not None and self.cycle.body:
             if len(self.cycle.body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()

@@ -14,7 +14,7 @@ _REST_SECONDS = 2.0
 
 
 class Connection(Protocol):
-    """What a connection does for a request that is refused on it."""
+    """The connection on which a request is refused."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
@@ -28,7 +28,7 @@ class Connection(Protocol):
 
 
 class RefusedRequest:
-    """From its headers on. The answer is sent when its turn comes, and the body's rest is read where it is small."""
+    """Sends the answer when its turn comes, and reads the rest of a small body."""
 
     def __init__(
         self, connection: Connection, refusals: EarlyRefusals, refusal: EarlyRefusal, *, keeps_connection: bool

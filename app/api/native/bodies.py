@@ -20,7 +20,7 @@ _LOOKS_LIKE_FORM = re.compile(rb"--[^\r\n]{1,256}\r\ncontent-disposition:", re.I
 def body_reader(content_type: str, max_images: int | None) -> BodyReader:
     """The reader for a body of this Content-Type; `max_images` is None where it is to carry one image.
 
-    What was encoded is dropped with its piece, so that no more is held than was received. Raises `MalformedRequest` for
+    The encoded text is dropped piece by piece, so that no more is held than was received. Raises `MalformedRequest` for
     a form's boundary that is none.
     """
     kind = content_type.partition(";")[0].strip().lower()
@@ -74,7 +74,7 @@ class _NoBatch:
 
 
 def _told_type(body: bytes, shape: str) -> str | None:
-    """What to tell a client whose Content-Type hides what its body is."""
+    """The error text for a body whose Content-Type contradicts its bytes."""
     if _LOOKS_LIKE_JSON.match(body):
         return (
             "The body looks like JSON, and the Content-Type header does not say so. Send it with "

@@ -1,4 +1,4 @@
-"""The answers' shapes, as OpenAPI shows them."""
+"""The JSON of native answers, as the OpenAPI document describes it."""
 
 from __future__ import annotations
 
