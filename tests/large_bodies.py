@@ -79,7 +79,9 @@ class ClockedService:
         """Seconds, since this was asked last."""
         self.reports += 1
         self.service.process.send_signal(signal.SIGUSR1)
-        return float(self.service.wait_for(f"clock {self.reports}:").split()[-1])
+        line = self.service.wait_for(f"clock {self.reports}:")
+        # The log's thread may write into the same line.
+        return float(line.partition(f"clock {self.reports}: ")[2][:8])
 
 
 @contextmanager
