@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app.loading import LoadedModel
-from app.opening import LogReporter
+from app.progress import LogReporter
 from app.server.app import Hooks, create_app
 from app.settings import Settings
 from tests.running import START_SECONDS

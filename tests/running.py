@@ -19,7 +19,7 @@ import httpx
 from blockbuster import BlockBuster
 
 from app.loading import LoadedModel
-from app.opening import LogReporter
+from app.progress import LogReporter
 from app.server.app import Hooks
 from app.server.lifecycle import Server
 from app.server.listening import address_of, listen

@@ -10,7 +10,7 @@ from functools import partial
 from ..classifier import Classifier
 from ..interpreter import leave, spare_requests_from_collection
 from ..loading import LoadedModel, ModelFacts
-from ..opening import Reporter
+from ..progress import Reporter
 from ..settings import Settings
 from .app import Hooks, Parts, create_app
 from .connection_limits import ConnectionLimits

@@ -20,7 +20,7 @@ from ..errors import EngineUnavailable
 from ..interpreter import leave, spare_requests_from_collection
 from ..loading import LoadedModel
 from ..metrics import Metrics
-from ..opening import LogReporter
+from ..progress import LogReporter
 from ..server.app import Hooks, Parts
 from ..server.lifecycle import Server
 from ..server.process import build_server

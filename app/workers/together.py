@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..errors import SettingError
 from ..metrics import SharedFiles
-from ..opening import Reporter
+from ..progress import Reporter
 from ..server.listening import address_of, listen_together
 from ..settings import Settings
 from .division import divide
