@@ -29,6 +29,7 @@ parity: $(VENV)/.dev ## Rebuild the stored fixtures with the real frameworks, an
 	@.venv-parity/bin/python -m pip install --quiet -r tests/parity/requirements.txt
 	@for maker in tensorflow keras keras_variants objects; do CUDA_VISIBLE_DEVICES= .venv-parity/bin/python -m tests.parity.make_$$maker || exit 1; done
 	@PYTHONPATH=.:$$(echo $(VENV)/lib/python3*/site-packages) CUDA_VISIBLE_DEVICES= .venv-parity/bin/python -m tests.parity.make_transformers
+	@$(BIN)/python -m tests.parity.make_published
 	@$(BIN)/pytest -q tests/test_parity_*.py tests/test_saved_model.py
 
 hostile: $(VENV)/.dev ## Read 4,000 damaged checkpoints; decode hostile structures of 64 MB; send 10,000 damaged images beside good traffic, the largest bodies of every kind, and thousands of requests from the OpenAPI document (20 min)

@@ -1,4 +1,4 @@
-"""The classifier: bytes in, Classification out. Every door calls this one object."""
+"""Classifies one image: decode → score → rank, with admission in front."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+
 from .batching import Announcement, Schedule, SharedReservations, Shed
-from .engine import Scored
 from .errors import DeadlineExceeded, EngineUnavailable, InvalidParameter, ModelOutputInvalid, NotReady, ServiceError
 from .images import Decoder
 from .loading import LoadedModel
 from .metrics import Metrics
 from .ranking import rank
-from .types import Classification, StageTimings
+from .types import Classification, Pixels, ScoredImage, StageTimings, Tensor, Want
 
 DEFAULT_TOP_K = 5
 
@@ -46,7 +47,7 @@ class Admitted:
 
 
 class Classifier:
-    """Decodes, batches, ranks. Holds the model that serves now; a swap is one assignment to `model`.
+    """Decodes, scores, ranks. Holds the model that serves now; a swap is one assignment to `model`.
 
     An image is admitted only if it can be answered in time, as the reservations ahead of it say (`Schedule`). That is
     checked twice: when its headers have come, so that the body of a refused request is never read, and at the end of
@@ -138,56 +139,68 @@ class Classifier:
     async def classify(
         self, model: LoadedModel, data: bytes, top_k: int, deadline: float, batch: Hashable | None = None
     ) -> Classification:
-        """Classify one encoded image.
+        """The `top_k` most probable classes of one encoded image. Parameters and errors as `score` has them."""
+        scored = await self.score(model, data, Want.SCORES, deadline, batch)
+        predictions = rank(scored.outputs.scores, scored.outputs.activation, model.labels, top_k)
+        return Classification(scored.model, predictions, scored.timings, scored.batch_size)
+
+    async def score(
+        self, model: LoadedModel, image: bytes | Tensor, want: Want, deadline: float, batch: Hashable | None = None
+    ) -> ScoredImage:
+        """The model's outputs for one image: an encoded one, or a tensor that is normalised already.
 
         `deadline` is an absolute monotonic time; `batch` is the request, where that carries several images: they share
-        its turns at being decoded. Raises a `ServiceError`: the image's (`ImageCorrupt` and its like), the service's
-        (`Overloaded`, `DeadlineExceeded`) or the model's (`ModelOutputInvalid`).
+        its turns at being decoded. Raises a `ServiceError`: the image's (`ImageCorrupt` and its like, and
+        `InvalidParameter` for a tensor of another shape or with values that are not finite), the service's
+        (`Overloaded`, `DeadlineExceeded`) or the model's (`ModelOutputInvalid`, `FeaturesNotAvailable`,
+        `TensorsNotAvailable`).
         """
         began = self._clock()
-        cost = self.decoder.cost_of(data)
-        decoded_in = self.decoder.predicted_seconds(cost, batch)
+        if isinstance(image, np.ndarray):
+            _check_tensor(image, model)
+            decoded_in = 0.0
+        else:
+            decoded_in = self.decoder.predicted_seconds(self.decoder.cost_of(image), batch)
         reservation = self.schedule.reserve(model.engine.state().device, deadline, decoded_in)
         try:
-            scored, decode_seconds = await self._score(model, data, deadline, batch, began)
+            item = image if isinstance(image, np.ndarray) else await self._decoded(model, image, deadline, batch)
+            decode_seconds = self._clock() - began
+            scored = await model.engine.run(item, want, deadline)
             self.schedule.observe(reservation, answered=True)
         except DeadlineExceeded:
             self.schedule.observe(reservation, answered=False)
             raise
         finally:
             self.schedule.release(reservation)
-        return self._ranked(model, scored, decode_seconds, top_k)
+        timings = StageTimings(decode_seconds, scored.queue_seconds, scored.inference_seconds)
+        if not isinstance(image, np.ndarray):
+            self._stages["decode"].observe(timings.decode_seconds)
+        self._stages["queue"].observe(timings.queue_seconds)
+        self._stages["inference"].observe(timings.inference_seconds)
+        if not scored.outputs.is_finite():
+            self.metrics.nan_outputs.inc()
+            raise ModelOutputInvalid()
+        return ScoredImage(model.identity, scored.outputs, timings, scored.batch_size)
 
-    async def _score(
-        self, model: LoadedModel, data: bytes, deadline: float, batch: Hashable | None, began: float
-    ) -> tuple[Scored, float]:
-        """Its scores, and the seconds from `began` until it was decoded."""
+    async def _decoded(self, model: LoadedModel, data: bytes, deadline: float, batch: Hashable | None) -> Pixels:
         try:
-            pixels = await self.decoder.decode(data, model.preprocessing, deadline, batch)
+            return await self.decoder.decode(data, model.preprocessing, deadline, batch)
         except ServiceError as error:
             if error.code in ("overloaded", "deadline_exceeded"):
                 self.metrics.dropped.labels(error.code.removesuffix("_exceeded")).inc()
             raise
-        decode_seconds = self._clock() - began
-        return await model.engine.run(pixels, deadline), decode_seconds
-
-    def _ranked(self, model: LoadedModel, scored: Scored, decode_seconds: float, top_k: int) -> Classification:
-        timings = StageTimings(decode_seconds, scored.queue_seconds, scored.inference_seconds)
-        for stage, seconds in (
-            ("decode", timings.decode_seconds),
-            ("queue", timings.queue_seconds),
-            ("inference", timings.inference_seconds),
-        ):
-            self._stages[stage].observe(seconds)
-        try:
-            predictions = rank(scored.scores, scored.activation, model.labels, top_k)
-        except ModelOutputInvalid:
-            self.metrics.nan_outputs.inc()
-            raise
-        return Classification(model.identity, predictions, timings, scored.batch_size)
 
     async def close(self) -> None:
         """Stop decoding and give the device back."""
         await self.decoder.close()
         if self.model is not None:
             await self.model.engine.close()
+
+
+def _check_tensor(tensor: Tensor, model: LoadedModel) -> None:
+    """Raises `InvalidParameter` for a tensor that the model does not take."""
+    shape = (3, *model.preprocessing.crop)
+    if tensor.shape != shape or tensor.dtype != np.float32:
+        raise InvalidParameter(f"The tensor must be float32 of shape {list(shape)}, normalised as the model expects.")
+    if not np.isfinite(tensor).all():
+        raise InvalidParameter("The tensor has values that are not finite numbers.")

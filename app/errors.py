@@ -180,6 +180,17 @@ class InvalidParameter(BadRequest):
     default_detail = "A parameter has a value that it cannot have."
 
 
+class FeaturesNotAvailable(InvalidParameter):
+    default_detail = (
+        "Features and feature maps are not available for this model: its network has no global average pool before "
+        "its classifier."
+    )
+
+
+class TensorsNotAvailable(InvalidParameter):
+    default_detail = "Tensors are not available as inputs for this model. Send an image."
+
+
 class Unavailable(ServiceError):
     """Not now. `retry_after_seconds` is when to try again, where that can be said."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, Flag, StrEnum, auto
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,18 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 """`(H, W, 3)` uint8 RGB at the model's own input size, or `(N, H, W, 3)` where a batch is meant."""
 
+Tensor = NDArray[np.float32]
+"""`(3, H, W)` float32 at the model's input size, normalised and in the network's channel order (`Preprocessing`), or
+`(N, 3, H, W)` where a batch is meant."""
+
 Scores = NDArray[np.float32]
 """`(classes,)` float32 for one image, or `(N, classes)` where a batch is meant."""
+
+Features = NDArray[np.float32]
+"""`(C,)` float32, the mean of each feature map, or `(N, C)` where a batch is meant."""
+
+FeatureMaps = NDArray[np.float32]
+"""`(C, h, w)` float32, the input of the network's last global average pool, or `(N, C, h, w)` for a batch."""
 
 Activation = Literal["softmax", "sigmoid", "none"]
 """What turns a network's scores into probabilities. none: they are probabilities already."""
@@ -23,16 +33,35 @@ DecodeMode = Literal["exact", "fast"]
 """Whether images are decoded as the reference transform does, to the last bit, or with fewer pixels on the way."""
 
 
+def is_pixels(item: Pixels | Tensor) -> TypeGuard[Pixels]:
+    """Whether an input, or a batch of inputs, is pixels and not a tensor."""
+    return item.dtype.kind == "u"
+
+
 class InputSpec(StrEnum):
-    """What a backend can take. The batcher groups by this key and never looks inside it."""
+    """The kinds of input that a backend can take."""
 
     PIXELS_U8 = "pixels_u8"
+    """`Pixels`: channel order and normalisation are the backend's work."""
+    TENSOR_F32 = "tensor_f32"
+    """`Tensor`: the network's own input."""
+
+    @classmethod
+    def of(cls, item: Pixels | Tensor) -> InputSpec:
+        """The kind of an input, by its dtype."""
+        return _PIXELS_U8 if item.dtype.kind == "u" else _TENSOR_F32
+
+
+# Python 3.11 takes a microsecond to look a member of an enumeration up in its class.
+_PIXELS_U8, _TENSOR_F32 = InputSpec
 
 
 class Want(Flag):
-    """What a caller needs from a batch; a backend computes no more than that."""
+    """The outputs that a caller needs; a backend computes no others. Scores are part of every answer."""
 
     SCORES = auto()
+    FEATURES = auto()
+    FEATURE_MAPS = auto()
 
 
 class Interpolation(Enum):
@@ -239,10 +268,31 @@ def _figures(values: tuple[float, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a backend answers for a batch: `(N, classes)` float32 scores and what turns them into probabilities."""
+    """A backend's answer for a batch, or one row of it for one image."""
 
     scores: Scores
     activation: Activation
+    """Turns the scores into probabilities."""
+    features: Features | None = None
+    """None where they were not wanted."""
+    feature_maps: FeatureMaps | None = None
+    """None where they were not wanted."""
+
+    def row(self, index: int) -> Outputs:
+        """The outputs for one image of the batch, as views."""
+        features, maps = self.features, self.feature_maps
+        return Outputs(
+            self.scores[index],
+            self.activation,
+            None if features is None else features[index],
+            None if maps is None else maps[index],
+        )
+
+    def is_finite(self) -> bool:
+        """Whether no value is NaN or infinite."""
+        return all(
+            part is None or bool(np.isfinite(part).all()) for part in (self.scores, self.features, self.feature_maps)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +319,16 @@ class ModelIdentity:
 
     name: str
     version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredImage:
+    """The model's outputs for one image, not ranked: rows without a batch axis."""
+
+    model: ModelIdentity
+    outputs: Outputs
+    timings: StageTimings
+    batch_size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from app.processes import child_environment
 from app.progress import LogReporter
 from app.server.app import build_classifier
 from app.settings import Settings
+from app.types import Want
 from benchmarks.report import heading, median, options_of, photos_of, say, table
 from benchmarks.turns import Load, Server, our_service
 
@@ -69,7 +70,8 @@ async def _prepared(step: str, settings: Settings) -> Step:
 
     async def engine(data: bytes) -> object:
         deadline = time.monotonic() + _SECONDS
-        return await model.engine.run(await classifier.decoder.decode(data, model.preprocessing, deadline), deadline)
+        pixels = await classifier.decoder.decode(data, model.preprocessing, deadline)
+        return await model.engine.run(pixels, Want.SCORES, deadline)
 
     async def classify(data: bytes) -> object:
         return await classifier.classify(model, data, 5, time.monotonic() + _SECONDS)

@@ -21,7 +21,7 @@ from app.images.geometry import resize_and_crop
 from app.loading import LoadedModel, load_model
 from app.metrics import Metrics
 from app.settings import Settings
-from app.types import Pixels, Preprocessing, Scores
+from app.types import Pixels, Preprocessing, Scores, Want
 from tests.images_made import photo
 
 State = dict[str, torch.Tensor]
@@ -115,7 +115,8 @@ def scores_of(model: LoadedModel, images: list[Image.Image]) -> Scores:
         try:
             deadline = time.monotonic() + 60
             batch = [np.asarray(resize_and_crop(image, model.preprocessing)) for image in images]
-            return [scored.scores for scored in await asyncio.gather(*[model.engine.run(p, deadline) for p in batch])]
+            scored = await asyncio.gather(*[model.engine.run(p, Want.SCORES, deadline) for p in batch])
+            return [each.outputs.scores for each in scored]
         finally:
             await model.engine.close()
 

@@ -238,6 +238,86 @@ def test_everybody_ends_once_with_what_is_their_own(
     assert (played.batcher.lost is not None) <= (hangs_at is not None)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    requests=st.lists(
+        st.tuples(st.integers(0, 2), st.floats(0, 0.2), st.sampled_from([0.5, 1.0, 30.0])), min_size=1, max_size=40
+    ),
+    size=st.integers(1, 8),
+    slots=st.integers(1, 2),
+)
+def test_batches_are_of_one_key_and_the_most_urgent_is_always_next(
+    requests: list[tuple[int, float, float]], size: int, slots: int
+) -> None:
+    """No batch mixes keys. Each begins with the earliest deadline of all that wait, whatever its key, and leaves no
+    item of its key behind that is more urgent than one that it took."""
+
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        waiting: dict[int, tuple[float, int, float]] = {}
+
+        async def run(items: Sequence[int]) -> list[int]:
+            taken = [waiting.pop(item) for item in items]
+            assert len({key for _, key, _ in taken}) == 1
+            assert len(items) <= size
+            # An item that came at this very moment may be later than the batch was formed.
+            others = [(deadline, key) for deadline, key, came_at in waiting.values() if came_at < loop.time()]
+            assert all(taken[0][0] <= deadline for deadline, _ in others)
+            latest = max(deadline for deadline, _, _ in taken)
+            same = [deadline for deadline, key in others if key == taken[0][1]]
+            assert all(deadline >= latest for deadline in same)
+            assert len(items) == size or not same
+            await asyncio.sleep(ALPHA + BETA * len(items))
+            return list(items)
+
+        batcher: Batcher[int, int] = Batcher(
+            run,
+            max_batch_size=size,
+            max_waiting=100,
+            concurrency=slots,
+            latency=LatencyModel({1: 1e-6, 8: 2e-6}),
+            is_timed=lambda key: False,
+            clock=loop.time,
+        )
+
+        async def one(number: int, key: int, at: float, patience: float) -> None:
+            await asyncio.sleep(at)
+            deadline = loop.time() + patience + 5
+            waiting[number] = (deadline, key, loop.time())
+            assert (await batcher.submit(number, deadline=deadline, key=key)).value == number
+
+        await asyncio.gather(*[one(number, *request) for number, request in enumerate(requests)])
+
+    virtual_time.run(scene())
+
+
+def test_only_timed_keys_teach_how_long_batches_take() -> None:
+    """Slow batches of another key leave the prediction for the plain one as it was."""
+
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def run(items: Sequence[int]) -> Sequence[int]:
+            await asyncio.sleep(5.0 if items[0] else 0.01)
+            return items
+
+        batcher: Batcher[int, int] = Batcher(
+            run,
+            max_batch_size=4,
+            max_waiting=9,
+            latency=LatencyModel({1: 0.01, 4: 0.01}),
+            is_timed=lambda key: key == "plain",
+            clock=loop.time,
+        )
+        before = batcher.latency.predict(1)
+        for _ in range(5):
+            await batcher.submit(1, deadline=loop.time() + 30, key="slow")
+        assert batcher.latency.predict(1) == before
+        await batcher.submit(0, deadline=loop.time() + 30, key="plain")
+
+    virtual_time.run(scene())
+
+
 def test_nobody_starves() -> None:
     """Under a load of urgent requests that never ends, a patient one is answered before its deadline."""
     urgent = [Request(n, n * 0.004, 0.1, None, False) for n in range(1, 2000)]

@@ -18,7 +18,7 @@ import pytest
 from app.engine import Engine
 from app.errors import DeviceLost, EngineUnavailable, Internal, OutOfMemory
 from app.settings import Settings
-from app.types import Pixels
+from app.types import Pixels, Want
 from tests.photos import make_jpeg
 from tests.running import post_image, running_server, service_process, wait_until
 from tests.scripted import (
@@ -53,10 +53,10 @@ async def ask(engine: Engine, numbers: Sequence[int], seconds: float = 30) -> li
 
     async def one(number: int) -> Any:
         try:
-            scored = await engine.run(image(number), time.monotonic() + seconds)
+            scored = await engine.run(image(number), Want.SCORES, time.monotonic() + seconds)
         except Exception as error:
             return error
-        return int(scored.scores.argmax())
+        return int(scored.outputs.scores.argmax())
 
     return await asyncio.gather(*[one(number) for number in numbers])
 

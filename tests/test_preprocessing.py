@@ -20,6 +20,7 @@ from app.images.geometry import resize_and_crop
 from app.labels import imagenet_labels
 from app.types import Want
 from tests.images_made import decoded, largest_difference, noise, photo
+from tests.parity import make_published
 from tests.photos import encode
 
 # Beyond this ratio of sides the crop is cut out before it is resized, and is equal within one level only.
@@ -115,6 +116,11 @@ def test_a_file_on_its_way_through_decode_equals_torchvision(name: str) -> None:
 def test_the_preprocessing_that_is_known_without_torchvision_is_torchvisions() -> None:
     """The constant that the service holds of ResNet-50's V1 equals what torchvision says."""
     assert published_resnet50_preprocessing() == find_by_name("resnet50", "IMAGENET1K_V1").preprocessing
+
+
+def test_the_table_of_published_weights_is_torchvisions() -> None:
+    """Addresses, checksums and preprocessing that the service carries equal torchvision's, of every classifier."""
+    assert make_published.TABLE.read_text(encoding="utf-8") == make_published.text()
 
 
 @pytest.mark.parametrize("weights", list(RESNET50), ids=lambda weights: weights.name)

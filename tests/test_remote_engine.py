@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import mmap
 import os
 import random
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -25,8 +27,17 @@ from app.engine.host import EngineHost
 from app.engine.remote import RemoteEngine
 from app.engine.segment import Segment, SlotLayout, create_segment
 from app.errors import DeadlineExceeded, EngineUnavailable, Internal, Overloaded, ServiceError, Unavailable
-from app.types import Pixels
-from tests.scripted import CLASSES, KINDS, Kind, ScriptedBackend, answer, scripted_engine, too_few_classes
+from app.types import InputSpec, Outputs, Pixels, Want
+from tests.scripted import (
+    CLASSES,
+    KINDS,
+    Kind,
+    ScriptedBackend,
+    answer,
+    scripted_engine,
+    too_few_classes,
+    without_features,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -90,34 +101,145 @@ async def hosted(**options: Any) -> AsyncIterator[Hosted]:
 
 
 async def ask(engine: RemoteEngine, level: int, seconds: float = 30) -> int:
-    scored = await engine.run(image(level), time.monotonic() + seconds)
-    assert scored.scores.shape == (CLASSES,)
-    assert scored.scores[level] == 9.0
-    assert np.count_nonzero(scored.scores) == 1
-    return int(scored.scores.argmax())
+    scored = await engine.run(image(level), Want.SCORES, time.monotonic() + seconds)
+    assert scored.outputs.scores.shape == (CLASSES,)
+    assert scored.outputs.scores[level] == 9.0
+    assert np.count_nonzero(scored.outputs.scores) == 1
+    return int(scored.outputs.scores.argmax())
 
 
 async def test_many_images_get_their_own_answers(kind: Kind) -> None:
     """Five hundred at once, of either kind of engine: each is answered with its own level, none with another's."""
 
     async def one(number: int) -> int:
-        scored = await engine.run(image(number % 250, 224), time.monotonic() + 30)
+        scored = await engine.run(image(number % 250, 224), Want.SCORES, time.monotonic() + 30)
         assert 1 <= scored.batch_size <= 32
         assert scored.queue_seconds >= 0
         assert scored.inference_seconds > 0
-        return int(scored.scores.argmax())
+        return int(scored.outputs.scores.argmax())
 
     async with scripted_engine(kind, max_queue=512) as (engine, _):
         assert await asyncio.gather(*[one(number) for number in range(500)]) == [n % 250 for n in range(500)]
+
+
+KINDS_OF_WORK = [
+    (spec, want)
+    for spec in InputSpec
+    for want in (Want.SCORES, Want.SCORES | Want.FEATURES, Want.SCORES | Want.FEATURE_MAPS, ~Want(0))
+]
+
+
+async def test_each_image_gets_what_it_wants_and_its_own(kind: Kind) -> None:
+    """Pixels and tensors, with and without features and maps, all at once: each gets its own, and nothing else."""
+
+    async def one(number: int) -> None:
+        spec, want = KINDS_OF_WORK[number % len(KINDS_OF_WORK)]
+        level = number % 250
+        item = image(level, 224) if spec == InputSpec.PIXELS_U8 else np.full((3, 224, 224), level, np.float32)
+        outputs = (await engine.run(item, want, time.monotonic() + 60)).outputs
+        assert outputs.scores.argmax() == level
+        assert (outputs.features is not None) == (Want.FEATURES in want)
+        assert (outputs.feature_maps is not None) == (Want.FEATURE_MAPS in want)
+        if outputs.features is not None:
+            assert outputs.features.tolist() == [level] * 8
+        if outputs.feature_maps is not None:
+            assert outputs.feature_maps.shape == (8, 3, 3)
+            assert (outputs.feature_maps == level).all()
+
+    async with scripted_engine(kind, max_queue=512) as (engine, _):
+        await asyncio.gather(*[one(number) for number in range(200)])
+
+
+async def test_what_the_model_cannot_do_is_a_typed_error(kind: Kind) -> None:
+    """Features and tensors that are not available are refused as such; scores for pixels are answered."""
+    async with scripted_engine(kind) as (engine, device):
+        device.follow(without_features)
+        deadline = time.monotonic() + 60
+        for _ in range(2):
+            with pytest.raises(errors.FeaturesNotAvailable):
+                await engine.run(image(1, 224), Want.SCORES | Want.FEATURES, deadline)
+            with pytest.raises(errors.TensorsNotAvailable):
+                await engine.run(np.zeros((3, 224, 224), np.float32), Want.SCORES, deadline)
+        assert (await engine.run(image(7, 224), Want.SCORES, deadline)).outputs.scores.argmax() == 7
+
+
+class SlowToPrepare(ScriptedBackend):
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_prepare = threading.Event()
+        self.prepared = 0
+
+    def prepare(self, spec: InputSpec, want: Want) -> None:
+        self.may_prepare.wait()
+        self.prepared += 1
+
+
+async def test_plain_requests_do_not_wait_while_features_are_prepared() -> None:
+    """The first request for features sets them up beside the batches; it ends at its deadline, and counts once."""
+    backend = SlowToPrepare()
+    engine = InProcessEngine(backend, max_batch_size=4, max_queue=16)
+    await engine.start()
+    far = time.monotonic() + 60
+    with pytest.raises(DeadlineExceeded):
+        await engine.run(image(1), Want.SCORES | Want.FEATURES, time.monotonic() + 0.01)
+    waiting = [asyncio.ensure_future(engine.run(image(n), Want.SCORES | Want.FEATURES, far)) for n in range(3)]
+    assert (await engine.run(image(5), Want.SCORES, far)).outputs.scores.argmax() == 5
+    assert not any(each.done() for each in waiting)
+    backend.may_prepare.set()
+    assert [scored.outputs.scores.argmax() for scored in await asyncio.gather(*waiting)] == [0, 1, 2]
+    assert backend.prepared == 1
+    await engine.close()
+
+
+def test_answers_are_taken_whole_however_they_arrive() -> None:
+    """Records and the values behind them are read the same from any pieces of the stream."""
+    maps = np.arange(8 * 3 * 3, dtype=np.float32).reshape(8, 3, 3)
+    scores = np.zeros(2, np.float32)
+    stream = b"".join(
+        [
+            wire.pack_scored(1, Outputs(scores, "softmax"), 1, 0.5, 0.25),
+            wire.pack_scored(2, Outputs(scores, "none", maps[:, 0, 0], maps), 2, 0.5, 0.25),
+            wire.pack_error(3, Overloaded(retry_after_seconds=1.5)),
+            wire.pack_scored(4, Outputs(scores, "sigmoid", None, maps), 3, 0.5, 0.25),
+            wire.pack_scored(5, Outputs(scores, "softmax", maps[:, 1, 1]), 4, 0.5, 0.25),
+        ]
+    )
+    for size in (1, 7, 40, 333, len(stream)):
+        received, answers = bytearray(), []
+        for start in range(0, len(stream), size):
+            received += stream[start : start + size]
+            answers += wire.take_answers(received)
+        assert not received
+        assert [each.request_id for each in answers] == [1, 2, 3, 4, 5]
+        assert [each.features is None for each in answers] == [True, False, True, True, False]
+        assert answers[1].feature_maps is not None
+        assert np.array_equal(answers[1].feature_maps, maps)
+        assert answers[4].features is not None
+        assert np.array_equal(answers[4].features, maps[:, 1, 1])
+
+
+def test_slots_that_carry_pixels_take_the_memory_of_pixels() -> None:
+    """The rest of a slot, for tensors, is memory that nobody touches and the system does not give."""
+    layout = SlotLayout(224, 224, CLASSES, 16)
+    memory = create_segment(layout)
+    segment = Segment(memory, layout)
+    for slot in range(16):
+        segment.pixels(slot)[:] = slot
+        segment.scores(slot)[:] = slot
+    pages = -(-224 * 224 * 3 // mmap.PAGESIZE)
+    assert os.fstat(memory).st_blocks * 512 <= 16 * (pages + 1) * mmap.PAGESIZE
+    os.close(memory)
 
 
 async def test_who_leaves_never_reaches_the_device(kind: Kind) -> None:
     """Callers that are cancelled while the device is busy leave the queue; the device sees only who stayed."""
     async with scripted_engine(kind) as (engine, device):
         device.hold()
-        first = asyncio.ensure_future(engine.run(image(1, 224), time.monotonic() + 30))
+        first = asyncio.ensure_future(engine.run(image(1, 224), Want.SCORES, time.monotonic() + 30))
         await asyncio.to_thread(device.wait_until_entered)
-        others = [asyncio.ensure_future(engine.run(image(2 + n, 224), time.monotonic() + 30)) for n in range(10)]
+        others = [
+            asyncio.ensure_future(engine.run(image(2 + n, 224), Want.SCORES, time.monotonic() + 30)) for n in range(10)
+        ]
         await asyncio.sleep(0)
         for leaver in others[::2]:
             leaver.cancel()
@@ -126,8 +248,8 @@ async def test_who_leaves_never_reaches_the_device(kind: Kind) -> None:
             # The engine has said that it let go of each.
             await until(lambda: engine.asked == 6)
         device.release()
-        assert (await first).scores.argmax() == 1
-        stayed = [int((await other).scores.argmax()) for other in others[1::2]]
+        assert (await first).outputs.scores.argmax() == 1
+        stayed = [int((await other).outputs.scores.argmax()) for other in others[1::2]]
         assert stayed == [3, 5, 7, 9, 11]
         assert sorted(level for batch in device.batches() for level in batch if level) == [1, *stayed]
 
@@ -136,11 +258,11 @@ async def test_a_deadline_passes_in_the_queue(kind: Kind) -> None:
     """What waits past its deadline is told so then, while the device is still busy."""
     async with scripted_engine(kind) as (engine, device):
         device.hold()
-        first = asyncio.ensure_future(engine.run(image(1, 224), time.monotonic() + 30))
+        first = asyncio.ensure_future(engine.run(image(1, 224), Want.SCORES, time.monotonic() + 30))
         await asyncio.to_thread(device.wait_until_entered)
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
-            await engine.run(image(2, 224), began + 0.1)
+            await engine.run(image(2, 224), Want.SCORES, began + 0.1)
         assert 0.09 < time.monotonic() - began < 5
         device.release()
         await first
@@ -151,9 +273,11 @@ async def test_the_queue_is_bounded(kind: Kind) -> None:
     """With the device busy, what comes beyond the bound is refused at once, and told when to come again."""
     async with scripted_engine(kind, max_queue=4, max_batch_size=2) as (engine, device):
         device.hold()
-        asking = [asyncio.ensure_future(engine.run(image(1, 224), time.monotonic() + 30))]
+        asking = [asyncio.ensure_future(engine.run(image(1, 224), Want.SCORES, time.monotonic() + 30))]
         await asyncio.to_thread(device.wait_until_entered)
-        asking += [asyncio.ensure_future(engine.run(image(2 + n, 224), time.monotonic() + 30)) for n in range(20)]
+        asking += [
+            asyncio.ensure_future(engine.run(image(2 + n, 224), Want.SCORES, time.monotonic() + 30)) for n in range(20)
+        ]
         # Twenty less a queue of four and a batch of two.
         for outcome in itertools.islice(asyncio.as_completed(asking[1:]), 14):
             with pytest.raises(Overloaded) as caught:
@@ -280,12 +404,23 @@ async def test_an_engine_that_does_not_answer_is_not_waited_for() -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        wire.REQUEST.pack(99, 0, 1, 0.0),
-        wire.REQUEST.pack(wire.SUBMIT, 4_000_000, 1, 1e9),
-        wire.REQUEST.pack(wire.SUBMIT, 1, 1, 1e9) * 2,
-        wire.REQUEST.pack(wire.SUBMIT, 1, 1, 1e9) + wire.REQUEST.pack(wire.SUBMIT, 1, 2, 1e9),
+        wire.REQUEST.pack(99, 0, 1, 0, 1, 0.0),
+        wire.REQUEST.pack(wire.SUBMIT, 9, 1, 0, 1, 1e9),
+        wire.REQUEST.pack(wire.SUBMIT, 0, 0, 0, 1, 1e9),
+        wire.REQUEST.pack(wire.SUBMIT, 0, 8, 0, 1, 1e9),
+        wire.REQUEST.pack(wire.SUBMIT, 0, 1, 4_000_000, 1, 1e9),
+        wire.REQUEST.pack(wire.SUBMIT, 0, 1, 1, 1, 1e9) * 2,
+        wire.REQUEST.pack(wire.SUBMIT, 0, 1, 1, 1, 1e9) + wire.REQUEST.pack(wire.SUBMIT, 0, 1, 1, 2, 1e9),
     ],
-    ids=["unknown", "no such slot", "the same twice", "a slot in use"],
+    ids=[
+        "unknown",
+        "unknown input",
+        "nothing wanted",
+        "unknown want",
+        "no such slot",
+        "the same twice",
+        "a slot in use",
+    ],
 )
 async def test_what_makes_no_sense_costs_its_sender_the_connection(record: bytes) -> None:
     """The engine leaves a front-end that sends what none would; the others are served on."""

@@ -24,7 +24,7 @@ from app.errors import DeadlineExceeded, ImageCorrupt, Internal, NotReady, Overl
 from app.images.cost import Cost
 from app.loading import LoadedModel
 from app.metrics import Metrics
-from app.types import Classification, Pixels
+from app.types import Classification, Outputs, Pixels, Want
 from tests import virtual_time
 
 IDLE = DeviceForecast(free_in_seconds=0.0, running=(), slots=1, batch_size=4, batch_seconds=1.0, single_seconds=0.4)
@@ -612,7 +612,7 @@ class Scripted:
             raise errors[data]
         return np.frombuffer(data, np.uint8)  # type: ignore[return-value]
 
-    async def run(self, pixels: Pixels, deadline: float) -> Scored:
+    async def run(self, pixels: Pixels, want: Want, deadline: float) -> Scored:
         errors: dict[bytes, Exception] = {
             b"device failed": Internal(),
             b"device late": DeadlineExceeded(),
@@ -623,7 +623,7 @@ class Scripted:
         data = pixels.tobytes()
         if data in errors:
             raise errors[data]
-        return Scored(np.array([0.75, 0.25], np.float32), "none", 1, 0.0, self.run_seconds)
+        return Scored(Outputs(np.array([0.75, 0.25], np.float32), "none"), 1, 0.0, self.run_seconds)
 
     async def close(self) -> None:
         pass

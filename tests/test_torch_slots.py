@@ -486,8 +486,8 @@ async def test_the_engine_splits_what_does_not_fit() -> None:
     device.on_work = check
     batch = images(48)
     deadline = time.monotonic() + 60
-    scored = await asyncio.gather(*[engine.run(image, deadline) for image in batch])
-    assert_answers(np.stack([each.scores for each in scored]), batch)
+    scored = await asyncio.gather(*[engine.run(image, Want.SCORES, deadline) for image in batch])
+    assert_answers(np.stack([each.outputs.scores for each in scored]), batch)
     assert len(ran_out) == 3
     assert min(each.batch_size for each in scored) < 16
     assert engine.state().device.batch_size < 16

@@ -186,7 +186,7 @@ def test_every_format_is_served_without_torch(
     if name != "offline-demo":
         commands += [
             ["inspect", "--json", *FLAGS, weights],
-            ["evaluate", "--json", "-", *FLAGS, weights, str(photos)],
+            ["evaluate", "--json", "-", "--try", "activation", *FLAGS, weights, str(photos)],
         ]
     if name not in ("offline-demo", "model.onnx"):
         commands += [["convert", *FLAGS, weights, str(tmp_path / "converted.safetensors")]]

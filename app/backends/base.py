@@ -1,11 +1,15 @@
-"""The contract of a backend, whole."""
+"""The contract of a backend: what runs a network on a device."""
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..types import InputSpec, Outputs, Pixels, Want
+from ..types import InputSpec, Outputs, Pixels, Tensor, Want
+
+Batch = Pixels | Tensor
+"""`(N, H, W, 3)` uint8 or `(N, 3, H, W)` float32: the dtype tells which `InputSpec` it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,7 @@ class BackendOptions:
 
 
 class Backend(Protocol):
-    """A network on a device. It is given pixels and answers with scores; it knows nothing of requests or queues.
+    """A network on a device. It knows nothing of requests or queues.
 
     `infer` is called from up to `concurrency` threads at once and never with more than `max_batch_size` images. It may
     not keep or change the batch after it returned.
@@ -28,23 +32,38 @@ class Backend(Protocol):
     name: str
     device: str
     """Where it runs, for a person: "cpu", "cuda:0 (NVIDIA …)"."""
-    input_specs: frozenset[InputSpec]
-    """What it takes. For `PIXELS_U8`: `(N, H, W, 3)` uint8 RGB at the model's size; normalisation is the backend's."""
     concurrency: int
     """Batches it can work on at once."""
     max_batch_size: int
     """The largest batch it takes; what the caller plans with may be smaller."""
 
-    def infer(self, batch: Pixels, want: Want) -> Outputs:
-        """Scores `(N, classes)` float32 for `(N, H, W, 3)` uint8, in the order of the batch. Blocks.
+    @property
+    def input_specs(self) -> Set[InputSpec]:
+        """The kinds of input that it takes: pixels always. May block for a moment at the first call."""
+        ...
 
-        Raises `OutOfMemory` where a smaller batch may fit, `DeviceLost` where only a restart helps, and anything else
-        for a batch that failed.
+    @property
+    def wants(self) -> Want:
+        """The outputs that it can compute: scores always. May block for a moment at the first call."""
+        ...
+
+    def prepare(self, spec: InputSpec, want: Want) -> None:
+        """Set up what this combination needs beside pixels and scores, once. Blocks; may run beside `infer`.
+
+        Raises `TensorsNotAvailable` or `FeaturesNotAvailable` where this model cannot do it.
+        """
+        ...
+
+    def infer(self, batch: Batch, want: Want) -> Outputs:
+        """Scores, and what else is wanted, in the order of the batch. Blocks.
+
+        Raises `OutOfMemory` where a smaller batch may fit, `DeviceLost` where only a restart helps, what `prepare`
+        raises, and anything else for a batch that failed.
         """
         ...
 
     def warm_up(self, batch_size: int) -> None:
-        """Run once at `batch_size`, so that no request pays for a first time. Blocks.
+        """Run pixels → scores once at `batch_size`, so that no request pays for a first time. Blocks.
 
         After a larger size, what only that needed may be given back.
         """

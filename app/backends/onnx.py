@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from ..checkpoints import Checkpoint, Graph
 from ..errors import SettingError
-from ..types import Activation, InputSpec, Outputs, Pixels, Preprocessing, Want
-from .base import BackendOptions
+from ..types import Activation, InputSpec, Outputs, Pixels, Preprocessing, Want, is_pixels
+from .base import BackendOptions, Batch
+from .onnx_forms import Forms
+from .onnx_input import GraphInput
 from .onnx_sessions import Sessions
 
 _MAX_BATCH_SIZE = 32
@@ -49,18 +51,18 @@ def check_onnx_options(device: str, precision: str) -> None:
 
 
 class OnnxBackend:
-    """Sessions behind the backend contract. Normalisation is numpy's; a graph of a fixed batch is given full ones."""
+    """Sessions behind the backend contract. A graph of a fixed batch size is given full batches."""
 
     name = "onnx"
-    input_specs = frozenset({InputSpec.PIXELS_U8})
 
     def __init__(
         self, graph: Graph, preprocessing: Preprocessing, activation: Activation, options: BackendOptions
     ) -> None:
         self._graph = graph
         self._activation: Activation = activation
-        self._take(preprocessing)
+        self._threads = options.threads
         self._sessions = Sessions(graph, options.threads)
+        self._take(preprocessing)
         self.concurrency = self._sessions.calls
         self._largest_warmed = 0
         self.max_batch_size = graph.batch_size or _MAX_BATCH_SIZE
@@ -69,9 +71,8 @@ class OnnxBackend:
         self.device = f"cpu ({threads}{graph.computes_in or graph.dtype}{padded})"
 
     def _take(self, preprocessing: Preprocessing) -> None:
-        self._crop = preprocessing.crop
-        self._is_bgr = preprocessing.is_bgr
-        self._scale, self._shift = preprocessing.scale_and_shift()
+        self._input = GraphInput(self._graph, preprocessing)
+        self._forms = Forms(self._graph, self._threads, self._input)
 
     def prepared_by(self, preprocessing: Preprocessing) -> OnnxBackend:
         """The same sessions behind another preprocessing."""
@@ -79,23 +80,40 @@ class OnnxBackend:
         other._take(preprocessing)
         return other
 
-    def infer(self, batch: Pixels, want: Want) -> Outputs:
-        return self._infer(batch)
+    @property
+    def input_specs(self) -> frozenset[InputSpec]:
+        return self._forms.input_specs
+
+    @property
+    def wants(self) -> Want:
+        return self._forms.wants
+
+    def prepare(self, spec: InputSpec, want: Want) -> None:
+        if (spec, want) != (InputSpec.PIXELS_U8, Want.SCORES):
+            self._forms.form(spec, want)
+
+    def infer(self, batch: Batch, want: Want) -> Outputs:
+        if want == Want.SCORES and is_pixels(batch):
+            return self._infer(batch)
+        form = self._forms.form(InputSpec.of(batch), want)
+        images = self._input.filled(self.prepared(batch) if is_pixels(batch) else np.ascontiguousarray(batch))
+        with self._sessions.borrow(form.session):
+            found = form.run(images, self._graph.output_name, want)
+        features, maps = (None if part is None else part[: len(batch)] for part in (found.features, found.maps))
+        return Outputs(self._rows(found.scores, len(images))[: len(batch)], self._activation, features, maps)
 
     def _infer(self, batch: Pixels, options: Any = None) -> Outputs:
-        images = self.prepared(batch)
-        size = self._graph.batch_size
-        if size is not None and len(images) < size:
-            # The last image again: zeros could meet operators that no photo meets.
-            images = np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
+        images = self._input.filled(self.prepared(batch))
         with self._sessions.borrow() as session:
             (scores,) = session.run([self._graph.output_name], {self._graph.input_name: images}, options)
-        rows = np.asarray(scores, np.float32).reshape(len(images), self._graph.class_count)
-        return Outputs(np.ascontiguousarray(rows[: len(batch)]), self._activation)
+        return Outputs(self._rows(scores, len(images))[: len(batch)], self._activation)
+
+    def _rows(self, scores: NDArray[Any], count: int) -> NDArray[np.float32]:
+        return np.ascontiguousarray(np.asarray(scores, np.float32).reshape(count, self._graph.class_count))
 
     def warm_up(self, batch_size: int) -> None:
         # Grey noise and not zeros: denormals and dead paths would time differently.
-        noise = np.random.default_rng(0).integers(0, 256, (batch_size, *self._crop, 3), dtype=np.uint8)
+        noise = np.random.default_rng(0).integers(0, 256, (batch_size, *self._input.crop, 3), dtype=np.uint8)
         self._infer(noise, self._giving_back() if batch_size < self._largest_warmed else None)
         self._largest_warmed = max(self._largest_warmed, batch_size)
 
@@ -109,17 +127,8 @@ class OnnxBackend:
 
     def close(self) -> None:
         self._sessions.close()
+        self._forms.close()
 
     def prepared(self, batch: Pixels) -> NDArray[Any]:
         """The batch in the graph's own layout, numbers and channel order."""
-        if self._graph.takes_pixels:
-            return np.ascontiguousarray(batch)
-        images: NDArray[Any] = batch[..., ::-1] if self._is_bgr else batch
-        if self._graph.layout == "nchw":
-            images = images.transpose(0, 3, 1, 2)
-        if self._graph.dtype == "uint8":
-            return np.ascontiguousarray(images)
-        axes = (3, 1, 1) if self._graph.layout == "nchw" else (3,)
-        prepared: NDArray[Any] = np.multiply(images, self._scale.reshape(axes), dtype=np.float32, order="C")
-        prepared += self._shift.reshape(axes)
-        return prepared.astype(self._graph.dtype, copy=False)
+        return self._input.prepared(batch)

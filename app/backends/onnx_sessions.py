@@ -21,6 +21,9 @@ _MODEL, _WEIGHTS = "model.onnx", "weights.bin"
 # Smaller constants stay in the graph's own file.
 _LEAST_OUTSIDE_BYTES = 1024
 
+# onnxruntime_session_options_config_keys.h: where the weights of a model given as bytes are looked for.
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
 
 class Sessions:
     """A session of all threads for a call that is alone, and for two calls at once one of half the threads each.
@@ -56,14 +59,14 @@ class Sessions:
         self._running = 0
 
     @contextlib.contextmanager
-    def borrow(self) -> Iterator[Any]:
-        """The session for a call that begins now."""
+    def borrow(self, other: Any = None) -> Iterator[Any]:
+        """The session for a call that begins now; `other` is run in its place where that is given."""
         with self._lock:
             is_alone = not self._running
             self._running += 1
-            half = self._halves.pop() if self._halves and not is_alone else None
+            half = self._halves.pop() if self._halves and not is_alone and other is None else None
         try:
-            yield self._whole if half is None else half
+            yield other or (self._whole if half is None else half)
         finally:
             with self._lock:
                 self._running -= 1
@@ -75,20 +78,25 @@ class Sessions:
         self._halves.clear()
 
 
-def open_session(graph: Graph, threads: int | None, *, as_it_is: bool = False) -> Any:
+def open_session(graph: Graph, threads: int | None, model: bytes | None = None, *, as_it_is: bool = False) -> Any:
     """An `onnxruntime.InferenceSession` of `graph` on the CPU, optimised for it unless the graph is to run as it is.
 
-    Raises `CheckpointError` where it is not run here.
+    `model` is another form of the graph, with the same weights in the file beside it. Raises `CheckpointError` where
+    it is not run here.
     """
     import onnxruntime
 
     options = session_options(threads)
+    source: str | bytes = model or graph.model
+    if graph.path is not None:
+        if model is None:
+            source = str(graph.path)
+        else:
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.path.parent))
     if as_it_is:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(
-            str(graph.path) if graph.path is not None else graph.model, options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # Its exceptions have no common class; the graph ran when it was examined, so that this is the machine's fault.
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -60,14 +60,17 @@ class Batcher(Generic[Item, Result]):
         max_delay_seconds: float = 0.0,
         latency: LatencyModel | None = None,
         hang_seconds: Callable[[int], float] = lambda size: math.inf,
+        is_timed: Callable[[Hashable], bool] = lambda key: True,
         clock: Callable[[], float] = time.monotonic,
         events: Events | None = None,
     ) -> None:
+        """`is_timed` says of a key whether its batches refine `latency`: others may take another time."""
         self.cap = BatchCap(max_batch_size)
         self.max_waiting = max_waiting
         self.max_delay_seconds = max_delay_seconds
         self._max_waiting_bytes = max_waiting_bytes
         self._size_of = size_of
+        self._is_timed = is_timed
         self._clock = clock
         self._events = events or Events()
         self._queue: DeadlineQueue[Item, Result] = DeadlineQueue()
@@ -150,8 +153,9 @@ class Batcher(Generic[Item, Result]):
             await asyncio.wait(list(self._batches), timeout=_CLOSE_SECONDS)
         return not self._batches
 
-    def _observe(self, batch_size: int, seconds: float) -> None:
-        self.latency.observe(batch_size, seconds)
+    def _observe(self, key: Hashable, batch_size: int, seconds: float) -> None:
+        if self._is_timed(key):
+            self.latency.observe(batch_size, seconds)
 
     def _check_open(self) -> None:
         if self.lost is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from ..errors import DeviceLost, EngineUnavailable, Internal, OutOfMemory
@@ -47,13 +47,13 @@ class BatchRunner(Generic[Item, Result]):
         cap: BatchCap,
         hang_seconds: Callable[[int], float],
         is_wanted: Callable[[Waiting[Item, Result]], bool],
-        observe: Callable[[int, float], None],
+        observe: Callable[[Hashable, int, float], None],
         clock: Callable[[], float],
         events: Events,
     ) -> None:
         """`is_wanted` is asked of each item before a part of a failed batch runs again.
 
-        `observe` is told the size and the seconds of what ran well.
+        `observe` is told the key, the size and the seconds of each batch that ran well.
         """
         self._run_batch = run_batch
         self._cap = cap
@@ -108,7 +108,7 @@ class BatchRunner(Generic[Item, Result]):
             self._events.batch_failed("raised", len(part))
             return self._halves(part, error)
         seconds = self._clock() - started_at
-        self._observe(len(part), seconds)
+        self._observe(part[0].key, len(part), seconds)
         self._cap.ran_well(len(part))
         for waiting, result in zip(part, results, strict=True):
             # Its answer can be on its way before this batch is put away: the pixels go first.

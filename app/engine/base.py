@@ -1,4 +1,4 @@
-"""The contract of an engine, whole."""
+"""The contract of an engine: batches images and runs the network on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 from ..batching import DeviceForecast
 from ..errors import DeviceLost
-from ..types import Activation, Pixels, Scores
+from ..types import Outputs, Pixels, Tensor, Want
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,9 @@ class EngineState:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One image's scores `(classes,)` and how they came about; times in seconds."""
+    """One image's outputs, rows without a batch axis, and how they came about; times in seconds."""
 
-    scores: Scores
-    activation: Activation
+    outputs: Outputs
     batch_size: int
     queue_seconds: float
     inference_seconds: float
@@ -38,11 +37,12 @@ class Engine(Protocol):
         """Warm up and take work from then on."""
         ...
 
-    async def run(self, item: Pixels, deadline: float) -> Scored:
-        """Scores for one `(H, W, 3)` uint8 image; cancelling the call takes it out of the queue.
+    async def run(self, item: Pixels | Tensor, want: Want, deadline: float) -> Scored:
+        """What is wanted of one image, at the model's size; cancelling the call takes it out of the queue.
 
         `deadline` is an absolute monotonic time. Raises `Overloaded`, `DeadlineExceeded`, `OutOfMemory`,
-        `EngineUnavailable` or `Internal`.
+        `EngineUnavailable` or `Internal`, and where the model cannot do it `TensorsNotAvailable` or
+        `FeaturesNotAvailable`.
         """
         ...
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import cast
 
 from ..errors import Internal
+from ..types import InputSpec, Want
 from . import wire
 from .base import Engine, Scored
 from .board import Board
@@ -122,9 +123,9 @@ class _FrontEnd(asyncio.Protocol):
         data = self._received + data
         whole = len(data) - len(data) % wire.REQUEST.size
         self._received = data[whole:]
-        for kind, slot, request_id, deadline in wire.REQUEST.iter_unpack(data[:whole]):
-            if kind == wire.SUBMIT and self._is_new(request_id, slot):
-                self._begin(request_id, slot, deadline)
+        for kind, spec, want, slot, request_id, deadline in wire.REQUEST.iter_unpack(data[:whole]):
+            if kind == wire.SUBMIT and self._is_new(request_id, slot) and wire.is_known(spec, want):
+                self._begin(request_id, slot, wire.INPUTS[spec], Want(want), deadline)
             elif kind == wire.CANCEL:
                 # It may have been settled a moment ago: the record that says so is on its way.
                 if request_id in self._tasks:
@@ -147,9 +148,9 @@ class _FrontEnd(asyncio.Protocol):
         count = self._segment.layout.count if self._segment else 0
         return request_id not in self._tasks and slot not in self._slots and slot < count
 
-    def _begin(self, request_id: int, slot: int, deadline: float) -> None:
+    def _begin(self, request_id: int, slot: int, spec: InputSpec, want: Want, deadline: float) -> None:
         assert self._segment is not None
-        run = self._host.engine.run(self._segment.pixels(slot), deadline)
+        run = self._host.engine.run(self._segment.item(slot, spec), want, deadline)
         task: asyncio.Task[Scored] = asyncio.get_running_loop().create_task(run)
         self._tasks[request_id] = task
         self._slots.add(slot)
@@ -169,19 +170,14 @@ class _FrontEnd(asyncio.Protocol):
             record = wire.ANSWER.pack(wire.RELEASED, 0, 0, request_id, 0.0, 0.0)
         elif error is not None:
             record = wire.pack_error(request_id, error)
-        elif (scored := task.result()).scores.shape != (self._segment.layout.classes,):
-            logger.error("The model answered with %s scores.", scored.scores.shape)
+        elif (scored := task.result()).outputs.scores.shape != (self._segment.layout.classes,):
+            logger.error("The model answered with %s scores.", scored.outputs.scores.shape)
             record = wire.pack_error(request_id, Internal())
         else:
-            # The pixels have been read: their slot takes the scores.
-            self._segment.scores(slot)[:] = scored.scores
-            record = wire.ANSWER.pack(
-                wire.SCORED,
-                wire.ACTIVATIONS.index(scored.activation),
-                scored.batch_size,
-                request_id,
-                scored.queue_seconds,
-                scored.inference_seconds,
+            # The input has been read: its slot takes the scores.
+            self._segment.scores(slot)[:] = scored.outputs.scores
+            record = wire.pack_scored(
+                request_id, scored.outputs, scored.batch_size, scored.queue_seconds, scored.inference_seconds
             )
         self._send(record)
 

@@ -5,23 +5,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from typing import NamedTuple, cast
 
 import numpy as np
 
-from ..backends import Backend
+from ..backends import Backend, Batch
 from ..batching import Batcher, Events, LatencyModel
-from ..errors import DeviceLost, EngineUnavailable, Internal, OutOfMemory
+from ..errors import (
+    DeadlineExceeded,
+    DeviceLost,
+    EngineUnavailable,
+    Internal,
+    InvalidParameter,
+    OutOfMemory,
+    ServiceError,
+)
 from ..metrics import Metrics
-from ..threads import Threads
-from ..types import Activation, InputSpec, Pixels, Scores, Want
+from ..threads import Threads, in_a_thread
+from ..types import InputSpec, Outputs, Pixels, Tensor, Want
 from .base import EngineState, Scored
 from .planning import BatchPlan, Timings, has_room_for_twice, plan_batches
 
 logger = logging.getLogger(__name__)
 
-_Row = tuple[Scores, Activation]
+_Kind = tuple[InputSpec, Want]
+# What the warm-up measures; nearly all requests are of this kind.
+_PLAIN: _Kind = (InputSpec.PIXELS_U8, Want.SCORES)
 # A batch that takes ten times as long as batches of its size do has not merely been unlucky.
 _HUNG_TIMES = 10.0
 
@@ -57,15 +69,17 @@ class InProcessEngine:
         self._closing = threading.Event()
         self._plan: BatchPlan | None = None
         self._lost: asyncio.Future[DeviceLost] | None = None
-        self._batcher: Batcher[Pixels, _Row] = Batcher(
+        self._prepared: dict[_Kind, asyncio.Task[type[ServiceError] | None]] = {}
+        self._batcher: Batcher[_Item, Outputs] = Batcher(
             self._run_batch,
             max_batch_size=1,
             max_waiting=max_queue,
             max_waiting_bytes=max_queue_bytes,
-            size_of=lambda item: item.nbytes,
+            size_of=lambda item: item.values.nbytes,
             concurrency=backend.concurrency,
             max_delay_seconds=max_delay_seconds,
             hang_seconds=self._longest,
+            is_timed=_is_plain,
             events=_Counted(self._metrics, self._is_lost),
         )
         self._metrics.queue_depth.labels("device").set_function(lambda: self._batcher.waiting)
@@ -111,12 +125,44 @@ class InProcessEngine:
             self._timings.keep(plan.seconds)
         return plan
 
-    async def run(self, item: Pixels, deadline: float) -> Scored:
+    async def run(self, item: Pixels | Tensor, want: Want, deadline: float) -> Scored:
         if self._plan is None:
             raise EngineUnavailable()
-        batched = await self._batcher.submit(item, deadline=deadline, key=InputSpec.PIXELS_U8)
-        scores, kind = batched.value
-        return Scored(scores, kind, batched.batch_size, batched.queue_seconds, batched.inference_seconds)
+        spec = InputSpec.of(item)
+        if (spec, want) != _PLAIN:
+            await self._prepare((spec, want), deadline)
+        batched = await self._batcher.submit(_Item(item, want), deadline=deadline, key=(spec, item.shape, want))
+        return Scored(batched.value, batched.batch_size, batched.queue_seconds, batched.inference_seconds)
+
+    async def _prepare(self, kind: _Kind, deadline: float) -> None:
+        """Let the backend set up what `kind` needs: at its first use, beside the batches that run."""
+        task = self._prepared.get(kind)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._set_up(kind))
+            self._prepared[kind] = task
+        if not task.done():
+            await asyncio.wait([task], timeout=max(0.0, deadline - time.monotonic()))
+        if not task.done():
+            raise DeadlineExceeded()
+        if (error := task.result()) is not None:
+            raise error()
+
+    async def _set_up(self, kind: _Kind) -> type[ServiceError] | None:
+        """Why the backend cannot do it."""
+        error: type[ServiceError]
+        try:
+            await in_a_thread(partial(self.backend.prepare, *kind), "prepare")
+            return None
+        except InvalidParameter as refused:
+            return type(refused)
+        except (OutOfMemory, MemoryError):
+            error = OutOfMemory
+        except Exception:
+            logger.exception("The %s backend cannot be prepared for %s from %s.", self.backend.name, kind[1], kind[0])
+            error = Internal
+        # The next request tries again.
+        del self._prepared[kind]
+        return error
 
     def state(self) -> EngineState:
         batcher = self._batcher
@@ -155,14 +201,14 @@ class InProcessEngine:
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(error)
 
-    def _run_batch(self, items: Sequence[Pixels]) -> asyncio.Future[Sequence[_Row]]:
+    def _run_batch(self, items: Sequence[_Item]) -> asyncio.Future[Sequence[Outputs]]:
         self._metrics.batch_size.observe(len(items))
         return self._threads.run(partial(self._infer, items))
 
-    def _infer(self, items: Sequence[Pixels]) -> Sequence[_Row]:
+    def _infer(self, items: Sequence[_Item]) -> Sequence[Outputs]:
         try:
-            outputs = self.backend.infer(np.stack(items), Want.SCORES)
-            return [(row, outputs.activation) for row in outputs.scores]
+            outputs = self.backend.infer(cast("Batch", np.stack([item.values for item in items])), items[0].want)
+            return [outputs.row(index) for index in range(len(outputs.scores))]
         except (OutOfMemory, DeviceLost):
             raise
         except MemoryError:
@@ -170,6 +216,18 @@ class InProcessEngine:
         except Exception as error:
             logger.exception("The %s backend failed on a batch of %d.", self.backend.name, len(items))
             raise Internal() from error
+
+
+class _Item(NamedTuple):
+    """An image in the queue."""
+
+    values: Pixels | Tensor
+    want: Want
+
+
+def _is_plain(key: Hashable) -> bool:
+    spec, _, want = cast("tuple[InputSpec, tuple[int, ...], Want]", key)
+    return (spec, want) == _PLAIN
 
 
 class _Counted(Events):

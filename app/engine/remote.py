@@ -1,4 +1,4 @@
-"""The engine seen from another process: the same contract, pixels in shared memory, answers in small records."""
+"""The engine seen from another process: the same contract, inputs in shared memory, answers in small records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..batching import retry_after_seconds
 from ..errors import DeadlineExceeded, DeviceLost, EngineUnavailable, Overloaded, ServiceError
-from ..types import Pixels
+from ..types import InputSpec, Outputs, Pixels, Tensor, Want
 from . import wire
 from .base import EngineState, Scored
 from .board import Board
@@ -38,7 +38,7 @@ class RemoteEngine:
         self._free = list(range(segment.layout.count))
         self._asked: dict[int, _Asked] = {}
         self._last_id = 0
-        self._received = b""
+        self._received = bytearray()
         self._transport: asyncio.WriteTransport | None = None
         self._is_ready = False
         self._is_closed = False
@@ -56,7 +56,7 @@ class RemoteEngine:
         await loop.create_connection(lambda: _Receiver(self), sock=self._connection)
         await self._ready
 
-    async def run(self, item: Pixels, deadline: float) -> Scored:
+    async def run(self, item: Pixels | Tensor, want: Want, deadline: float) -> Scored:
         """As `Engine` says. The image's slot is free again once the engine has said that it is done with it."""
         segment = self._segment
         if not self._is_ready or self._transport is None or segment is None:
@@ -67,13 +67,14 @@ class RemoteEngine:
         if deadline <= now:
             raise DeadlineExceeded()
         slot = self._free.pop()
-        np.copyto(segment.pixels(slot), item, casting="no")
+        spec = InputSpec.of(item)
+        np.copyto(segment.item(slot, spec), item, casting="no")
         loop = asyncio.get_running_loop()
         self._last_id += 1
         request_id = self._last_id
         answer: asyncio.Future[Scored] = loop.create_future()
         self._asked[request_id] = _Asked(slot, answer)
-        self._transport.write(wire.REQUEST.pack(wire.SUBMIT, slot, request_id, deadline))
+        self._transport.write(wire.pack_submit(request_id, slot, spec, want, deadline))
         too_late = loop.call_later(deadline - now + _LATE_SECONDS, self._is_late, request_id)
         try:
             return await answer
@@ -116,23 +117,24 @@ class RemoteEngine:
         self._transport = transport
 
     def received(self, data: bytes) -> None:
-        data = self._received + data
-        whole = len(data) - len(data) % wire.ANSWER.size
-        self._received = data[whole:]
-        for kind, detail, batch_size, request_id, seconds, inference_seconds in wire.ANSWER.iter_unpack(data[:whole]):
-            if kind == wire.READY:
+        self._received += data
+        for answer in wire.take_answers(self._received):
+            if answer.kind == wire.READY:
                 self._is_ready = True
                 if not self._ready.done():
                     self._ready.set_result(None)
                 continue
-            asked = self._asked.pop(request_id)
+            asked = self._asked.pop(answer.request_id)
             if not asked.answer.done():
-                if kind == wire.SCORED and self._segment is not None:
+                if answer.kind in (wire.SCORED, wire.EXTENDED) and self._segment is not None:
                     scores = self._segment.scores(asked.slot).copy()
-                    activation = wire.ACTIVATIONS[detail]
-                    asked.answer.set_result(Scored(scores, activation, batch_size, seconds, inference_seconds))
-                elif kind == wire.FAILED:
-                    asked.answer.set_exception(_retryable(wire.unpack_error(detail, seconds)))
+                    activation = wire.ACTIVATIONS[answer.detail]
+                    outputs = Outputs(scores, activation, answer.features, answer.feature_maps)
+                    asked.answer.set_result(
+                        Scored(outputs, answer.batch_size, answer.seconds, answer.inference_seconds)
+                    )
+                elif answer.kind == wire.FAILED:
+                    asked.answer.set_exception(_retryable(wire.unpack_error(answer.detail, answer.seconds)))
                 else:  # cancelled there, and not from here
                     asked.answer.set_exception(EngineUnavailable())
             self._free.append(asked.slot)
@@ -161,7 +163,7 @@ class RemoteEngine:
 
     def _cancel(self, request_id: int) -> None:
         if request_id in self._asked and self._transport is not None:
-            self._transport.write(wire.REQUEST.pack(wire.CANCEL, 0, request_id, 0.0))
+            self._transport.write(wire.REQUEST.pack(wire.CANCEL, 0, 0, 0, request_id, 0.0))
 
 
 def _retryable(error: ServiceError) -> ServiceError:

@@ -1,4 +1,8 @@
-"""Slots of memory that a front-end and the engine's process share: pixels go in, scores come back in their place."""
+"""Slots of memory that a front-end and the engine's process share: an input goes in, scores come back in its place.
+
+A slot is as large as a tensor. Pages that are never written take no memory: where only pixels travel, three quarters
+of each slot are such pages.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,14 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ..shared_memory import create_shared_memory
-from ..types import Pixels, Scores
+from ..types import InputSpec, Pixels, Scores, Tensor
 
 _PAGE_BYTES = mmap.PAGESIZE
 
 
 @dataclass(frozen=True, slots=True)
 class SlotLayout:
-    """`count` slots, each for one image of `height` × `width` × 3 and then for the scores of `classes`."""
+    """`count` slots, each for one input of `height` × `width` and then for the scores of `classes`."""
 
     height: int
     width: int
@@ -26,7 +30,7 @@ class SlotLayout:
     @property
     def slot_bytes(self) -> int:
         """Whole pages."""
-        largest = max(self.height * self.width * 3, 4 * self.classes)
+        largest = max(4 * 3 * self.height * self.width, 4 * self.classes)
         return math.ceil(largest / _PAGE_BYTES) * _PAGE_BYTES
 
     def as_fields(self) -> dict[str, int]:
@@ -55,6 +59,15 @@ class Segment:
         """`(height, width, 3)` uint8, a view."""
         shape = (self.layout.height, self.layout.width, 3)
         return np.ndarray(shape, np.uint8, self._memory, slot * self.layout.slot_bytes)
+
+    def tensor(self, slot: int) -> Tensor:
+        """`(3, height, width)` float32, a view of the same memory."""
+        shape = (3, self.layout.height, self.layout.width)
+        return np.ndarray(shape, np.float32, self._memory, slot * self.layout.slot_bytes)
+
+    def item(self, slot: int, spec: InputSpec) -> Pixels | Tensor:
+        """The slot as an input of that kind."""
+        return self.pixels(slot) if spec == InputSpec.PIXELS_U8 else self.tensor(slot)
 
     def scores(self, slot: int) -> Scores:
         """`(classes,)` float32, a view of the same memory."""

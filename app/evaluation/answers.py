@@ -128,9 +128,9 @@ class Answers:
             shapes = list(dict.fromkeys(geometry(run[1]) for run in group))
             bytes_each = sum(3 * shape.crop[0] * shape.crop[1] for shape in shapes)
             size = max(_MOST_AT_ONCE, min(count - first, _PIXEL_BYTES // bytes_each))
-            # One network after the other.
+            # One network after the other, and each size of its input at once: either may be built anew.
             networks = list(dict.fromkeys(run[0] for run in group))
-            group.sort(key=lambda run: networks.index(run[0]))
+            group.sort(key=lambda run: (networks.index(run[0]), run[1].crop))
             for begin in range(first, count, size):
                 photos = self.photos[begin : min(begin + size, count)]
                 pixels = self._pixels(photos, shapes)

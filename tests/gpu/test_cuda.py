@@ -171,8 +171,8 @@ def test_the_engine_answers_a_crowd(network: torch.nn.Module, batch: Pixels, ref
         deadline = time.monotonic() + 120
 
         async def one(number: int) -> tuple[int, Scores, int]:
-            scored = await engine.run(batch[number], deadline)
-            return number, scored.scores, scored.batch_size
+            scored = await engine.run(batch[number], Want.SCORES, deadline)
+            return number, scored.outputs.scores, scored.batch_size
 
         answers = await asyncio.gather(*[one(number % len(batch)) for number in range(400)])
         await engine.close()

@@ -3,7 +3,8 @@
 backend.py    the backend contract: leases a runner for each batch, and says what an error means
 precision.py  where the network runs and in which number format
 folding.py    normalisations folded into convolutions, on CUDA
-forward.py    pixels -> logits: normalisation and the network
+forward.py    pixels -> logits, features: normalisation and the network
+pooling.py    a network that also answers with its feature maps
 runners.py    what runs a batch: as it comes (CPU), or in a slot
 slots.py      a stream, its buffers and its programs, one for each bucket
 buckets.py    which buckets a batch is run in: padded, or split

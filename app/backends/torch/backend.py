@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...checkpoints import Checkpoint
-from ...errors import DeviceLost, OutOfMemory, SettingError
+from ...errors import DeviceLost, FeaturesNotAvailable, OutOfMemory, SettingError
 from ...networks import build_network
-from ...types import Activation, InputSpec, Outputs, Pixels, Preprocessing, Want
-from ..base import BackendOptions
+from ...types import Activation, InputSpec, Outputs, Pixels, Preprocessing, Want, is_pixels
+from ..base import BackendOptions, Batch
 from .devices import CpuDevice, Device
 from .faults import Fault, fault_of, first_line
+from .forward import Forward
 from .precision import DevicePlan, place_network, plan_device
 from .runners import EagerRunner, Runner
 from .slots import Slot
@@ -58,7 +59,7 @@ class TorchBackend:
     """
 
     name = "torch"
-    input_specs = frozenset({InputSpec.PIXELS_U8})
+    input_specs = frozenset(InputSpec)
 
     def __init__(
         self,
@@ -80,7 +81,9 @@ class TorchBackend:
         self._free: queue.SimpleQueue[Runner] = queue.SimpleQueue()
         self.device = str(plan.device)
         try:
-            self._runners, dtype = self._create_runners(network, preprocessing, plan)
+            self._forward: Forward | None
+            self._forward, self._runners = self._create_runners(network, preprocessing, plan)
+            dtype = self._forward.dtype
         except RuntimeError as error:
             fault = self._fault_of(error)
             if fault is Fault.BATCH:
@@ -91,12 +94,30 @@ class TorchBackend:
         for runner in self._runners:
             self._free.put(runner)
 
-    def infer(self, batch: Pixels, want: Want) -> Outputs:
+    @property
+    def wants(self) -> Want:
+        every = ~Want(0)
+        try:
+            self.prepare(InputSpec.PIXELS_U8, every)
+        except FeaturesNotAvailable:
+            return Want.SCORES
+        return every
+
+    def prepare(self, spec: InputSpec, want: Want) -> None:
+        if want != Want.SCORES and self._forward is not None:
+            # Beside the batches that run, for it takes as long as several of them.
+            self._forward.trace()
+            self.infer(self._noise(1), want)
+
+    def infer(self, batch: Batch, want: Want) -> Outputs:
         if not self._runners:
             raise RuntimeError("The backend is closed.")
         runner = self._free.get()
         try:
-            return Outputs(runner.run(batch), self._activation)
+            if want == Want.SCORES and is_pixels(batch):
+                return Outputs(runner.run(batch), self._activation)
+            scores, features, maps = runner.run_further(batch, want)
+            return Outputs(scores, self._activation, features, maps)
         except RuntimeError as error:
             fault = self._fault_of(error)
             if fault is Fault.BATCH:
@@ -120,17 +141,21 @@ class TorchBackend:
             if self._fault_of(error) is not Fault.LOST:
                 raise
             raise self._lost(error) from error
-        # Noise and not zeros: denormals and dead paths would time differently. One image for all rows, because making
-        # noise for a full batch takes longer than a fast GPU needs for it.
-        noise = np.random.default_rng(0).integers(0, 256, (*self._crop, 3), dtype=np.uint8)
-        self.infer(np.repeat(noise[None], batch_size, axis=0), Want.SCORES)
+        self.infer(self._noise(batch_size), Want.SCORES)
 
     def close(self) -> None:
         with self._all_runners() as runners:
             for runner in runners:
                 runner.close()
             self._runners = []
+            self._forward = None
         self._device.free_memory()
+
+    def _noise(self, batch_size: int) -> Pixels:
+        # Not zeros: denormals and dead paths would time differently. One image for all rows, because making noise for
+        # a full batch takes longer than a fast GPU needs for it.
+        noise = np.random.default_rng(0).integers(0, 256, (*self._crop, 3), dtype=np.uint8)
+        return np.repeat(noise[None], batch_size, axis=0)
 
     @contextmanager
     def _all_runners(self) -> Iterator[list[Runner]]:
@@ -145,7 +170,7 @@ class TorchBackend:
 
     def _create_runners(
         self, network: torch.nn.Module, preprocessing: Preprocessing, plan: DevicePlan
-    ) -> tuple[list[Runner], torch.dtype]:
+    ) -> tuple[Forward, list[Runner]]:
         import torch
 
         if plan.is_cuda:
@@ -153,7 +178,7 @@ class TorchBackend:
         forward = place_network(network, preprocessing, plan)
         most = _MAX_BATCH_SIZE[plan.device.type]
         if not plan.staged:
-            return [EagerRunner(forward, most) for _ in range(plan.slots)], forward.dtype
+            return forward, [EagerRunner(forward, most) for _ in range(plan.slots)]
         with torch.inference_mode():
             classes = forward(torch.zeros((1, *self._crop, 3), dtype=torch.uint8, device=plan.device)).shape[1]
         # The weights came on another stream than the slots', which do not wait for it.
@@ -166,7 +191,7 @@ class TorchBackend:
             most = slot.capacity
         if plan.is_cuda:
             _choose_algorithms_by_trial()
-        return runners, forward.dtype
+        return forward, runners
 
     def _fault_of(self, error: BaseException) -> Fault:
         return fault_of(error, self._device.drain)

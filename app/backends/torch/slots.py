@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import OutOfMemory
-from ...types import Pixels, Scores
+from ...types import Pixels, Scores, Want, is_pixels
+from ..base import Batch
 from .buckets import Run, buckets_up_to, plan_runs
 from .devices import Device, Program
 from .faults import Fault, fault_of, first_line
 from .forward import Forward
+from .runners import Rows, further
 
 if TYPE_CHECKING:
     import torch
@@ -127,6 +129,33 @@ class Slot:
                 self._settle()
                 raise
             return np.array(buffers.host_output[:count].numpy())
+
+    def run_further(self, batch: Batch, want: Want) -> Rows:
+        """As it comes: what few ask for has no buffers, no buckets and no graphs."""
+        import torch
+
+        if self._forward is None:
+            raise RuntimeError("The slot is closed.")
+        device, kind = self._device, torch.uint8 if is_pixels(batch) else torch.float32
+        with torch.inference_mode(), device.on(self._stream):
+            try:
+                host_input = device.host_buffer(batch.shape, kind)
+                np.copyto(host_input.numpy(), batch)
+                inputs = device.buffer(batch.shape, kind)
+                device.copy(inputs, host_input)
+                found = [self._on_host(part) for part in further(self._forward, inputs, want)]
+                device.wait(self._stream)
+            except BaseException:
+                self._settle()
+                raise
+            return Rows.of(found)
+
+    def _on_host(self, part: torch.Tensor | None) -> torch.Tensor | None:
+        if part is None:
+            return None
+        target = self._device.host_buffer(tuple(part.shape), part.dtype)
+        self._device.copy(target, part)
+        return target
 
     def close(self) -> None:
         """Let the programs go, then the memory they use."""
