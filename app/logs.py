@@ -1,7 +1,7 @@
 """Log lines as JSON objects or as text, one line each, written without waiting for the reader.
 
-    JSON      {"level": "INFO", "logger": "app.process", "message": "Listening …", "time": "2026-01-31T12:00:00+00:00"}
-    text      2026-01-31T12:00:00.123Z INFO    Listening …
+    JSON  {"level": "INFO", "logger": "app.cli.serve", "message": "Listening …", "time": "2026-01-31T12:00:00+00:00"}
+    text  2026-01-31T12:00:00.123Z INFO    Listening …
 
 What a client sent may be in a line and cannot end it: JSON escapes it, and in text every character that is no printable
 one is written as an escape.

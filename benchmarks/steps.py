@@ -41,7 +41,7 @@ from app.loading import load_model
 from app.metrics import Metrics
 from app.processes import child_environment
 from app.progress import LogReporter
-from app.server import build_classifier
+from app.server.app import build_classifier
 from app.settings import Settings
 from app.types import Want
 from benchmarks.report import heading, median, options_of, photos_of, say, table

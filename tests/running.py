@@ -19,9 +19,11 @@ import httpx
 from blockbuster import BlockBuster
 
 from app.pool import LoadedModel
-from app.process import Server, address_of, build_server, listen
 from app.progress import LogReporter
-from app.server import Hooks
+from app.server.app import Hooks
+from app.server.lifecycle import Server
+from app.server.listening import address_of, listen
+from app.server.process import build_server
 from app.settings import Settings
 
 START_SECONDS = 60

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictInt, StrictStr, ValidationError
 
 from app.api.carried import BodyReader, Images
-from app.api.form_body import FormBody
-from app.api.json_body import JsonBody
+from app.api.native.form_body import FormBody
+from app.api.native.json_body import JsonBody
 from app.errors import ServiceError
 
 MAX_IMAGES = 4

@@ -16,7 +16,7 @@ from tests.running import service_process
 # As the service, with the collector off, and images of more than one shade failing on the device where it is told to.
 PROGRAM = """
 import gc
-from app import process
+from app.server import process
 from app.backends import null
 from app.cli import main
 

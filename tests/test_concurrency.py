@@ -16,10 +16,11 @@ from contextlib import ExitStack
 
 import httpx
 import pytest
-from starlette.requests import Request
+from starlette.types import Receive
 
-from app.api import predict
+from app.api import road
 from app.api.carried import Images
+from app.api.endpoint import Parser
 from app.backends.null import NullBackend
 from app.classifier import Classifier
 from app.pool import LoadedModel
@@ -172,16 +173,16 @@ def test_a_client_that_has_left_before_its_image_is_read_leaves_no_work(
     null_server: RunningServer, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gone when its body has just been read, it is counted as gone, and the device never sees the image."""
-    read_one = predict.read_one
+    receive_body = road.receive_body
     read, may_go_on = threading.Event(), threading.Event()
 
-    async def held(request: Request) -> Images:
-        images = await read_one(request)
+    async def held(receive: Receive, parser: Parser) -> Images:
+        images = await receive_body(receive, parser)
         read.set()
         assert await asyncio.to_thread(may_go_on.wait, 30)
         return images
 
-    monkeypatch.setattr(predict, "read_one", held)
+    monkeypatch.setattr(road, "receive_body", held)
     registry = null_server.app.state.classifier.metrics.registry
 
     def gone() -> float:

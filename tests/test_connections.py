@@ -10,8 +10,8 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from app.api import half_closed
-from app.process import most_connections
+from app.server import half_closed
+from app.server.crowding import most_connections
 from app.settings import Settings
 from tests.photos import make_jpeg, null_classes
 from tests.raw_http import answers_in, connect, post, receive_all, receive_answer
@@ -167,7 +167,7 @@ def test_the_bound_follows_the_limit_of_open_files(
     monkeypatch: pytest.MonkeyPatch, files: int, connections: int
 ) -> None:
     """By default connections leave files for all else; a number that is set holds."""
-    monkeypatch.setattr("app.process.open_file_limit", lambda: files)
+    monkeypatch.setattr("app.server.crowding.open_file_limit", lambda: files)
     assert most_connections(Settings()) == connections
     assert most_connections(Settings(max_connections=5)) == 5
 

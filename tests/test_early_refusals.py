@@ -14,12 +14,13 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api import EarlyRefusals, Turns
-from app.api.forwarded import ForwardedClients
-from app.api.protocol import HttpProtocol
-from app.api.refused_request import RefusedRequest
+from app.api.turns import Turns
 from app.classifier import Classifier
 from app.pool import Pool
+from app.server.early_refusals import EarlyRefusals
+from app.server.forwarded import ForwardedClients
+from app.server.protocol import HttpProtocol
+from app.server.refused_request import RefusedRequest
 from app.settings import Settings
 from tests.photos import make_jpeg, null_classes
 from tests.raw_http import Answer, answers_in, ask, connect, post, receive_all, receive_answer
@@ -493,7 +494,7 @@ def test_endless_extensions_of_a_chunk_are_not_read_for_ever(full: RunningServer
 @pytest.mark.usefixtures("at_once")
 def test_a_body_that_does_not_come_is_not_waited_for(full: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind the answer the rest of a small body has a moment; then the connection is closed."""
-    monkeypatch.setattr("app.api.refused_request._REST_SECONDS", 0.1)
+    monkeypatch.setattr("app.server.refused_request._REST_SECONDS", 0.1)
     with connect(full) as connection:
         connection.sendall(PREDICT[:-10])
         (answer,) = answers_in(receive_all(connection))
@@ -539,9 +540,9 @@ def test_what_is_answered_in_one_piece_with_a_refusal_is_not_cut(
     look = EarlyRefusals.look
     looked: list[None] = []
 
-    def the_first_alone(refusals: EarlyRefusals, url: bytes, headers: list[tuple[bytes, bytes]]) -> Any:
+    def the_first_alone(refusals: EarlyRefusals, *request: Any) -> Any:
         looked.append(None)
-        return look(refusals, url, headers) if len(looked) == 1 else None
+        return look(refusals, *request) if len(looked) == 1 else None
 
     monkeypatch.setattr(EarlyRefusals, "look", the_first_alone)
     with connect(full) as connection:

@@ -28,16 +28,16 @@ from tests.process_costs import growth
 # As bodies were parsed once: whole, on another thread, where one call holds the interpreter's lock.
 PARSES_ON_A_THREAD = """
 import asyncio, re
-from app.api import predict
+from app.api import road
 
-read_many = predict.read_many
+receive_body = road.receive_body
 
-async def read(request, max_images):
-    images = await read_many(request, max_images)
+async def read(receive, parser):
+    images = await receive_body(receive, parser)
     await asyncio.to_thread(re.sub, "[ \\t\\r\\n]+", "", "QUJD" * 10_000_000)
     return images
 
-predict.read_many = read
+road.receive_body = read
 """
 
 

@@ -7,7 +7,7 @@ import threading
 import httpx
 import pytest
 
-from app.api.joined_writes import JoinedWrites
+from app.server.joined_writes import JoinedWrites
 from tests.photos import make_jpeg, null_classes
 from tests.running import RunningServer, post_image
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from app.listening import address_of, admit_no_more, listen, listen_together
+from app.server.listening import address_of, admit_no_more, listen, listen_together
 from app.settings import Settings
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from app.api.open_files import OpenFiles, Shortage
+from app.server.open_files import OpenFiles, Shortage
 from tests.photos import make_jpeg
 from tests.raw_http import post
 from tests.running import START_SECONDS, ServiceProcess, service_process, wait_until

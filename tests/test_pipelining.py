@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from app.api.protocol import HttpProtocol
+from app.server.protocol import HttpProtocol
 from app.settings import Settings
 from tests.photos import make_jpeg, null_classes
 from tests.raw_http import Answer, answers_in, connect, post, receive_all
@@ -110,17 +110,17 @@ def test_a_fault_waits_for_the_answers_before_it(
     null_server: RunningServer, gate: Gate, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """Behind an image that takes long, neither the fault's answer nor the connection's end comes before its own."""
-    monkeypatch.setattr("app.api.protocol._DISCARD_SECONDS", 0.05)
+    monkeypatch.setattr("app.server.last_answer._DISCARD_SECONDS", 0.05)
     sent, status = FAULTS[fault]
     with connect(null_server) as connection:
         connection.sendall(PREDICT)
         assert gate.entered.wait(30)
         protocol = protocol_of(null_server)
         connection.sendall(HEALTH + sent)
-        wait_until(lambda: protocol._is_refused or protocol._head_timer)
-        timer = protocol._head_timer
+        wait_until(lambda: protocol._is_refused or protocol._heads.timer)
+        timer = protocol._heads.timer
         # Until the time for half a head is over.
-        wait_until(lambda: timer is None or protocol._head_timer is not timer)
+        wait_until(lambda: timer is None or protocol._heads.timer is not timer)
         connection.setblocking(False)
         with pytest.raises(BlockingIOError):
             connection.recv(1)
@@ -137,10 +137,10 @@ def test_a_head_that_lies_unread_behind_long_requests_is_not_late(null_server: R
         assert gate.entered.wait(30)
         protocol = protocol_of(null_server)
         connection.sendall(HEALTH + NOWHERE[:20])
-        wait_until(lambda: protocol.flow.read_paused and protocol._head_timer)
-        timer = protocol._head_timer
+        wait_until(lambda: protocol.flow.read_paused and protocol._heads.timer)
+        timer = protocol._heads.timer
         connection.sendall(NOWHERE[20:] + post(IMAGE))
-        wait_until(lambda: protocol._head_timer is not timer)
+        wait_until(lambda: protocol._heads.timer is not timer)
         gate.opened.set()
         answers = answers_in(receive_all(connection))
     assert [answer.status for answer in answers] == [200, 200, 404, 200]

@@ -73,5 +73,5 @@ async def test_scores_are_whole_and_nan_features_fail_alone() -> None:
     for wrong in (tensor(np.nan), np.zeros((3, 8, 8), np.float32), np.zeros((3, 224, 1), np.float32)):
         with pytest.raises(InvalidParameter):
             await classifier.score(model, wrong, Want.SCORES, deadline)
-    assert classifier.schedule.held == 0
+    assert model.schedule.held == 0
     await engine.close()

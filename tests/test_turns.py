@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.api import Turns
 from app.api.access_log import LineSample
+from app.api.turns import Turns
 from tests import virtual_time
 
 

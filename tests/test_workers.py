@@ -222,7 +222,7 @@ def test_a_signal_before_anything_runs_is_a_stop_like_any_other(
     """Told to stop while its first files are made, the service ends with status 0 and takes them away."""
     program = f"""
 import os, tempfile
-from app import listening
+from app.server import listening
 from app.cli import main
 
 def told(made):

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from prometheus_client import Counter
-from starlette.datastructures import Headers
 
 from ..errors import ServiceError
 from ..metrics import Metrics
-from .forwarded import ForwardedClients
 from .paths import own_path
+from .request_context import RequestContext, context_of, first_of_each
 
 logger = logging.getLogger(__name__)
 
-# What probes and scrapers ask every few seconds is no news as long as the answer is good.
+# Probes and scrapers ask every few seconds; only answers that are not good are of interest.
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 _MAX_TEXT = 256
 # A refusal's line costs as much as the refusal: of many some are enough.
@@ -27,24 +26,25 @@ _SUM_UP_SECONDS = 2.0
 CLIENT_GONE = 499
 _UNMATCHED = "unmatched"
 
+ClientOf = Callable[[Mapping[str, Any]], tuple[str, int] | None]
+
 
 class AccessLog:
     """Counts and logs answers."""
 
-    def __init__(self, metrics: Metrics, fixed_paths: frozenset[str], trusted_proxies: str = "127.0.0.1") -> None:
-        """`fixed_paths` are those of the routes by which a request is named that none of them has seen."""
+    def __init__(self, metrics: Metrics, fixed_paths: frozenset[str], client_of: ClientOf) -> None:
+        """`fixed_paths` name requests that no route has seen; `client_of` finds the client behind trusted proxies."""
         self._metrics = metrics
         self._fixed_paths = fixed_paths
-        self._forwarded = ForwardedClients(trusted_proxies)
+        self._client_of = client_of
         self._sample = LineSample()
         self._refused_early: dict[tuple[str, str], Counter] = {}
 
-    def answered(
-        self, scope: Mapping[str, Any], status: int, began: float, received_bytes: int, sent_bytes: int
-    ) -> None:
-        """A request has ended with `status`; `began` is a monotonic time."""
-        code = scope.get("problem_code", "client_gone" if status == CLIENT_GONE else "")
-        route = self._route(scope)
+    def answered(self, scope: Mapping[str, Any], context: RequestContext, began: float) -> None:
+        """A request has ended; `began` is a monotonic time."""
+        status = context.status or CLIENT_GONE
+        code = context.problem_code or ("client_gone" if status == CLIENT_GONE else "")
+        route = self._route(scope, context)
         self._metrics.requests.labels(route, str(status), code).inc()
         level = logging.DEBUG if route in _QUIET and status < 400 else logging.INFO
         if not logger.isEnabledFor(level):
@@ -53,7 +53,7 @@ class AccessLog:
         if omitted is None:
             return
         seconds = time.monotonic() - began
-        # As it came, still percent-encoded: no character of it is anything but what it looks like.
+        # As it came, still percent-encoded: no control or look-alike character is in the log.
         path = scope.get("raw_path", b"").decode("ascii", "replace")[:_MAX_TEXT]
         named = f" {code}" if code else ""
         logger.log(
@@ -65,27 +65,29 @@ class AccessLog:
             named,
             seconds * 1e3,
             extra={
-                "request_id": scope["request_id"],
+                "request_id": context.request_id,
                 "client": _client(scope),
                 "method": scope["method"],
                 "path": path,
                 "route": route,
                 "status": status,
                 "code": code or None,
-                "received_bytes": received_bytes,
-                "sent_bytes": sent_bytes,
+                "received_bytes": context.received_bytes,
+                "sent_bytes": context.sent_bytes,
                 "total_ms": round(seconds * 1e3, 2),
-                **scope.get("stages", {}),
-                "user_agent": Headers(raw=scope["headers"]).get("user-agent", "")[:_MAX_TEXT] or None,
+                **context.stages,
+                "user_agent": context.headers.get(b"user-agent", b"")[:_MAX_TEXT].decode("latin-1") or None,
                 **({"omitted": omitted} if omitted else {}),
             },
         )
 
-    def refused_early(self, error: ServiceError, scope: Mapping[str, Any], user_agent: bytes, seconds: float) -> None:
-        """A request was refused by its headers, and answered `seconds` after them. No middleware has seen it: its
-        client is still the socket's peer.
+    def refused_early(
+        self, error: ServiceError, path: str, request_id: str, scope: Mapping[str, Any], seconds: float
+    ) -> None:
+        """A request for the endpoint `path` was refused by its headers, and answered `seconds` after them.
+
+        No middleware has seen it: `scope` has the socket's peer as its client, and the headers.
         """
-        path = scope["path"]
         counter = self._refused_early.get((path, error.code))
         if counter is None:
             counter = self._metrics.requests.labels(path, str(error.status), error.code)
@@ -93,16 +95,18 @@ class AccessLog:
         counter.inc()
         if not logger.isEnabledFor(logging.INFO) or (omitted := self._sample.take()) is None:
             return
+        user_agent = first_of_each(scope["headers"]).get(b"user-agent", b"")
         logger.info(
-            "POST %s %d %s %.1f ms",
+            "%s %s %d %s %.1f ms",
+            scope["method"],
             path,
             error.status,
             error.code,
             seconds * 1e3,
             extra={
-                "request_id": scope["request_id"],
-                "client": _client({"client": self._forwarded.client_of(scope)}),
-                "method": "POST",
+                "request_id": request_id,
+                "client": _client({"client": self._client_of(scope)}),
+                "method": scope["method"],
                 "path": path,
                 "route": path,
                 "status": error.status,
@@ -117,9 +121,10 @@ class AccessLog:
         """The client of a request that was to be refused left before its answer."""
         self._metrics.requests.labels(path, str(CLIENT_GONE), "client_gone").inc()
 
-    def refused(self, error: ServiceError, scope: Mapping[str, Any]) -> None:
+    def refused(self, error: ServiceError, scope: MutableMapping[str, Any]) -> None:
         """A connection ended with `error` before it was a request, or in the middle of one."""
-        self._metrics.requests.labels(self._route(scope), str(error.status), error.code).inc()
+        context = context_of(scope)
+        self._metrics.requests.labels(self._route(scope, context), str(error.status), error.code).inc()
         if (omitted := self._sample.take() if error.status == 503 else 0) is None:
             return
         logger.info(
@@ -127,7 +132,7 @@ class AccessLog:
             error.status,
             error.code,
             extra={
-                "request_id": scope["request_id"],
+                "request_id": context.request_id,
                 "client": _client(scope),
                 "status": error.status,
                 "code": error.code,
@@ -135,13 +140,15 @@ class AccessLog:
             },
         )
 
-    def _route(self, scope: Mapping[str, Any]) -> str:
+    def _route(self, scope: Mapping[str, Any], context: RequestContext) -> str:
         """The route's path and never the client's, of which there would be endless many.
 
         Most refusals come before routing; so does the end of a request that is none, which may have no path at all.
         """
         if "route" in scope:
             return getattr(scope["route"], "path", _UNMATCHED)
+        if context.endpoint is not None:
+            return context.endpoint.path
         path = own_path(scope) if "path" in scope else ""
         return path if path in self._fixed_paths else _UNMATCHED
 
@@ -149,7 +156,7 @@ class AccessLog:
 class LineSample:
     """Which of many lines of one kind are written: the first ten of each second.
 
-    What was left out is said in the next line that is written, or in one of its own where none follows.
+    The next line that is written says how many were left out, or a line of its own where none follows.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,4 +1,4 @@
-"""The images that one request carries, as every kind of body gives them."""
+"""The images of one request, as the readers of all kinds of bodies return them."""
 
 from __future__ import annotations
 
@@ -25,4 +25,4 @@ class BodyReader(Protocol):
         """The next piece. Raises the `ServiceError` that the body is answered with; then it is fed no more."""
 
     def finish(self) -> Images:
-        """What the body carried, at least one image. Raises a `ServiceError` where it carried none."""
+        """The body's images, at least one. Raises a `ServiceError` where it has none."""

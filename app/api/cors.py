@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..errors import MalformedRequest
-from .problems import problem_response
+from .error_answers import error_response
 
 _REFUSED = (
     "The preflight request is refused: its origin, method or headers are not among those that pages may use here. "
@@ -36,4 +36,4 @@ class _RefusedPreflight(Response):
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await problem_response(MalformedRequest(_REFUSED), scope, self._cors)(scope, receive, send)
+        await error_response(MalformedRequest(_REFUSED), scope, headers=self._cors)(scope, receive, send)

@@ -11,8 +11,9 @@ from fastapi.openapi.utils import get_openapi
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ..errors import NotFound
-from .examples import example_jpeg
-from .schemas import Problem
+from .endpoint import Endpoints
+from .native.examples import example_jpeg
+from .native.schemas import Problem
 
 router = APIRouter(include_in_schema=False)
 
@@ -77,11 +78,12 @@ async def asset(name: str) -> Response:
     return Response(content, media_type=media_type, headers=headers)
 
 
-def describe_openapi(app: FastAPI) -> dict[str, Any]:
+def describe_openapi(app: FastAPI, endpoints: Endpoints) -> dict[str, Any]:
     """The OpenAPI document, with the one error schema in it and FastAPI's own validation error out."""
     if app.openapi_schema is None:
+        routes = [*(endpoint.document for endpoint in endpoints if endpoint.document), *app.routes]
         document = get_openapi(
-            title=app.title, version=app.version, description=_DESCRIPTION, routes=app.routes, tags=_TAGS
+            title=app.title, version=app.version, description=_DESCRIPTION, routes=routes, tags=_TAGS
         )
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):

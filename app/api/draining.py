@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import Draining
-from .middleware import refuse
+from .error_answers import refuse
+from .request_context import RequestContext, context_of
 
 _UNANSWERED = "The server is shutting down and could not answer this request in time."
-# Whoever replaces this server needs a moment.
+# The server that replaces this one needs a moment.
 _RETRY_SECONDS = 2.0
 
 
 class Drain:
-    """The requests whose answers have not begun. Belongs to one event loop."""
+    """The requests that are open. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self.is_over = False
         """The grace period has ended: nothing is answered any more but with 503."""
-        self.open: set[asyncio.Task[object]] = set()
+        self.open: dict[asyncio.Task[object], RequestContext] = {}
 
     def end(self) -> int:
-        """End every open request, wherever it waits; returns how many there were."""
+        """End every request whose answer has not begun, wherever it waits; returns how many there were."""
         self.is_over = True
-        ended = list(self.open)
+        ended = [task for task, context in self.open.items() if context.status is None]
         for task in ended:
             task.cancel()
         return len(ended)
@@ -34,8 +35,8 @@ class Drain:
 class EndOfGrace:
     """Answers the requests that `Drain.end` cancels, and those that begin later. Pure ASGI.
 
-    It lies inside `EarlyAnswers`, so that a client in the middle of its upload receives the answer too. The server's
-    own way, to cancel every task, would be a traceback and a plain-text 500 for each.
+    It lies inside `EarlyAnswers`, so that a client in the middle of its upload receives the answer too. A
+    server that cancels every task itself answers each with a plain-text 500, and logs a traceback.
     """
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
@@ -50,20 +51,16 @@ class EndOfGrace:
         task = asyncio.current_task()
         assert task is not None
 
-        async def watched_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                drain.open.discard(task)
-            await send(message)
-
+        context = context_of(scope)
         if not drain.is_over:
-            drain.open.add(task)
+            drain.open[task] = context
             try:
-                await self.app(scope, receive, watched_send)
+                await self.app(scope, receive, send)
                 return
             except asyncio.CancelledError:
-                if not drain.is_over or task not in drain.open:
+                if not drain.is_over or context.status is not None:
                     raise
                 task.uncancel()
             finally:
-                drain.open.discard(task)
+                drain.open.pop(task, None)
         await refuse(Draining(_UNANSWERED, _RETRY_SECONDS), scope, receive, send)

@@ -1,4 +1,4 @@
-"""GET /docs/errors: what each code means and what to do; where the `type` of every problem leads."""
+"""GET /docs/errors, the page of error codes: meaning and advice. The `type` of every problem links to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ERRORS_PATH = "/docs/errors"
 _POLICY = "default-src 'none'; style-src 'self'; img-src 'self'; frame-ancestors 'none'"
 _PAGE = (Path(__file__).parent / "static" / "errors.html").read_text(encoding="utf-8")
 
-# code → what it means, and what the client should do.
+# code → its meaning, and advice to the client.
 _ADVICE = {
     "malformed_request": (
         "no image, wrong JSON, wrong shape, a broken form, not HTTP",

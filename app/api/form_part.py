@@ -18,7 +18,7 @@ from ..errors import BadRequest, ServiceError
 from .image_buffer import ImageBuffer
 from .transfer import Transfer, part_transfer
 
-# How much of a part decides what it is, and how much of an ordinary field is kept.
+# The bytes of a part that decide whether it is a file, and the bytes of an ordinary field that are kept.
 _SIGNATURE_BYTES = 64
 _FIELD_BYTES = 256
 _SHOWN_CHARACTERS = 40
@@ -41,7 +41,7 @@ class Part:
         self._transfer: Transfer = part_transfer(headers.get("content-transfer-encoding", ""))
         has_file_name = "filename" in disposition or "filename*" in disposition
         self.is_empty_input = not (disposition.get("filename") or disposition.get("filename*"))
-        """Whether it is what a browser sends for a file input that was left empty, if there is no content either."""
+        """Whether a browser sends such headers for a file input that was left empty, if there is no content either."""
         self._is_file: bool | None = has_file_name or bool(_IMAGE_TYPE.fullmatch(media_type)) or None
         self._start = b""
         self._content = ImageBuffer()
@@ -66,7 +66,7 @@ class Part:
                 self._content = ImageBuffer()
 
     def finish(self) -> bytes | ServiceError:
-        """The content, or what is wrong with its encoding; `is_file` is known from now on."""
+        """The content, or the error of its encoding; `is_file` is known from now on."""
         if self._error is None:
             try:
                 self._keep(self._transfer.finish())

@@ -1,14 +1,17 @@
-"""/healthz, /readyz and /metrics: what is true of the service now."""
+"""GET /healthz, /readyz and /metrics: liveness, readiness and Prometheus metrics."""
 
 from __future__ import annotations
+
+from functools import partial
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from .. import __version__
 from ..errors import Draining, EngineUnavailable, NotReady, Unavailable
-from .problems import problem_response
-from .schemas import Health, ModelBody, problem_responses
+from .error_answers import error_response
+from .native.problems import PROBLEMS
+from .native.schemas import Health, ModelBody, problem_responses
 from .service import Service, ServiceDep
 
 router = APIRouter(tags=["health"])
@@ -37,7 +40,7 @@ async def readyz(request: Request, service: ServiceDep) -> Response:
 
 
 def _not_well(request: Request, error: Unavailable, phase: str) -> Response:
-    return problem_response(error, request.scope, state=phase)
+    return error_response(error, request.scope, partial(PROBLEMS.body, state=phase))
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)

@@ -22,7 +22,7 @@ class ImageBuffer:
     def write(self, data: bytes) -> None:
         self._size += len(data)
         if self._size > _LARGE_BYTES and not self._is_mapped:
-            # What nobody else holds is written to in place, and not copied first.
+            # Bytes that nothing else refers to are written in place, and not copied first.
             mapped = BytesIO(bytes(_MAPPED_BYTES))
             mapped.write(self._buffer.getbuffer())
             self._buffer, self._is_mapped = mapped, True

@@ -1,4 +1,4 @@
-"""Paths: of requests, and of the routes that they may lead to."""
+"""Paths of requests without a proxy's prefix, and of routes without parameters."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from fastapi import APIRouter
 
 
 def own_path(scope: Mapping[str, Any]) -> str:
-    """The path without the prefix that a proxy stripped."""
+    """The path without the prefix that a proxy stripped. Some servers put it before the path, some do not."""
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    prefix: str = scope.get("root_path", "")
+    return path.removeprefix(prefix) if prefix and path.startswith(prefix + "/") else path
 
 
 def fixed_paths(routers: Iterable[APIRouter]) -> frozenset[str]:
-    """Of the routes that have no part which clients choose."""
+    """The paths of the routes that have no parameters."""
     paths = {getattr(route, "path", "") for router in routers for route in router.routes}
     return frozenset(path for path in paths if path and "{" not in path)

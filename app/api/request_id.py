@@ -1,4 +1,4 @@
-"""Names for requests whose clients give them none."""
+"""Request ids: the client's own, or a random one."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ _HARMLESS = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def request_id_of(sent: str) -> str:
-    """What a client calls its request, if that is harmless, else a new name."""
+    """The id that a client sent, if it is harmless, else a new one."""
     return sent if _HARMLESS.fullmatch(sent) else new_request_id()

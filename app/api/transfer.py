@@ -22,18 +22,18 @@ _HEX_CLASSES = bytes(
 )
 
 
-# How a data: URL begins → what ends its head. Both may be percent-encoded.
+# The beginning of a data: URL → the end of its head. Both may be percent-encoded.
 _COMMAS = {"data:": re.compile(","), "data%3a": re.compile("%2c", re.IGNORECASE)}
 
 
 class Transfer(Protocol):
-    """Decodes what a client encoded."""
+    """Decodes one transfer encoding."""
 
     def feed(self, data: bytes) -> bytes:
-        """What `data`, and what was kept of earlier pieces, decodes to."""
+        """Decode `data` and the kept end of earlier pieces."""
 
     def finish(self) -> bytes:
-        """What was still kept. Raises a `ServiceError` where the text ends too early."""
+        """Decode the kept rest. Raises a `ServiceError` where the text ends too early."""
 
 
 class Plain:
@@ -91,7 +91,7 @@ class Percent:
 
 
 class QuotedPrintable:
-    """RFC 2045's quoted-printable; what is no escape stays as it is."""
+    """RFC 2045's quoted-printable; text that is no escape stays as it is."""
 
     def __init__(self) -> None:
         self._kept = b""
@@ -107,7 +107,7 @@ class QuotedPrintable:
         return binascii.a2b_qp(self._kept)
 
 
-# A part's Content-Transfer-Encoding → what undoes it (RFC 2045, section 6).
+# A part's Content-Transfer-Encoding → its decoder (RFC 2045, section 6).
 _PART_ENCODINGS: dict[str, Callable[[], Transfer]] = {
     "": Plain,
     "7bit": Plain,
@@ -132,7 +132,7 @@ def part_transfer(encoding: str) -> Transfer:
 class ImageText:
     """One image as text: base64, bare or as a data: URL, which may be percent-encoded.
 
-    What is wrong with it is said by `finish`, for one bad image of several is no reason to stop.
+    `finish` raises its error: one bad image of several is no reason to stop.
     """
 
     def __init__(self) -> None:
@@ -178,7 +178,7 @@ class ImageText:
         self._image.write(data)
 
     def _begin(self, text: str, is_whole: bool = False) -> None:
-        """Decide by the first characters what the text is, once they are there."""
+        """Decide by the first characters between base64 and a data: URL, once they are there."""
         start = text[:7].lower()
         comma = _COMMAS.get(start[:5]) or _COMMAS.get(start)
         if comma is None and (is_whole or len(start) == 7):

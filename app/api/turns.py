@@ -10,7 +10,7 @@ _SHARE_OF_A_CORE = 0.05
 _LONGEST_SECONDS = 1.0
 # Refusals that come together after a quiet time are sent at once.
 _BURST_SECONDS = 0.05
-# What is timed is the look at the headers or the sending. The parser, the event loop and the system come on top: at
+# Only the look at the headers or the sending is timed. The parser, the event loop and the system come on top: at
 # 1,000 and 2,000 refusals a second each takes this many times as much of the process's CPU time.
 _TIMES_MEASURED = 4.5
 _SECONDS_AT_FIRST = 40e-6

@@ -1,6 +1,6 @@
-"""Bodies on their way: how many at once, how long each may take, and how many bytes are held for them all.
+"""Limits of request bodies: size and encoding, how many at once, how long each may take, how many bytes are held.
 
-Pure ASGI, like `middleware`: nothing here keeps a body, it only watches one being read.
+No body is kept here; each is counted while it is received.
 """
 
 from __future__ import annotations
@@ -8,26 +8,29 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from functools import partial
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..batching import retry_after_seconds
-from ..errors import BodyTooSlow, Overloaded, ServiceError
+from ..errors import BodyTooLarge, BodyTooSlow, Overloaded, ServiceError, UnsupportedEncoding
 from ..metrics import Metrics
-from .middleware import refuse
+from .endpoint import ImageEndpoint
+from .error_answers import refuse
+from .request_context import RequestContext, context_of
 from .timeouts import timeout_of
 
 _RETRY_SECONDS = 1.0
+_PLAIN = (b"", b"identity")
 
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """What all clients together, and each for its body, may take."""
+    """Limits for all bodies together, and for each."""
 
     open_uploads: int
     held_bytes: int
-    """Of bodies that were received and whose requests are not answered yet."""
+    """Bytes of received bodies whose requests are not answered yet."""
     seconds: float
     bytes_per_second: int
     """How many bytes buy a body one more second …"""
@@ -39,10 +42,9 @@ class UploadLimits:
 
 
 class Uploads:
-    """Keeps bodies within `limits`; whoever comes when all is taken is told to come again."""
+    """All bodies that are on their way or held."""
 
-    def __init__(self, app: ASGIApp, limits: UploadLimits, metrics: Metrics) -> None:
-        self.app = app
+    def __init__(self, limits: UploadLimits, metrics: Metrics) -> None:
         self.limits = limits
         self.open = 0
         self.held_bytes = 0
@@ -50,19 +52,21 @@ class Uploads:
         metrics.received_bytes.set_function(lambda: self.held_bytes)
         self._metrics = metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not has_body(headers := Headers(scope=scope)):
-            await self.app(scope, receive, send)
-            return
-        declared = int(headers.get("content-length", "0"))
+    def begin(self, context: RequestContext, max_bytes: int) -> Upload | None:
+        """Accept a request's body by its headers; None where it has none.
+
+        Raises `UnsupportedEncoding`, `BodyTooLarge`, or `Overloaded` where no room is left.
+        """
+        if context.headers.get(b"content-encoding", b"").lower() not in _PLAIN:
+            raise UnsupportedEncoding()
+        declared = context.declared_bytes
+        if declared > max_bytes:
+            raise BodyTooLarge(max_bytes)
+        if not context.has_body:
+            return None
         if self.open >= self.limits.open_uploads or self.held_bytes + declared > self.limits.held_bytes:
-            await refuse(self.refusal(), scope, receive, send)
-            return
-        body = _Body(self)
-        try:
-            await self.app(scope, lambda: body.receive(receive), send)
-        finally:
-            body.close()
+            raise self.refusal()
+        return Upload(self, max_bytes)
 
     def refusal(self) -> ServiceError:
         self._metrics.shed.labels("uploads").inc()
@@ -71,17 +75,23 @@ class Uploads:
         )
 
 
-class _Body:
+class Upload:
     """One body: how much of it has come, and since when it is awaited."""
 
-    def __init__(self, uploads: Uploads) -> None:
+    def __init__(self, uploads: Uploads, max_bytes: int) -> None:
         self._uploads = uploads
+        self._max_bytes = max_bytes
         self._began = self._last_piece_at = time.monotonic()
         self._received = 0
         self._is_open = True
         uploads.open += 1
 
-    async def receive(self, receive: Receive) -> Message:
+    def limit(self, receive: Receive) -> Receive:
+        """`receive`, within the limits."""
+        return partial(self._receive, receive)
+
+    async def _receive(self, receive: Receive) -> Message:
+        """The next message. Raises `BodyTooLarge`, a `RequestTimeout`, or `Overloaded`."""
         if not self._is_open:
             return await receive()
         limits = self._uploads.limits
@@ -94,6 +104,8 @@ class _Body:
             raise timeout_of(time.monotonic() - self._last_piece_at, allowed, BodyTooSlow) from None
         self._last_piece_at = time.monotonic()
         size = len(message.get("body", b""))
+        if self._received + size > self._max_bytes:
+            raise BodyTooLarge(self._max_bytes)
         self._received += size
         self._uploads.held_bytes += size
         if not message.get("more_body", False):
@@ -103,14 +115,39 @@ class _Body:
         return message
 
     def close(self) -> None:
-        """The request is answered: what was held for it is free."""
+        """The request is answered: its bytes are held no longer."""
         self._end()
         self._uploads.held_bytes -= self._received
+        self._received = 0
 
     def _end(self) -> None:
         self._uploads.open -= self._is_open
         self._is_open = False
 
 
-def has_body(headers: Headers) -> bool:
-    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+class BodyLimits:
+    """ASGI middleware: applies the limits to requests that bring no images. The road applies them to the others."""
+
+    def __init__(self, app: ASGIApp, uploads: Uploads, default_bytes: int) -> None:
+        self.app = app
+        self.uploads = uploads
+        self.default_bytes = default_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context = context_of(scope)
+        endpoint = context.endpoint
+        if scope["type"] != "http" or isinstance(endpoint, ImageEndpoint):
+            await self.app(scope, receive, send)
+            return
+        try:
+            upload = self.uploads.begin(context, endpoint.max_body_bytes if endpoint else self.default_bytes)
+        except ServiceError as error:
+            await refuse(error, scope, receive, send)
+            return
+        if upload is None:
+            await self.app(scope, receive, send)
+            return
+        try:
+            await self.app(scope, upload.limit(receive), send)
+        finally:
+            upload.close()

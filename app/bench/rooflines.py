@@ -25,7 +25,7 @@ from ..images.wire import document_of, preprocessing_of
 from ..loading import load_model
 from ..metrics import Metrics
 from ..progress import LogReporter
-from ..server import decode_as_served
+from ..server.app import decode_as_served
 from ..settings import Settings, load_settings
 from ..types import Pixels, Preprocessing, Want
 from .bodies import read_bodies

@@ -15,7 +15,7 @@ from ..backends import null_checkpoint
 from ..backends.null import NullBackend
 from ..errors import BodyTooLarge, StartError
 from ..resources import available_cpus
-from ..server import decode_as_served
+from ..server.app import decode_as_served
 from ..settings import Settings
 from ..types import Pixels
 from .bodies import write_bodies

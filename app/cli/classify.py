@@ -46,7 +46,7 @@ def classify(
 async def _classify(settings: Settings, photos: list[Path], top_k: int | None) -> list[_Outcome]:
     from ..loading import load_model
     from ..metrics import Metrics
-    from ..server import build_classifier
+    from ..server.app import build_classifier
     from .progress import TerminalReporter
 
     metrics = Metrics()
@@ -96,7 +96,7 @@ def _print_table(photo: Path, outcome: Classification | str) -> None:
 
 
 def _print_json(photo: Path, outcome: Classification | str) -> None:
-    from ..api.schemas import Answer
+    from ..api.native.schemas import Answer
 
     if isinstance(outcome, str):
         document = {"photo": str(photo), "error": outcome}

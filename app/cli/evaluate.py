@@ -68,7 +68,7 @@ def evaluate(
     """
     from ..evaluation import Options, check_can_draw, draw, find_photos, is_url
     from ..files import write_whole
-    from ..server import decode_limits
+    from ..server.app import decode_limits
     from .evaluation_tables import show_evaluation, show_recommendation
     from .progress import StepBar
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .. import outbound
 from ..errors import SettingError
-from ..listening import address_of, listen
+from ..server.listening import address_of, listen
 from ..settings import Settings
 from .report import Report
 

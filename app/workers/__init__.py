@@ -37,7 +37,7 @@ def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[ModelFacts
     settings = fitted
     workers = count_workers(settings)
     if workers == 1:
-        from ..process import serve as serve_alone
+        from ..server.process import serve as serve_alone
 
         return serve_alone(settings, reporter, on_ready)
     from .together import serve_together

@@ -21,9 +21,10 @@ from ..errors import EngineUnavailable
 from ..interpreter import leave, spare_requests_from_collection
 from ..metrics import Metrics
 from ..pool import LoadedModel, ModelConflict, Pool, PooledModel
-from ..process import Server, build_server
 from ..progress import LogReporter
-from ..server import Hooks, Parts
+from ..server.app import Hooks, Parts
+from ..server.lifecycle import Server
+from ..server.process import build_server
 from ..settings import Settings
 from .control import Control, Message, take_from_memory
 from .facts import facts_from_json, fields_of

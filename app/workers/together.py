@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..errors import SettingError
-from ..listening import address_of, listen_together
 from ..metrics import SharedFiles
 from ..progress import Reporter
+from ..server.listening import address_of, listen_together
 from ..settings import Settings
 from .division import divide
 from .engines import ENGINE

@@ -1,8 +1,8 @@
-"""Whether this process is about to run out of files, which each connection takes one of.
+"""Whether this process is about to run out of file descriptors; each connection takes one.
 
-The event loop accepts connections by itself, and where no file is left it can only close them. So the last files are
-kept for what must go on: the number of a new connection's file says how many are taken, since the system gives the
-lowest that is free.
+The event loop accepts connections by itself, and where no descriptor is left it can only close them. So the last ones
+are kept for health checks and for the service itself. The number of a new connection's descriptor says how many are
+taken: the system gives the lowest that is free.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..resources import open_file_limit
 
 logger = logging.getLogger(__name__)
 
-# Kept for health checks, for what the service itself opens, and for connections while they are refused.
+# Kept for health checks, for the service's own files, and for connections while they are refused.
 _KEPT, _FEWEST_KEPT = 64, 8
 _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Shortage(IntEnum):
-    """What a connection is taken for."""
+    """How few files are left when a connection is accepted."""
 
     NONE = 0
     FEW_LEFT = 1

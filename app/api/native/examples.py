@@ -12,7 +12,7 @@ from PIL import Image
 
 _RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "application/octet-stream")
 # A drawn wall clock, 640×480, made by docs/draw_example.py.
-EXAMPLE_FILE = Path(__file__).parent.parent / "data" / "example.jpg"
+EXAMPLE_FILE = Path(__file__).parents[2] / "data" / "example.jpg"
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-# What may precede an answer.
+# An interim answer, which may precede the answer.
 _CONTINUE = b"HTTP/1.1 100 "
 
 
 class JoinedWrites:
     """The transport that one answer is written to: its head waits for its body, and both are one write.
 
-    uvicorn writes them one after the other, and uvloop sends each at once: two system calls, and two wake-ups of who
-    reads. An answer without a body, to HEAD, is not for this.
+    uvicorn writes them one after the other, and uvloop sends each at once: two system calls, and two wake-ups of the
+    client. An answer without a body, to HEAD, must not be written to this.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -30,7 +30,7 @@ class JoinedWrites:
             self._transport.write(data)
 
     def close(self) -> None:
-        # uvloop raises for what is written to a connection that is gone.
+        # uvloop raises for a write to a connection that is gone.
         if self._head and not self._transport.is_closing():
             self._transport.write(self._head)
         self._transport.close()

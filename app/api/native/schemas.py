@@ -1,4 +1,4 @@
-"""The answers' shapes, as OpenAPI shows them."""
+"""The JSON of native answers, as the OpenAPI document describes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..types import Classification, DecodeMode, ModelIdentity, Prediction
+from ...types import Classification, DecodeMode, ModelIdentity, Prediction
 
 
 class ModelBody(BaseModel):

@@ -1,7 +1,7 @@
 """multipart/form-data bodies (RFC 7578), read as they arrive.
 
-The work is bounded in what Python does for each byte: boundaries are found by `bytes.find`, and whatever takes a step
-of its own (a part, a header, something that only looks like a boundary) is counted.
+Python's work for each byte is bounded: boundaries are found by `bytes.find`, and everything that takes a step (a part,
+a header, a line that only looks like a boundary) is counted.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from ..errors import InvalidParameter, MalformedRequest, ServiceError, TooManyImages
-from .carried import ONE_IMAGE, Images
-from .form_part import Part
+from ...errors import InvalidParameter, MalformedRequest, ServiceError, TooManyImages
+from ..carried import ONE_IMAGE, Images
+from ..form_part import Part
 
 # Parts that are no images: a form's other fields.
 _MAX_EXTRA_PARTS = 16
@@ -77,7 +77,7 @@ class FormBody:
             )
         return Images(tuple(self._images), self._top_k)
 
-    # --- the steps: each takes what it can of the data, and says whether there is more to do
+    # --- the steps: each takes a part of the data, and returns whether there is more to do
 
     def _preamble(self) -> bool:
         found = self._data.find(self._delimiter, self._at)
@@ -108,7 +108,7 @@ class FormBody:
         return self._no_delimiter()
 
     def _no_delimiter(self) -> bool:
-        """It began like a boundary, and is what stood before it."""
+        """It began like a boundary and belongs to the text before it."""
         self._like_boundaries += 1
         if self._like_boundaries > _MAX_LIKE_BOUNDARIES:
             raise MalformedRequest(_MALFORMED)

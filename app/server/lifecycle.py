@@ -1,4 +1,4 @@
-"""The process that serves: a uvicorn server with this service's signals, protocol and exit status."""
+"""uvicorn's server with this service's signals, shutdown and accepting."""
 
 from __future__ import annotations
 
@@ -11,145 +11,48 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from types import FrameType
 
-import uvicorn
-
-from .api import SPARE_CONNECTIONS, ConnectionLimits, HttpProtocol, OpenFiles
-from .classifier import Classifier
-from .interpreter import leave, spare_requests_from_collection, take_stop_signals
-from .listening import BACKLOG, address_of, admit_no_more, listen
-from .pool import LoadedModel, ModelFacts
-from .progress import Reporter
-from .resources import open_file_limit
-from .server import Hooks, Parts, create_app
-from .settings import Settings
+from ..interpreter import take_stop_signals
+from .listening import BACKLOG, admit_no_more
+from .protocol import HttpProtocol
+from .uvicorn_internals import Config, UvicornServer
 
 logger = logging.getLogger(__name__)
 
 # How long a handshake that has begun may take to end, and a connection that was accepted last to send its request.
 _HANDSHAKE_SECONDS, _ARRIVAL_SECONDS = 0.25, 1.0
 _LOOK_SECONDS = 0.01
-_FEWEST_CONNECTIONS, _MOST_CONNECTIONS, _OTHER_FILES = 16, 10_000, 256
 _CLOSE = (b"connection", b"close")
 # After the grace period: how long the last answers may take to arrive. An upload's rest is read for two seconds.
 _LAST_WORDS_SECONDS = 2.5
-_LAST_RESORT_SECONDS = 10.0
 # uvicorn ticks ten times a second.
 _TICKS_PER_CHECK = 10
-# How long a process whose device is lost may take to end.
-_LAST_SECONDS = 15.0
 
 
-def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[ModelFacts, str], None]) -> Exception | None:
-    """Serve in this process alone, until told to stop; returns the error that ended it, or None after a signal.
-
-    `on_ready` is given the model and the service's address. Raises `SettingError` where the address cannot be had.
-    """
-    listener = listen(settings)
-    address = address_of(settings, listener)
-    failures: list[Exception] = []
-
-    def on_failure(error: Exception) -> None:
-        failures.append(error)
-        server.should_exit = True
-        # A device that hangs may hang what would stop it too.
-        guard = threading.Timer(_LAST_SECONDS, leave, [1])
-        guard.daemon = True
-        guard.start()
-
-    def on_model_ready(model: LoadedModel) -> None:
-        spare_requests_from_collection()
-        on_ready(model, address)
-
-    server = build_server(settings, Hooks(reporter, on_model_ready, on_failure))
-    logger.info("Listening on %s; /healthz answers, /readyz will once the model is loaded.", address)
-    server.run(sockets=[listener])
-    return failures[0] if failures else None
-
-
-def build_server(settings: Settings, hooks: Hooks, parts: Parts | None = None) -> Server:
-    """A server of the app, not started yet."""
-    app = create_app(settings, hooks, parts)
-    open_files = OpenFiles()
-    limits = ConnectionLimits(
-        header_seconds=settings.header_timeout_seconds,
-        header_bytes=settings.max_header_bytes,
-        header_count=settings.max_headers,
-        response_seconds=settings.response_timeout_seconds,
-        connections=most_connections(settings),
-        on_refusal=app.state.access_log.refused,
-        early_refusals=app.state.early_refusals,
-        open_files=open_files,
-    )
-    config = uvicorn.Config(
-        app,
-        # uvicorn calls it and asks no more of it.
-        http=partial(HttpProtocol, limits=limits),  # type: ignore[arg-type]
-        ws="none",
-        loop="uvloop",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        root_path=settings.root_path,
-        proxy_headers=True,
-        forwarded_allow_ips=settings.forwarded_allow_ips,
-        # A fraction will do: it is only waited for.
-        timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]
-        # The last resort: `Server` ends what is open in order, and before.
-        timeout_graceful_shutdown=round(settings.shutdown_grace_seconds + _LAST_RESORT_SECONDS),
-        backlog=BACKLOG,
-    )
-
-    def on_stop() -> bool:
-        # Readiness falls with the signal, before anything is closed.
-        classifier: Classifier = app.state.classifier
-        was_ready = classifier.state().ready
-        classifier.draining = True
-        return was_ready
-
-    return Server(
-        config,
-        settings.shutdown_linger_seconds,
-        settings.shutdown_grace_seconds,
-        on_stop,
-        app.state.drain.end,
-        are_files_out=open_files.are_out,
-    )
-
-
-def most_connections(settings: Settings) -> int:
-    """How many connections may be open at once, where the setting does not say: most of the files that may be open."""
-    if settings.max_connections != "auto":
-        return settings.max_connections
-    files = open_file_limit()
-    # For listening sockets, decoders, files that are read, and connections that are being refused.
-    others = min(_OTHER_FILES, files // 4) + SPARE_CONNECTIONS
-    return max(_FEWEST_CONNECTIONS, min(_MOST_CONNECTIONS, files - others))
-
-
-class Server(uvicorn.Server):
+class Server(UvicornServer):
     """uvicorn's server with this service's way to stop.
 
-    SIGTERM: readiness falls at once, and for `linger_seconds` more requests are taken while whoever routes them finds
-    out; each answer then closes its connection. After that, what was accepted is answered for `grace_seconds`, and what
-    is open then is answered 503; the exit status is 0. Ctrl-C, or a second SIGTERM, skips the linger; Ctrl-C while it
+    SIGTERM: readiness falls at once, and for `linger_seconds` more requests are taken, until load balancers have
+    noticed; each answer then closes its connection. After that, accepted requests are answered for `grace_seconds`, and
+    those still open then get 503; the exit status is 0. Ctrl-C, or a second SIGTERM, skips the linger; Ctrl-C while it
     stops ends the grace period. (uvicorn itself closes its listeners at once and raises the signal again when it is
     done.)
     """
 
     def __init__(
         self,
-        config: uvicorn.Config,
+        config: Config,
         linger_seconds: float,
         grace_seconds: float,
         on_stop: Callable[[], bool],
         on_grace_over: Callable[[], int],
         are_files_out: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`on_stop` is told of each signal, and says whether requests were being served until it. `on_grace_over` ends
-        the requests that are open, and says how many. `are_files_out` says whether nothing can be accepted.
+        """`on_stop` is called at each signal, and returns whether requests were being served until then.
+
+        `on_grace_over` ends the open requests, and returns their number. `are_files_out` says whether no connection can
+        be accepted.
         """
         super().__init__(config)
         self._linger_seconds = linger_seconds
@@ -231,9 +134,9 @@ class Server(uvicorn.Server):
             ending.cancel()
 
     async def _close(self, sockets: list[socket.socket]) -> None:
-        """Accept no more, and let the requests of those that have connected arrive."""
-        # First only the door: uvicorn closes connections that have sent no request yet in the same breath, and with
-        # them those whose request is on its way. The kernel resets what it still holds for a listener that closes.
+        """Accept no more, and let the requests of open connections arrive."""
+        # First only the listeners: uvicorn closes connections that have sent no request yet together with them, also
+        # those whose request is on its way. The kernel resets what it still holds for a listener that closes.
         for listener in sockets:
             admit_no_more(listener)
         await asyncio.sleep(_HANDSHAKE_SECONDS)
@@ -251,7 +154,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _end_grace(self) -> None:
-        """Wait for the end of the grace period; answer what is open then, and cut what does not take its answer."""
+        """Wait for the end of the grace period; answer the requests open then, and cut clients that read no answer."""
         # A signal may end it sooner, and uvicorn's connections have no event that says they are gone.
         while time.monotonic() < self._grace_ends_at:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
@@ -288,7 +191,7 @@ def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
     while True:
         try:
             connection, _ = listener.accept()
-        except OSError:  # nobody is left (EAGAIN), or who was has gone
+        except OSError:  # none is left (EAGAIN), or the last one has gone
             return
         connection.setblocking(False)
         yield connection

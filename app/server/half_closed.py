@@ -1,8 +1,8 @@
 """Clients that have ended their side of a connection while their request is being answered.
 
-A client that only sends no more, as `nc -N` does, waits for its answer; one that has left ends its side in the same
-way. The system tells them apart when something is sent: it refuses for a client that has left. An interim answer (100
-Continue) is that something; every HTTP/1.1 client passes over it.
+A client that only sends no more, as `nc -N` does, waits for its answer; a client that has left ends its side in the
+same way. Sending tells them apart: the system reports an error for a client that has left. An interim answer (100
+Continue) is sent for that; every HTTP/1.1 client passes over it.
 """
 
 from __future__ import annotations

@@ -6,16 +6,15 @@ import asyncio
 import time
 from typing import Protocol
 
-from uvicorn.server import ServerState
-
 from .early_refusals import EarlyRefusal, EarlyRefusals
+from .uvicorn_internals import ServerState
 
 # How long the rest of a small body may take behind its answer, before the connection is closed.
 _REST_SECONDS = 2.0
 
 
 class Connection(Protocol):
-    """What a connection does for a request that is refused on it."""
+    """The connection on which a request is refused."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
@@ -29,7 +28,7 @@ class Connection(Protocol):
 
 
 class RefusedRequest:
-    """From its headers on. The answer is sent when its turn comes, and the body's rest is read where it is small."""
+    """Sends the answer when its turn comes, and reads the rest of a small body."""
 
     def __init__(
         self, connection: Connection, refusals: EarlyRefusals, refusal: EarlyRefusal, *, keeps_connection: bool

@@ -1,4 +1,4 @@
-"""create_app(settings): wiring and lifespan, nothing else."""
+"""create_app(settings): the ASGI app's wiring and lifespan, and the classifier as the settings size it."""
 
 from __future__ import annotations
 
@@ -12,54 +12,46 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, Route
 
-from . import __version__
-from .api import (
-    AccessLog,
-    Admission,
-    BodyLimits,
-    Cors,
-    Drain,
-    EarlyAnswers,
-    EarlyRefusals,
-    EndOfGrace,
-    Guard,
-    RequestContext,
-    Service,
-    ShortWay,
-    State,
-    Turns,
-    UploadLimits,
-    Uploads,
-    describe_openapi,
-    docs_router,
-    errors_router,
-    fixed_paths,
-    health_router,
-    predict_router,
-    problem_handlers,
-)
-from .classifier import Classifier
-from .images import DecodeLimits, Decoder, decode, usable_kernel
-from .images.processes import ProcessDecoder
-from .images.threads import ThreadDecoder
-from .loading import Cancellation, load_model, plan_decoding
-from .logs import dropped_lines
-from .metrics import Metrics
-from .pool import LoadedModel, serve_model
-from .progress import LogReporter, Reporter
-from .settings import Settings
-from .threads import in_a_thread
-from .types import Pixels, Preprocessing
+from .. import __version__
+from ..api.access_log import AccessLog
+from ..api.cors import Cors
+from ..api.docs import describe_openapi
+from ..api.docs import router as docs_router
+from ..api.draining import Drain, EndOfGrace
+from ..api.endpoint import Endpoints, ImageEndpoint
+from ..api.error_answers import error_handlers
+from ..api.error_reference import router as errors_router
+from ..api.health import router as health_router
+from ..api.leases import Leases
+from ..api.middleware import EarlyAnswers, Guard, Requests
+from ..api.paths import fixed_paths
+from ..api.registry import all_endpoints
+from ..api.road import Road
+from ..api.service import Service
+from ..api.turns import Turns
+from ..api.uploads import BodyLimits, UploadLimits, Uploads
+from ..classifier import Classifier
+from ..images import DecodeLimits, Decoder, decode, usable_kernel
+from ..images.processes import ProcessDecoder
+from ..images.threads import ThreadDecoder
+from ..loading import Cancellation, load_model, plan_decoding
+from ..logs import dropped_lines
+from ..metrics import Metrics
+from ..pool import LoadedModel, serve_model
+from ..progress import LogReporter, Reporter
+from ..settings import Settings
+from ..threads import in_a_thread
+from ..types import Pixels, Preprocessing
+from .early_refusals import EarlyRefusals
+from .forwarded import ForwardedClients
 
 logger = logging.getLogger(__name__)
 
-# What brings images.
-_ADMITTED = frozenset({"/predict", "/predict/batch"})
-
 
 class Hooks:
-    """What the process that runs the app wants to know. Without them, a failed load is logged and shown by /healthz."""
+    """Callbacks to the process that runs the app. Without them, a failed load is logged and shown by /healthz."""
 
     def __init__(
         self,
@@ -74,7 +66,7 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the app has from the process that it runs in, where that is one of several."""
+    """Given to the app by its process, where that is one of several."""
 
     metrics: Metrics
     processes: int
@@ -86,7 +78,7 @@ class Parts:
 
 
 def decode_limits(settings: Settings) -> DecodeLimits:
-    """What is refused before it is decoded, as the settings say."""
+    """The limits for an image before it is decoded, from the settings."""
     return DecodeLimits(
         max_pixels_jpeg=int(settings.max_megapixels_jpeg * 1e6),
         max_pixels=int(settings.max_megapixels * 1e6),
@@ -97,7 +89,7 @@ def decode_limits(settings: Settings) -> DecodeLimits:
 
 
 def decode_as_served(settings: Settings) -> Callable[[bytes, Preprocessing], Pixels]:
-    """The decoding that these settings ask for, as a call that blocks: what a decoder does, without one."""
+    """Decoding as these settings ask for it, as a blocking call without a decoder."""
     limits = decode_limits(settings)
     return lambda data, preprocessing: decode(data, preprocessing, limits, settings.decode)
 
@@ -144,15 +136,29 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     hooks = hooks or Hooks(LogReporter())
     metrics = parts.metrics if parts else Metrics()
     metrics.log_lines_dropped.set_function(dropped_lines)
-    routers = (predict_router, health_router, docs_router, errors_router)
-    access_log = AccessLog(metrics, fixed_paths(routers), settings.forwarded_allow_ips)
+    endpoints = all_endpoints(settings)
+    routers = (health_router, docs_router, errors_router)
+    known_paths = fixed_paths(routers) | endpoints.fixed_paths()
+    access_log = AccessLog(metrics, known_paths, ForwardedClients(settings.forwarded_allow_ips).client_of)
     drain = Drain()
     # Before the event loop runs: how much may be decoded at once is read from files.
     classifier = build_classifier(settings, metrics)
+    leases = Leases(classifier)
     turns = Turns(processes=parts.processes if parts else 1)
+    service = Service(classifier, leases, settings, metrics, turns)
+    uploads = Uploads(
+        UploadLimits(
+            open_uploads=settings.max_open_uploads,
+            held_bytes=settings.max_received_bytes,
+            seconds=settings.body_timeout_seconds,
+            bytes_per_second=settings.body_min_rate,
+            most_seconds=settings.body_timeout_max_seconds,
+        ),
+        metrics,
+    )
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         cancellation = Cancellation()
         loading = asyncio.create_task(
             parts.keep_loaded(classifier, hooks)
@@ -163,8 +169,11 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
         try:
             if parts:
                 await parts.until_presentable()
-            yield {"service": Service(classifier, settings, metrics, turns)}
+            yield
         finally:
+            # Nothing is open any more, unless the server is another one that does not wait for it.
+            classifier.draining = True
+            drain.end()
             cancellation.cancel()
             for task in (loading, watching):
                 task.cancel()
@@ -180,46 +189,38 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
         # Its target would be made of a Host header that the client chose.
         redirect_slashes=False,
         openapi_url="/openapi.json",
-        exception_handlers=problem_handlers(),
+        exception_handlers=error_handlers(),
         # Outermost first.
         middleware=[
-            Middleware(RequestContext, log=access_log),
+            Middleware(Requests, endpoints=endpoints, leases=leases, log=access_log),
             *_cors(settings),
             Middleware(EarlyAnswers),
             Middleware(EndOfGrace, drain=drain),
             Middleware(Guard),
-            Middleware(Admission, paths=_ADMITTED, classifier=classifier, turns=turns),
-            Middleware(
-                BodyLimits,
-                default_bytes=settings.max_body_bytes,
-                by_path={"/predict/batch": settings.max_batch_body_bytes},
-            ),
-            Middleware(
-                Uploads,
-                limits=UploadLimits(
-                    open_uploads=settings.max_open_uploads,
-                    held_bytes=settings.max_received_bytes,
-                    seconds=settings.body_timeout_seconds,
-                    bytes_per_second=settings.body_min_rate,
-                    most_seconds=settings.body_timeout_max_seconds,
-                ),
-                metrics=metrics,
-            ),
-            Middleware(ShortWay),
+            Middleware(BodyLimits, uploads=uploads, default_bytes=settings.max_body_bytes),
         ],
     )
+    app.state.service = service
     app.state.classifier = classifier
     app.state.access_log = access_log
-    app.state.early_refusals = EarlyRefusals(
-        classifier.admit, access_log, turns, paths=_ADMITTED, has_cors=bool(settings.cors_origins)
-    )
+    app.state.early_refusals = EarlyRefusals(endpoints, leases, access_log, turns, has_cors=bool(settings.cors_origins))
     app.state.drain = drain
-    app.openapi = partial(describe_openapi, app)  # type: ignore[method-assign]
+    app.openapi = partial(describe_openapi, app, endpoints)  # type: ignore[method-assign]
+    # First: they are looked for in this order.
+    app.router.routes[:0] = _roads(endpoints, service, uploads)
     for router in routers:
         app.include_router(router)
-    # Now, and not for the first who asks: it takes longer than a request.
+    # Now, and not at the first request for it: it takes longer than a request.
     app.openapi()
     return app
+
+
+def _roads(endpoints: Endpoints, service: Service, uploads: Uploads) -> list[BaseRoute]:
+    return [
+        Route(endpoint.path, Road(endpoint, service, uploads), methods=endpoint.methods)
+        for endpoint in endpoints
+        if isinstance(endpoint, ImageEndpoint)
+    ]
 
 
 def _cors(settings: Settings) -> list[Middleware]:
@@ -242,7 +243,7 @@ async def _serve_own_model(
 ) -> None:
     """Load the model that the settings name into this process and serve it, until its engine is beyond repair.
 
-    A failure is told once and leaves the service not ready and not alive.
+    A failure is reported once and leaves the service not ready and not alive.
     """
     resized = ""
     is_ready = False

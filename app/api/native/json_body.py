@@ -2,7 +2,7 @@
 
 Strings are most of such a body. The end of each is found without a parser, a long one is decoded piece by piece, and a
 name that nobody can guess stands for it in what is left: a small document, which pydantic then validates. Each piece
-of a string passes pydantic's own JSON parser too, so that what is JSON is decided by one parser.
+of a string passes pydantic's own JSON parser too, so that one parser decides what is JSON.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictInt, StrictStr, ValidationError
 from pydantic_core import from_json
 
-from ..errors import BadRequest, InvalidParameter, MalformedRequest, ServiceError, TooManyImages
-from .carried import Images
-from .transfer import ImageText
+from ...errors import BadRequest, InvalidParameter, MalformedRequest, ServiceError, TooManyImages
+from ..carried import Images
+from ..transfer import ImageText
 
 SHAPE_ONE = 'Expected {"image": "<base64 or data: URL>", "top_k": 5}, where top_k may be left out.'
 SHAPE_MANY = 'Expected {"images": ["<base64 or data: URL>", …], "top_k": 5}, where top_k may be left out.'
 
-# What a member that belongs to the other path is answered with.
+# The error text for a member that belongs to the other path.
 _ELSEWHERE: dict[tuple[int | str, ...], str] = {
     ("images",): " Several images go to POST /predict/batch.",
     ("image",): " One image goes to POST /predict.",
 }
 
 _BOM = b"\xef\xbb\xbf"
-# Shorter strings stay where they are: the names of members, and what is no image.
+# Shorter strings stay where they are: the names of members, and strings that are no image.
 _SHORT_BYTES = 64
-# What is no string: a brace, a colon, a number. Whitespace does not count.
+# All but strings: braces, colons, numbers. Whitespace does not count.
 _MAX_STRUCTURE_BYTES = 65_536
 # Strings beside those that are images.
 _MAX_EXTRA_STRINGS = 64
@@ -105,7 +105,7 @@ class JsonBody:
         return SHAPE_ONE if self._max_images is None else SHAPE_MANY
 
     def _between(self, data: bytes, at: int) -> int:
-        """What is no string, up to the next one."""
+        """The text up to the next string."""
         quote = data.find(b'"', at)
         piece = data[at:] if quote < 0 else data[at:quote]
         if len(piece) > _SHORT_BYTES:
@@ -129,7 +129,7 @@ class JsonBody:
         return b" " * begins + b" ".join(piece.split()) + b" " * ends
 
     def _too_many_strings(self) -> ServiceError:
-        """The error of a document that is read no further, told from what has been read."""
+        """The error of a document that is read no further, from the part that has been read."""
         model = _One if self._max_images is None else _Many
         try:
             _checked(model, from_json(bytes(self._skeleton.removeprefix(_BOM)), allow_partial=True))
@@ -140,14 +140,14 @@ class JsonBody:
         return TooManyImages(self._max_images) if self._max_images else MalformedRequest(self._shape)
 
     def _within(self, string: _String, data: bytes, at: int) -> int:
-        """What is in a string, up to its end."""
+        """The content of a string, up to its end."""
         quote = data.find(b'"', at)
         limit = len(data) if quote < 0 else quote
         is_all = True
         if data.find(b"\\", at, limit) < 0:
             end = quote if quote >= 0 else _end_of_characters(data, at, len(data))
         else:
-            # Same lengths: what is found here is there. Backslashes pair from the left.
+            # Same lengths, so that positions are the same. Backslashes pair from the left.
             window = data[at : at + _WINDOW_BYTES].replace(b"\\\\", b"xx")
             is_all = at + len(window) == len(data)
             quote = window.replace(b'\\"', b"xx").find(b'"')

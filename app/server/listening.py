@@ -9,8 +9,8 @@ import struct
 import sys
 from contextlib import suppress
 
-from .errors import SettingError
-from .settings import Settings
+from ..errors import SettingError
+from ..settings import Settings
 
 BACKLOG = 2048
 # Linux, include/uapi/asm-generic/socket.h; Python does not name it.
@@ -28,7 +28,7 @@ _NO_NEW_CONNECTION = (
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The listening socket, bound before anything is loaded: a taken port is told at once."""
+    """The listening socket, bound before anything is loaded: a taken port is reported at once."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return _server(settings.host, settings.port, family)
@@ -52,8 +52,8 @@ def _server(host: str, port: int, family: int, reuse_port: bool = False) -> sock
 def listen_together(settings: Settings, count: int) -> list[socket.socket]:
     """`count` listening sockets on one address, among which the kernel divides new connections evenly, by chance.
 
-    One socket for several processes would not do: whoever is awake takes all that wait there, sixteen of sixteen as
-    measured. Raises `SettingError` as `listen`.
+    One socket for several processes would not do: a process that is awake takes all that wait there, sixteen of
+    sixteen as measured. Raises `SettingError` as `listen`.
     """
     # Alone first: sockets that share a port would also share it with a service that is there already.
     with listen(settings) as alone:
@@ -75,8 +75,8 @@ def admit_no_more(listener: socket.socket) -> None:
     """From now on `listener` gets no new connection; those whose handshake has begun still arrive.
 
     A client that tries hears nothing, and is refused at its next attempt, a second later, once the socket is closed.
-    Closing alone would reset connections that were made a moment before: the kernel makes them, not the one who
-    accepts. Where the kernel does not offer this, nothing changes.
+    Closing alone would reset connections that were made a moment before: the kernel makes them, before they are
+    accepted. Where the kernel does not offer this, nothing changes.
     """
     if sys.platform != "linux":
         return

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from .uvicorn_internals import ProxyHeadersMiddleware
 
 
 class ForwardedClients:
