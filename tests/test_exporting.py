@@ -9,8 +9,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
-import torchvision.models
 
 from app.backends import exporting
 from app.backends.exporting import export_graph, trace
@@ -22,6 +20,7 @@ from app.networks import build_network
 from app.types import Pixels, Preprocessing, ResNetSwitches, Scores
 from tests.checkpoints_made import without_counters
 from tests.images_made import photo
+from tests.lazy import torch, torchvision
 from tests.torch_made import discriminating
 
 # Of the largest logit: float32 has 6e-8, and a ResNet-50 adds up some 10⁴ products to a number, 50 times over.

@@ -20,8 +20,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
-import torchvision.models
 
 from app.backends import BackendOptions, create_backend
 from app.backends.null import NULL_CHECKPOINT
@@ -36,6 +34,7 @@ from app.opening import Found, LoadCancelled, open_checkpoint
 from app.settings import EXPORT_SETTINGS, Settings
 from app.types import Want
 from tests.checkpoints_made import Told
+from tests.lazy import torch, torchvision
 from tests.onnx_graphs import Maker
 from tests.running import service_process, wait_until
 from tests.test_exporting import pixels_of

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torchvision.models
 
 from app.checkpoints import inert_unpickler, read_checkpoint
 from app.checkpoints.pickled_document import locate_weights
 from app.checkpoints.pickled_weights import unpickle
 from app.errors import CheckpointError
+from tests.lazy import torch, torchvision
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of pickles that it then refuses
 

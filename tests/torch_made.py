@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torchvision.models
-from torchvision.models.resnet import Bottleneck, ResNet
 
 from app.checkpoints import Contents, Decisions, decide, read_checkpoint
 from app.networks import build_network
@@ -17,9 +14,9 @@ from app.networks.layers import set_altered, set_head
 from app.networks.resnet50 import set_switches
 from app.opening import Examined, examine
 from app.settings import Settings
+from tests.lazy import torch, torchvision
 from tests.parity.patterns import inputs
 
-torch.set_num_threads(1)
 PARITY = 1e-4
 
 
@@ -53,25 +50,24 @@ def caffe_like() -> torch.nn.Module:
     return discriminating(network)
 
 
-class Thin(ResNet):  # type: ignore[misc]  # torchvision has no types
-    """A ResNet-50 with a sixteenth of its channels: its layers and names, in files of some 300 kB."""
-
-    def __init__(self) -> None:
-        super().__init__(Bottleneck, [3, 4, 6, 3])
-        self.conv1 = torch.nn.Conv2d(3, 4, 7, 2, 3, bias=False)
-        self.bn1 = torch.nn.BatchNorm2d(4)
-        self.fc = torch.nn.Linear(128, 10)
-
-    def _make_layer(self, block: type, planes: int, *options: Any, **named: Any) -> torch.nn.Sequential:
-        self.inplanes = 4 if planes == 64 else self.inplanes
-        layer: torch.nn.Sequential = super()._make_layer(block, planes // 16, *options, **named)
-        return layer
-
-
 def thin() -> torch.nn.Module:
-    """The same under torchvision's own class, with weights that discriminate."""
-    network: torch.nn.Module = discriminating(Thin())
-    network.__class__ = ResNet
+    """A ResNet-50 with a sixteenth of its channels: its layers and names, in files of some 300 kB."""
+    return discriminating(_thin())
+
+
+def _thin() -> torch.nn.Module:
+    resnet = torchvision.models.resnet
+
+    class Thin(resnet.ResNet):  # type: ignore[misc, name-defined]  # torchvision has no types
+        def _make_layer(self, block: type, planes: int, *options: Any, **named: Any) -> torch.nn.Sequential:
+            self.inplanes = 4 if planes == 64 else self.inplanes
+            return super()._make_layer(block, planes // 16, *options, **named)
+
+    network = Thin(resnet.Bottleneck, [3, 4, 6, 3])
+    network.conv1 = torch.nn.Conv2d(3, 4, 7, 2, 3, bias=False)
+    network.bn1 = torch.nn.BatchNorm2d(4)
+    network.fc = torch.nn.Linear(128, 10)
+    network.__class__ = resnet.ResNet
     return network
 
 
@@ -99,7 +95,7 @@ def opened_thin(path: Path, **settings: Any) -> Served:
     """A thin network's file, read and decided as any, in a network that has a ResNet-50's layers and these shapes."""
     contents = read_checkpoint(path)
     decisions = decide(Settings(**settings), contents)
-    network = Thin()
+    network = _thin()
     set_switches(network, decisions.switches)
     set_altered(network, decisions.switches.altered)
     if decisions.switches.head:
