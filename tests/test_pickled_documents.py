@@ -305,11 +305,11 @@ def test_pickles_that_stand_for_much_end_in_one_line(name: str, tmp_path: Path) 
     with zipfile.ZipFile(tmp_path / "m.pth", "w") as archive:
         archive.writestr("m/data.pkl", many_parts()[name])
         archive.writestr("m/version", b"3\n")
-    before, began = peak_kilobytes(), time.monotonic()
+    before, began = peak_kilobytes(), time.process_time()
     with pytest.raises(CheckpointError) as refusal:
         read_checkpoint(tmp_path / "m.pth")
     assert "\n" not in str(refusal.value)
-    assert time.monotonic() - began < 25
+    assert time.process_time() - began < 25
     assert peak_kilobytes() - before < 200_000
 
 

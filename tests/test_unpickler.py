@@ -166,7 +166,7 @@ def bombs() -> dict[str, bytes]:
 def test_bombs_end_in_one_line(name: str) -> None:
     """A pickle made to exhaust time, memory or the stack is refused in bounded time, and here no memory is taken."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.monotonic()
+    began = time.process_time()
     content = bombs()[name]
     try:
         found = unpickle("zip", content, ANYWHERE)
@@ -174,7 +174,7 @@ def test_bombs_end_in_one_line(name: str) -> None:
         assert "\n" not in str(refusal)  # noqa: PT017
     else:
         assert locate_weights(found.document, ANYWHERE).tensors == {}
-    assert time.monotonic() - began < 25
+    assert time.process_time() - began < 25
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250_000  # KiB
 
 
