@@ -496,7 +496,6 @@ import asyncio, threading, time
 from app.checkpoints import published_resnet50_preprocessing
 from app.images import threads
 from tests.photos import LIMITS
-from tests.pace import within
 threads.decode = lambda *arguments: threading.Event().wait()
 async def main():
     decoder = threads.ThreadDecoder(LIMITS, slots=1, max_waiting=1, timeout_seconds=0.1)

@@ -169,7 +169,6 @@ HANGS = """
 import sys, threading
 from app.backends import null
 from app.cli import main
-from tests.pace import within
 
 sent = []
 infer = null.NullBackend.infer
