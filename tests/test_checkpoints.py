@@ -512,7 +512,7 @@ def test_damaged_files_are_read_or_refused(container: str, tmp_path: Path) -> No
     original = path.read_bytes()
     chance = random.Random(0)
     refused = 0
-    for _ in range(400):
+    for _ in range(100):
         damaged = bytearray(original)
         for _ in range(chance.randint(1, 4)):
             damaged[chance.randrange(min(len(damaged), 700))] = chance.randrange(256)
@@ -522,7 +522,7 @@ def test_damaged_files_are_read_or_refused(container: str, tmp_path: Path) -> No
         except CheckpointError as refusal:
             refused += 1
             assert "\n" not in str(refusal)  # noqa: PT017 - the refusal is one of two right ends
-    assert refused > 100
+    assert refused > 25
 
 
 # --- where the weights are
