@@ -10,11 +10,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import settings
 
 from app.settings import ENV_PREFIX, Settings
 from tests.running import CACHE_DIR, RunningServer, running_server
 
 REPOSITORY = Path(__file__).parent.parent
+# How long an example takes depends on the machine and what else it does.
+settings.register_profile("any pace", deadline=None)
+settings.load_profile("any pace")
 
 
 IMPORTED_BY_COLLECTION = pytest.StashKey[set[str]]()
