@@ -1,4 +1,4 @@
-"""A pickle → a description of what is in it, in a process of its own. Imports nothing that a pickle names.
+"""An unpickler that describes a pickle's content and imports nothing that the pickle names. Runs in its own process.
 
 Run as a script, alone (`python -I -S inert_unpickler.py zip|legacy < pickle`), with the standard library and nothing
 else. Every global that the pickle asks for becomes a stand-in: an empty class that takes any argument and does nothing.

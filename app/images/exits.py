@@ -1,4 +1,4 @@
-"""What the end of a decoding process says."""
+"""Exit statuses of decoding processes."""
 
 from __future__ import annotations
 
