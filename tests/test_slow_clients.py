@@ -22,8 +22,8 @@ from tests.running import RunningServer, post_image, running_server, wait_until
 IMAGE = make_jpeg(1)
 BEST = null_classes(IMAGE)[0]
 HEAD = b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n"
-# Deadlines are looked at five times a second, and what a refused client still sends is read for up to two. A timer of the event loop, whose clock counts whole milliseconds, may
-# fire a moment early.
+# Deadlines are looked at five times a second, and what a refused client still sends is read for up to two. A timer of
+# the event loop, whose clock counts whole milliseconds, may fire a moment early.
 HEADER_SECONDS, BODY_SECONDS, RESPONSE_SECONDS = 0.6, 0.8, 0.5
 LATE_SECONDS, EARLY_SECONDS = 3.0, 0.05
 
