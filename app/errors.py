@@ -249,6 +249,10 @@ class StartError(Exception):
         super().__init__(printable(message, self._separator))
 
 
+class LoadCancelled(StartError):
+    """The service was told to stop while it loaded."""
+
+
 class SettingError(StartError):
     _separator = "\n"  # between several settings that are wrong
 

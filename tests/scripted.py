@@ -31,7 +31,7 @@ from app.engine.remote import RemoteEngine
 from app.engine.segment import Segment, SlotLayout, create_segment
 from app.errors import DeviceLost, OutOfMemory
 from app.metrics import Metrics, SharedFiles
-from app.opening import LogReporter
+from app.progress import LogReporter
 from app.settings import Settings
 from app.types import Outputs, Pixels, Want
 from app.workers.control import Control, Message

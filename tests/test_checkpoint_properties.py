@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from app.agreement import probabilities
 from app.errors import StartError
-from app.opening import Examined, examine
 from app.settings import Settings
 from tests import torch_made as made
+from tests.examined import Examined, examine
 from tests.lazy import Lazy, nn, torch, torchvision
 
 own = Lazy("tests.own_modules")

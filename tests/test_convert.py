@@ -10,8 +10,8 @@ import pytest
 
 from app.errors import CheckpointError
 from app.networks import build_network
-from app.opening import Examined, examine
 from app.settings import Settings
+from tests.examined import Examined, examine
 from tests.lazy import torch, torchvision
 from tests.test_command_line import run
 from tests.trained import stem_statistics

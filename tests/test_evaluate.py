@@ -25,7 +25,6 @@ from app.evaluation.facts import (
     settings_between,
 )
 from app.networks import build_network
-from app.opening import examine
 from app.settings import Settings
 from app.types import Interpolation, Preprocessing, ResNetSwitches
 from tests.evaluated import (
@@ -40,6 +39,7 @@ from tests.evaluated import (
     write_table,
     write_windows,
 )
+from tests.examined import examine
 from tests.lazy import torch
 from tests.test_command_line import run
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from app.backends import BackendOptions, create_backend
-from app.opening import examine
 from app.settings import Settings
 from app.types import Want
+from tests.examined import examine
 from tests.lazy import torch, torchvision
 from tests.parity.patterns import kernel, normalisation, photographs, tiled
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from app.images.geometry import resize_and_crop
 from app.networks import build_network
-from app.opening import examine
 from app.settings import Settings
+from tests.examined import examine
 from tests.lazy import timm, torch
 from tests.parity.patterns import inputs, photographs
 from tests.trained import stem_statistics

@@ -14,11 +14,10 @@ from ..engine import InProcessEngine
 from ..engine.board import Board
 from ..engine.host import EngineHost
 from ..engine.segment import Segment, SlotLayout
-from ..errors import StartError
+from ..errors import LoadCancelled, StartError
 from ..interpreter import leave, spare_requests_from_collection
 from ..loading import Cancellation, LoadedModel, load_model
 from ..metrics import Metrics
-from ..opening import LoadCancelled
 from ..settings import Settings
 from .control import Control, Message, put_in_memory
 from .facts import facts_of, facts_to_json, layout_for

@@ -20,8 +20,8 @@ from ..errors import EngineUnavailable
 from ..interpreter import leave, spare_requests_from_collection
 from ..loading import LoadedModel
 from ..metrics import Metrics
-from ..opening import LogReporter
 from ..process import Server, build_server
+from ..progress import LogReporter
 from ..server import Hooks, Parts
 from ..settings import Settings
 from .control import Control, Message, take_from_memory

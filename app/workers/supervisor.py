@@ -19,7 +19,7 @@ from ..interpreter import hold_stop_signals, take_stop_signals
 from ..loading import ModelFacts
 from ..logs import share_output
 from ..metrics import SharedFiles
-from ..opening import Reporter
+from ..progress import Reporter
 from ..settings import Settings
 from .child import Child
 from .control import Message

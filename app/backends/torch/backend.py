@@ -34,8 +34,13 @@ def create_torch_backend(checkpoint: Checkpoint, options: BackendOptions) -> Tor
     Raises `SettingError` where that device is not to be had or does not hold the network, `CheckpointError` where the
     weights do not fit.
     """
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        raise SettingError(
+            "The torch backend needs PyTorch, which is not installed: pip install torch torchvision. On a CPU, "
+            "RESNET_BACKEND=onnx serves a ResNet without it."
+        ) from None
     if checkpoint.graph is not None:
         raise SettingError(f"RESNET_BACKEND is torch, but {checkpoint.source} is an ONNX file. Set it to auto or onnx.")
     plan = plan_device(options.device, options.precision)

@@ -11,19 +11,23 @@ import subprocess
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from typing import IO, Any
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from .. import errors
-from ..errors import MAY_FALL_BACK, DownloadError, ExportFailed, StartError
-from ..opening import LoadCancelled, Reporter, download
+from ..checkpoints import Found
+from ..errors import ExportFailed, LoadCancelled, StartError
 from ..processes import Need, child_environment, command
+from ..progress import Reporter
 from ..settings import ModelSettings
-from .store import PUBLISHED
 
 logger = logging.getLogger(__name__)
 
 # In front of the worker's own lines; in libraries' it does not occur.
 MARK = "\x1e"
+ASKED = TypeAdapter(tuple[ModelSettings, Found])
+"""The worker's standard input: one line of JSON."""
 _LOOK_SECONDS = 0.1
 _EXIT_SECONDS = 10.0
 _LAST_LINES = 5
@@ -42,15 +46,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(". ")
 
 
-def export_apart(settings: ModelSettings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> str:
-    """Have a process of its own export what the settings mean and keep it; returns its key. Blocks.
+def export_apart(settings: ModelSettings, found: Found, reporter: Reporter, is_cancelled: Callable[[], bool]) -> str:
+    """Have a process of its own export the weights that were found and keep them; returns their key. Blocks.
 
     Raises the `StartError` that was raised there, one that says how the process ended if it was killed, `CannotWrite`,
     `CannotExport`, and `LoadCancelled`.
     """
     try:
         process = subprocess.Popen(
-            command("app.exports.worker"),
+            command("app.artifacts.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # Libraries' own words, of which the last are told if it crashes.
@@ -69,26 +73,20 @@ def export_apart(settings: ModelSettings, reporter: Reporter, is_cancelled: Call
             # It may be gone already.
             with suppress(BrokenPipeError):
                 # It downloads nothing: a mirror's password is not for it.
-                _tell(
-                    process.stdin,
-                    settings.model_settings().model_copy(update={"download_mirror": None}).model_dump_json(),
-                )
+                told = settings.model_settings().model_copy(update={"download_mirror": None})
+                process.stdin.write(ASKED.dump_json((told, found)) + b"\n")
+                process.stdin.flush()
             for line in _lines(process.stdout.fileno(), is_cancelled):
                 # A library's line may have begun without its end: both streams are one.
-                words, mark, told = line.partition(MARK)
+                words, mark, said = line.partition(MARK)
                 if words:
                     last_lines.append(words)
                 if not mark:
                     continue
-                message = json.loads(told)
+                message = json.loads(said)
                 if message["kind"] == "done":
                     return str(message["key"])
-                if message["kind"] == "download":
-                    answer = _download(message["weights"], settings, reporter, is_cancelled)
-                    with suppress(BrokenPipeError):
-                        _tell(process.stdin, json.dumps(answer))
-                else:
-                    _pass_on(message, reporter)
+                _pass_on(message, reporter)
         finally:
             with suppress(BrokenPipeError):
                 process.stdin.close()
@@ -122,28 +120,6 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _tell(pipe: IO[bytes], line: str) -> None:
-    pipe.write(line.encode() + b"\n")
-    pipe.flush()
-
-
-def _download(
-    weights: str, settings: ModelSettings, reporter: Reporter, is_cancelled: Callable[[], bool]
-) -> dict[str, str]:
-    """What the process is answered that asks for published weights. Raises `DownloadError` and `LoadCancelled`."""
-    try:
-        return {"file": str(download(settings, PUBLISHED.validate_json(weights), reporter, is_cancelled))}
-    except MAY_FALL_BACK as error:
-        if settings.weights_fallback != "none":
-            # The fallback is served, and this is why.
-            logger.warning("%s", error)
-        return {"unreachable": str(error)}
-    except DownloadError:
-        if is_cancelled():
-            raise LoadCancelled("Stopped while loading.") from None
-        raise
-
-
 def _pass_on(message: dict[str, Any], reporter: Reporter) -> None:
     """To the reporter; what ended it is raised."""
     kind = message["kind"]
@@ -151,8 +127,6 @@ def _pass_on(message: dict[str, Any], reporter: Reporter) -> None:
         reporter.step(message["text"])
     elif kind == "warn":
         reporter.warn(message["text"])
-    elif kind == "downloading":
-        reporter.downloading(message["name"], message["received"], message["expected"])
     elif kind == "cannot_write":
         raise CannotWrite(message["text"])
     elif kind == "cannot_export":

@@ -1,10 +1,9 @@
-"""The process that exports: `python -m app.exports.worker`, started by `process.export_apart`.
+"""The process that reads a checkpoint and writes its artifact: `python -m app.artifacts.worker`.
 
-It is a process of its own because torch, once imported, does not give its memory back. On standard input it is given
-the settings as JSON, a line; when that closes, it is no longer wanted. On standard output it says what it does in
-lines, each from a `MARK` on, whose last is `done`, `error`, `cannot_write` or `cannot_export`; all else is libraries'.
-Weights that are to be downloaded it asks its parent for, which alone has the proxies' passwords: `download`, which is
-answered on standard input by a line of JSON, {"file": path} or {"unreachable": reason}.
+`process.export_apart` starts it. It is a process of its own since libraries that read and compute do not give their
+memory back. Its standard input is one line of JSON, the settings and the weights that were found; when that closes,
+nobody waits for it any more. On standard output it reports its steps in lines, each from a `MARK` on; the last of them
+is `done`, `error`, `cannot_write` or `cannot_export`. Everything else there comes from libraries.
 """
 
 from __future__ import annotations
@@ -16,17 +15,16 @@ import sys
 import threading
 import traceback
 from contextlib import suppress
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
-from ..checkpoints import PublishedWeights
-from ..errors import DownloadUnreachable, ExportFailed, StartError
-from ..opening import Fetch, find_weights, read_found
+from ..checkpoints import Found, read_and_decide
+from ..errors import ExportFailed, StartError
+from ..progress import Reporter
 from ..settings import ModelSettings
-from .key import key_of, key_parts
-from .process import MARK, first_line
-from .store import PUBLISHED, Entry, Store
+from .key import key_of
+from .process import ASKED, MARK, first_line
+from .store import Store
 
 # How long what is being done may take to be left.
 _LEAVE_SECONDS = 5.0
@@ -46,7 +44,7 @@ class LineReporter:
         say("warn", text=text)
 
     def downloading(self, name: str, received: int, expected: int | None) -> None:
-        say("downloading", name=name, received=received, expected=expected)
+        raise NotImplementedError("The parent downloads.")
 
 
 def say(kind: str, **values: Any) -> None:
@@ -58,17 +56,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _leave)
     told: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_hear_parent, args=(told,), daemon=True).start()
-    settings = ModelSettings.model_validate_json(told.get())
-
-    def fetch(weights: PublishedWeights) -> Path:
-        say("download", weights=PUBLISHED.dump_json(weights).decode())
-        answer = json.loads(told.get())
-        if "unreachable" in answer:
-            raise DownloadUnreachable(answer["unreachable"])
-        return Path(answer["file"])
-
+    settings, found = ASKED.validate_json(told.get())
     try:
-        say("done", key=export(settings, LineReporter(), fetch))
+        say("done", key=export(settings, found, LineReporter()))
     except StartError as error:
         say("error", type=type(error).__name__, text=str(error))
     except OSError as error:
@@ -80,27 +70,26 @@ def main() -> None:
         say("cannot_export", text=first_line(error))
 
 
-def export(settings: ModelSettings, reporter: LineReporter, fetch: Fetch | None = None) -> str:
-    """Find, read, export, check and keep; the key that it is kept under."""
-    from .build import export_into
-    from .looking_up import look_up_and_remember
+def export(settings: ModelSettings, found: Found, reporter: Reporter) -> str:
+    """Read, export, check and keep; the key that it is kept under."""
+    from .build import build
+    from .checking import mark_checked
 
     store = Store(settings.cache_dir)
-    with store.unfinished() as unfinished:
-        found = find_weights(settings, reporter, lambda: False, look_up_and_remember(store), fetch)
-        # Before reading: should the files change meanwhile, the export is of what they were, or is not found again.
-        key = key_of(key_parts(settings, found))
-        checkpoint = read_found(settings, found, reporter)
-        reporter.step(f"Exporting {checkpoint.architecture} for this CPU, once")
+    with store.scratch() as scratch:
+        # Before reading: should the files change meanwhile, the artifact is of what they were, or is not found again.
+        key = key_of(settings, found)
+        checkpoint = read_and_decide(found, settings, reporter)
+        reporter.step(f"Exporting {checkpoint.architecture}, once")
         try:
-            graph = export_into(checkpoint, unfinished, settings.compute_thread_count)
+            made = build(checkpoint, settings.compute_thread_count)
         except ExportFailed as error:
             # The network's fault, which the next start would meet again, tens of seconds later.
             if not error.may_pass:
                 with suppress(OSError):
                     store.remember_failure(key, str(error))
             raise
-        store.keep(key, unfinished, Entry.of(checkpoint, graph))
+        mark_checked(store.keep(key, scratch, made))
         return key
 
 
