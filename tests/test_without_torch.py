@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-import safetensors.torch
 
 from app.backends import BackendOptions, create_backend
 from app.checkpoints import open_checkpoint
@@ -122,6 +121,8 @@ def save_bfloat16(network: torch.nn.Module, path: Path) -> None:
 
 
 def save_safetensors(network: torch.nn.Module, path: Path) -> None:
+    import safetensors.torch
+
     safetensors.torch.save_file(network.state_dict(), path)
 
 
