@@ -8,11 +8,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
-import torchvision.models
 from PIL import Image
 
 from app.backends.torch import DevicePlan, TorchBackend
@@ -24,11 +22,9 @@ from app.pool import LoadedModel
 from app.settings import Settings
 from app.types import Pixels, Preprocessing, Scores, Want
 from tests.images_made import photo
+from tests.lazy import torch, torchvision
 
-State = dict[str, torch.Tensor]
-
-# torch's threads wait for each other by spinning: beside other work, two are slower than one.
-torch.set_num_threads(1)
+State: TypeAlias = "dict[str, torch.Tensor]"
 
 
 def make_network(architecture: str, classes: int = 1000, seed: int = 0, **options: Any) -> torch.nn.Module:
@@ -136,9 +132,9 @@ def photos() -> list[Image.Image]:
     return [photo("chelsea"), photo("coffee")]
 
 
-def cpu_plan(dtype: torch.dtype = torch.float32, staged: bool = False) -> DevicePlan:
-    """On CPU; `staged` takes the road through a slot's buffer that CUDA takes."""
-    return DevicePlan(torch.device("cpu"), dtype, 2 if staged else 1, staged=staged)
+def cpu_plan(dtype: torch.dtype | None = None, staged: bool = False) -> DevicePlan:
+    """On CPU, in float32 unless told; `staged` takes the road through a slot's buffer that CUDA takes."""
+    return DevicePlan(torch.device("cpu"), dtype or torch.float32, 2 if staged else 1, staged=staged)
 
 
 def backend_of(network: torch.nn.Module, plan: DevicePlan | None = None) -> TorchBackend:

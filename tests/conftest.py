@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import settings
 
 from app.settings import ENV_PREFIX, Settings
 from tests.running import CACHE_DIR, RunningServer, running_server
 
 REPOSITORY = Path(__file__).parent.parent
+# How long an example takes depends on the machine and what else it does.
+settings.register_profile("any pace", deadline=None)
+settings.load_profile("any pace")
+
+
+IMPORTED_BY_COLLECTION = pytest.StashKey[set[str]]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[IMPORTED_BY_COLLECTION] = set(sys.modules)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Settings come from the tests alone; what servers keep lies in one folder, so that each network is exported once.
+    """Settings come from the tests alone; all servers share one cache, so that each network is exported once.
 
     A cache that is there already can be named by TEST_CACHE_DIR.
     """
     saved = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(ENV_PREFIX)}
-    os.environ[CACHE_DIR] = os.environ.get("TEST_CACHE_DIR") or str(tmp_path_factory.mktemp("cache"))
+    base = tmp_path_factory.getbasetemp()
+    # pytest-xdist gives each of its workers a folder below the run's.
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ[CACHE_DIR] = os.environ.get("TEST_CACHE_DIR") or str(run / "cache")
     yield
     del os.environ[CACHE_DIR]
     os.environ.update(saved)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -23,6 +22,7 @@ from app.types import Interpolation, Pixels, Preprocessing, ResNetSwitches
 from tests.checkpoints_made import make_network, without_counters
 from tests.examined import Examined, examine
 from tests.images_made import photo
+from tests.lazy import torch
 from tests.photos import LIMITS, encode
 
 SIDE = 48

@@ -7,7 +7,8 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from app.settings import Settings
@@ -125,7 +126,7 @@ STRUCTURES: dict[str, Callable[[], bytes]] = {
     ),
 }
 MEASURES_EACH_FILE = """
-import json, resource, sys, threading, time
+import json, os, sys, threading, time
 from pathlib import Path
 from app.checkpoints import published_resnet50_preprocessing
 from app.images import decode
@@ -136,22 +137,18 @@ def peak_kilobytes():
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 
 def held():
-    # How long this thread had no turn, at the most.
+    # The CPU time that other threads used while this one had no turn, at the most.
     global longest
-    last = time.perf_counter()
+    last = time.process_time()
     while True:
         time.sleep(0.0005)
-        now = time.perf_counter()
+        now = time.process_time()
         longest, last = max(longest, now - last), now
 
-sys.setswitchinterval(0.0005)
-preprocessing = published_resnet50_preprocessing()
-for data in corpus().values():
-    decode(data, preprocessing, LIMITS)
-longest = 0.0
-threading.Thread(target=held, daemon=True).start()
-outcomes = {}
-for file in sys.argv[1:]:
+def measure(file):
+    global longest
+    longest = 0.0
+    threading.Thread(target=held, daemon=True).start()
     data = Path(file).read_bytes()
     costs = []
     for _ in range(3):
@@ -165,31 +162,51 @@ for file in sys.argv[1:]:
         except Exception as error:
             outcome = type(error).__name__
         costs.append((time.process_time() - began, peak_kilobytes() - before, longest))
-    outcomes[Path(file).name] = [outcome, *map(min, zip(*costs))]
-    del data
-print(json.dumps(outcomes))
+    return [outcome, *map(min, zip(*costs))]
+
+sys.setswitchinterval(0.0005)
+preprocessing = published_resnet50_preprocessing()
+for data in corpus().values():
+    decode(data, preprocessing, LIMITS)
+# A process for each file, as it is after the first images: what one leaves in memory, the next does not find.
+for line in sys.stdin:
+    if (child := os.fork()) == 0:
+        print(json.dumps(measure(line.rstrip("\\n"))), flush=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"{line}: the process that decoded it failed")
 """
 Cost = tuple[str, float, int, float]
+Measure = Callable[[Callable[[], bytes]], Cost]
 
 
-def measure(folder: Path, files: dict[str, Callable[[], bytes]]) -> dict[str, Cost]:
-    """Of each file, decoded in another process: the outcome, CPU seconds, kilobytes above what it held, and the longest
-    time for which another thread had no turn. Of each cost, the least of three times.
+@contextmanager
+def measuring(folder: Path) -> Iterator[Measure]:
+    """Of a file, decoded in another process: the outcome, CPU seconds, kilobytes above what it held, and the longest
+    CPU time for which another thread had no turn. Of each cost, the least of three times.
     """
-    costs: dict[str, Cost] = {}
-    for name, make in files.items():
-        path = folder / name
-        path.write_bytes(make())
-        finished = subprocess.run(
-            [sys.executable, "-c", MEASURES_EACH_FILE, str(path)],
-            cwd=Path(__file__).parent.parent,
-            capture_output=True,
-            check=False,
-        )
-        assert finished.returncode == 0, finished.stderr.decode()
-        costs |= {key: tuple(value) for key, value in json.loads(finished.stdout).items()}
-        path.unlink()
-    return costs
+    path = folder / "structure"
+    with subprocess.Popen(
+        [sys.executable, "-c", MEASURES_EACH_FILE],
+        cwd=Path(__file__).parent.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def measure(make: Callable[[], bytes]) -> Cost:
+            path.write_bytes(make())
+            process.stdin.write(f"{path}\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+            path.unlink()
+            assert line, "the process that measures has ended"
+            outcome, seconds, kilobytes, held = json.loads(line)
+            return outcome, seconds, kilobytes, held
+
+        yield measure
 
 
 def main() -> int:
@@ -197,9 +214,9 @@ def main() -> int:
     import tempfile
 
     wrong = 0
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, measuring(Path(folder)) as measure:
         for name, make in STRUCTURES.items():
-            outcome, seconds, kilobytes, held = measure(Path(folder), {name: make})[name]
+            outcome, seconds, kilobytes, held = measure(make)
             costs = f"{seconds * 1e3:.0f} ms of CPU, {kilobytes / 1e3:.0f} MB, {held * 1e3:.0f} ms held"
             print(f"{name}: {outcome}, {costs}", flush=True)
             wrong += seconds > MOST_CPU_SECONDS or kilobytes / 1000 > MOST_MEGABYTES

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from app.backends.torch.devices import CpuDevice, Program
+from tests.lazy import torch
 
 
 @dataclass(frozen=True)

@@ -81,10 +81,10 @@ class ServiceProcess:
     lines: list[str]
     address: str = ""
 
-    def wait_for(self, text: str, seconds: float = START_SECONDS) -> str:
-        """The first line of its output that has `text`."""
+    def wait_for(self, text: str, seconds: float = START_SECONDS, since: int = 0) -> str:
+        """The first line of its output that has `text`, the first `since` lines left out."""
         give_up_at = time.monotonic() + seconds
-        seen = 0
+        seen = since
         with self._news:
             while True:
                 for line in self.lines[seen:]:

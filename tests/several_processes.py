@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import httpx
 from app.backends.null import NULL_CHECKPOINT
 from app.checkpoints import Checkpoint
 from tests.photos import make_jpeg, null_classes
+from tests.raw_http import connect, post
 from tests.running import ServiceProcess, service_process, wait_until
 
 REPOSITORY = Path(__file__).parent.parent
@@ -52,6 +54,15 @@ def other_checkpoint(sha256: str) -> Checkpoint:
     preprocessing = replace(NULL_CHECKPOINT.preprocessing, resize_short_side=72, crop=(64, 64))
     labels = tuple(f"kind {number}" for number in range(20))
     return replace(NULL_CHECKPOINT, sha256=sha256, class_count=20, labels=labels, preprocessing=preprocessing)
+
+
+def _open_files(pid: int) -> set[str]:
+    """What a process's descriptors are open on."""
+    found = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found.add(os.readlink(descriptor))
+    return found
 
 
 @dataclass
@@ -91,6 +102,23 @@ class Several:
         """The sizes of the batches that have begun since the last `hold`."""
         return [int(line) for line in (self.folder / "entered").read_text().split()]
 
+    def connections_to_each(self, count: int) -> dict[int, list[socket.socket]]:
+        """`count` connections to each front-end, by its process."""
+        found: dict[int, list[socket.socket]] = {pid: [] for pid in self.pids("front-end")}
+        while any(len(connections) < count for connections in found.values()):
+            connection = connect(self.address)
+            wait_until(lambda connection=connection: self._accepted_by(connection, found))
+            mine = found[self._accepted_by(connection, found)]
+            mine.append(connection) if len(mine) < count else connection.close()
+        return found
+
+    def _accepted_by(self, connection: socket.socket, front_ends: Iterable[int]) -> int:
+        """The front-end that has a connection's other end; 0 while none has."""
+        ports = [f"{end[1]:04X}" for end in (connection.getpeername(), connection.getsockname())]
+        rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        sockets = {f"socket:[{row[9]}]" for row in rows if [end[-4:] for end in row[1:3]] == ports}
+        return next((pid for pid in front_ends if sockets & _open_files(pid)), 0)
+
     def client(self) -> httpx.Client:
         """One that comes with a new connection for each request: any front-end may answer."""
         limits = httpx.Limits(max_keepalive_connections=0)
@@ -127,10 +155,8 @@ class Several:
 
     def raw_post(self, seed: int) -> socket.socket:
         """A connection on which an image was sent."""
-        host, port = self.address.removeprefix("http://").split(":")
-        connection = socket.create_connection((host, int(port)))
-        body = make_jpeg(seed)
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        connection = connect(self.address)
+        connection.sendall(post(make_jpeg(seed)))
         return connection
 
 
@@ -160,6 +186,20 @@ def several_processes(
             assert found
             service.address = found[0]
         yield Several(service, folder, gate)
+
+
+@contextlib.contextmanager
+def one_for_all(folders: Callable[[], Path], *flags: str, at_start: str = "") -> Iterator[Callable[[], Several]]:
+    """What it yields gives the service that several tests share, started again where a test has ended it."""
+    with contextlib.ExitStack() as services:
+        running: list[Several] = []
+
+        def service() -> Several:
+            if not running or running[-1].service.process.poll() is not None:
+                running.append(services.enter_context(several_processes(folders(), *flags, at_start=at_start)))
+            return running[-1]
+
+        yield service
 
 
 def statuses(outcomes: list[Future[httpx.Response | httpx.HTTPError]]) -> list[int]:

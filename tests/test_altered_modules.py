@@ -6,20 +6,21 @@ import collections
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-import torchvision.models
-from torch import nn
 
 from app.errors import CheckpointError
 from tests import torch_made as made
+from tests.lazy import Lazy, nn, torch, torchvision
 from tests.torch_made import PARITY
+
+own = Lazy("tests.own_modules")
 
 # torch itself deprecates TorchScript.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-Alter = Callable[[nn.Module], None]
+Alter = Callable[[Any], None]
 
 
 @pytest.fixture(scope="module")
@@ -197,27 +198,23 @@ def test_timms_three_activations_are_served_each(image: torch.Tensor, tmp_path: 
     assert [layer.name for layer in examined.decisions.altered.value] == ["relu", "layer1.0.act2", "layer2.1.act3"]
 
 
-class SqueezeAndExcitation(nn.Module):
-    """An attention of one's own."""
-
-
 def put(network: nn.Module, name: str, module: nn.Module) -> None:
     network.set_submodule(name, module)
 
 
 REFUSED: dict[str, tuple[Alter, str]] = {
     "attention": (
-        lambda network: network.layer1[0].add_module("se", SqueezeAndExcitation()),
-        r"layer1\.0\.se is a tests\.test_altered_modules\.SqueezeAndExcitation",
+        lambda network: network.layer1[0].add_module("se", own.SqueezeAndExcitation()),
+        r"layer1\.0\.se is a tests\.own_modules\.SqueezeAndExcitation",
     ),
     "sigmoid": (lambda network: network.layer1[0].add_module("gate", nn.Sigmoid()), r"layer1\.0\.gate is a .*Sigmoid"),
     "an activation with weights": (lambda network: put(network, "relu", nn.PReLU()), r"relu is a .*PReLU"),
     "an activation of one's own": (
-        lambda network: put(network, "layer2.0.relu", SqueezeAndExcitation()),
+        lambda network: put(network, "layer2.0.relu", own.SqueezeAndExcitation()),
         "layer2.0.relu",
     ),
     "another normalisation": (lambda network: put(network, "bn1", nn.GroupNorm(8, 64)), r"bn1 is a .*GroupNorm"),
-    "a pool of one's own": (lambda network: put(network, "avgpool", SqueezeAndExcitation()), "avgpool is a"),
+    "a pool of one's own": (lambda network: put(network, "avgpool", own.SqueezeAndExcitation()), "avgpool is a"),
     "a head of one's own": (lambda network: put(network, "fc.2", nn.Softmin(1)), r"fc\.2 is a .*Softmin"),
     "reflected padding": (lambda network: setattr(network.conv1, "padding_mode", "reflect"), "padding_mode 'reflect'"),
     "a hook": (lambda network: network.layer1.register_forward_hook(print), "layer1 has a hook, which is code"),
@@ -241,33 +238,19 @@ def test_what_is_not_served_is_refused_by_name(name: str, tmp_path: Path) -> Non
     assert str(refusal.value).endswith("Export the model to ONNX (torch.onnx.export) and serve that.")
 
 
-class Own(nn.Module):
-    """A backbone and a head, as people write them."""
-
-    def __init__(self, network: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.features = nn.Sequential(*list(network.children())[:-2])
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = head
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.head(self.pool(self.features(image)).flatten(1))
-        return result
-
-
 @pytest.mark.parametrize(
     "wrap",
     [
-        nn.DataParallel,
-        torch.compile,
-        torch.optim.swa_utils.AveragedModel,
+        lambda network: nn.DataParallel(network),
+        lambda network: torch.compile(network),
+        lambda network: torch.optim.swa_utils.AveragedModel(network),
         lambda network: nn.Sequential(*list(network.children())[:-1], nn.Flatten(), network.fc),
         lambda network: nn.Sequential(network, nn.LogSoftmax(dim=1)),
     ],
     ids=["DataParallel", "compile", "AveragedModel", "Sequential of its children", "LogSoftmax behind it"],
 )
 def test_a_module_in_torchs_wrappers_is_read(
-    wrap: Callable[[nn.Module], nn.Module], plain: nn.Module, image: torch.Tensor, tmp_path: Path
+    wrap: Callable[[Any], Any], plain: nn.Module, image: torch.Tensor, tmp_path: Path
 ) -> None:
     """What torch puts around a network leaves its layers readable and its answers as they were."""
     network = copy.deepcopy(plain)
@@ -284,11 +267,11 @@ def test_a_class_of_ones_own_is_served_by_its_modules_with_a_warning(
 ) -> None:
     """A pickled class gives its pool and its head in the order of its Sequential, and is warned of."""
     head = nn.Sequential(nn.Linear(128, 16), nn.SiLU(), nn.Linear(16, 3))
-    network = Own(copy.deepcopy(plain), head).eval()
+    network = own.BackboneAndHead(copy.deepcopy(plain), head).eval()
     torch.save(network, tmp_path / "m.pth")
     examined = made.opened_thin(tmp_path / "m.pth")
     assert made.distance(examined.logits(image), made.own_logits(network, image)) <= PARITY
-    assert "Own, whose own code never runs here" in examined.contents.warnings[0]
+    assert "BackboneAndHead, whose own code never runs here" in examined.contents.warnings[0]
 
 
 def test_a_normalize_module_in_front_is_preprocessing(plain: nn.Module, image: torch.Tensor, tmp_path: Path) -> None:

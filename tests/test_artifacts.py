@@ -11,7 +11,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,8 +23,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
-import torchvision.models
 
 from app.artifacts import artifact, checking, open_served, opening, process, timings_of, worker
 from app.artifacts.artifact import serialized
@@ -43,7 +40,9 @@ from app.settings import EXPORT_SETTINGS, Settings
 from app.types import Want
 from tests.checkpoints_made import Told
 from tests.examined import examine
+from tests.lazy import torch, torchvision
 from tests.onnx_graphs import Maker
+from tests.pace import within
 from tests.running import service_process, wait_until
 from tests.test_exporting import pixels_of
 from tests.test_serve import address_in
@@ -615,16 +614,15 @@ def test_what_is_said_within_a_line_is_heard(weights: Path, tmp_path: Path, monk
 def test_a_cancelled_export_ends_its_process(weights: Path, tmp_path: Path) -> None:
     """A service that is told to stop while its checkpoint is exported does so at once and leaves nothing behind."""
     told = Told()
-    began: list[float] = []
+    with ExitStack() as promptly:
 
-    def is_cancelled() -> bool:
-        if told.steps:
-            began.append(time.monotonic())
-        return bool(told.steps)
+        def is_cancelled() -> bool:
+            if told.steps:
+                promptly.enter_context(within(process._EXIT_SECONDS))
+            return bool(told.steps)
 
-    with pytest.raises(LoadCancelled):
-        process.export_apart(settings_of(weights, tmp_path), Found(CheckpointFile(weights)), told, is_cancelled)
-    assert time.monotonic() - began[0] < process._EXIT_SECONDS
+        with pytest.raises(LoadCancelled):
+            process.export_apart(settings_of(weights, tmp_path), Found(CheckpointFile(weights)), told, is_cancelled)
     assert list((tmp_path / "artifacts").iterdir()) == []
 
 

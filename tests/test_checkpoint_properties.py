@@ -13,21 +13,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torchvision.models
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from app.agreement import probabilities
 from app.errors import StartError
 from app.settings import Settings
 from tests import torch_made as made
 from tests.examined import Examined, examine
+from tests.lazy import Lazy, nn, torch, torchvision
+
+own = Lazy("tests.own_modules")
 
 CLASSES = 4
 # Small, so that an example takes half a second: each stage still has several points.
-IMAGES = made.photos()[:1, :, ::2, ::2].contiguous()
+
+
+@cache
+def images() -> torch.Tensor:
+    with torch.inference_mode(False):
+        return made.photos()[:1, :, ::2, ::2].contiguous()
+
+
 TOLERANCE = 1e-4
 
 
@@ -63,23 +70,16 @@ def dilate(network: Any) -> None:
     convolution.dilation = convolution.padding = (2, 2)
 
 
-class OwnActivation(nn.Module):
-    """Somebody's own: what its code does is not known from its layers."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.clamp(x, 0, 0.5)
-
-
 ALTERATIONS = (
-    _put("maxpool", nn.Identity),
+    _put("maxpool", lambda: nn.Identity()),
     _put("maxpool", lambda: nn.MaxPool2d(2, 2)),
     _put("maxpool", lambda: nn.MaxPool2d(3, 2, 0, ceil_mode=True)),
     _put("maxpool", lambda: nn.AvgPool2d(3, 2, 1)),
     _put("avgpool", lambda: nn.AdaptiveMaxPool2d(1)),
     _put("relu", lambda: nn.LeakyReLU(0.2)),
-    _put("layer2.1.relu", nn.SiLU),
+    _put("layer2.1.relu", lambda: nn.SiLU()),
     _put("layer3.0.relu", lambda: nn.PReLU()),
-    _put("layer1.0.relu", OwnActivation),
+    _put("layer1.0.relu", lambda: own.Clamp()),
     _put("layer4.2.bn3", lambda: nn.Sequential(nn.BatchNorm2d(2048), nn.Dropout(0.5))),
     _set("conv1", "stride", (1, 1)),
     _set("layer4.0.conv2", "stride", (1, 1)),
@@ -102,26 +102,26 @@ HEADS: tuple[Callable[[], nn.Module], ...] = (
     lambda: nn.Sequential(nn.Linear(2048, CLASSES), nn.Sigmoid()),
     lambda: nn.Sequential(nn.Linear(2048, CLASSES), nn.Hardtanh()),
 )
-EXTRAS: dict[str, torch.Tensor] = {
-    "total_ops": torch.zeros(1),
-    "criterion.weight": torch.ones(CLASSES),
-    "mean": torch.tensor([0.4, 0.4, 0.4]),
-    "temperature": torch.tensor([2.0]),
-    "other.weight": torch.ones(3, 2048),
-    "queue": torch.ones(128, 64),
+EXTRAS: dict[str, Callable[[], torch.Tensor]] = {
+    "total_ops": lambda: torch.zeros(1),
+    "criterion.weight": lambda: torch.ones(CLASSES),
+    "mean": lambda: torch.tensor([0.4, 0.4, 0.4]),
+    "temperature": lambda: torch.tensor([2.0]),
+    "other.weight": lambda: torch.ones(3, 2048),
+    "queue": lambda: torch.ones(128, 64),
 }
 
 
 def expected(network: nn.Module) -> np.ndarray:
     """What torch answers, as probabilities; where the network ends in an activation, what that gives."""
     with torch.inference_mode():
-        scores = np.asarray(network(IMAGES).numpy())
+        scores = np.asarray(network(images()).numpy())
     last = network.fc[-1] if isinstance(network.fc, nn.Sequential) else None
     return probabilities(scores, "none" if isinstance(last, nn.Sigmoid | nn.Hardtanh) else "softmax")
 
 
 def served(examined: Examined) -> np.ndarray:
-    return probabilities(made.logits_of(examined, IMAGES), examined.checkpoint.activation)
+    return probabilities(made.logits_of(examined, images()), examined.checkpoint.activation)
 
 
 def save(network: nn.Module, extras: list[str], container: str, folder: Path) -> Path:
@@ -129,15 +129,15 @@ def save(network: nn.Module, extras: list[str], container: str, folder: Path) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's word about its own age
         if container == "state dict":
-            torch.save({**network.state_dict(), **{name: EXTRAS[name] for name in extras}}, path)
+            torch.save({**network.state_dict(), **{name: EXTRAS[name]() for name in extras}}, path)
         elif container == "module":
             torch.save(network, path)
         elif container == "script":
             torch.jit.script(network).save(str(path))
         elif container == "trace":
-            torch.jit.trace(network, IMAGES).save(str(path))
+            torch.jit.trace(network, images()).save(str(path))
         else:
-            torch.export.save(torch.export.export(network, (IMAGES,)), path.with_suffix(".pt2"))
+            torch.export.save(torch.export.export(network, (images(),)), path.with_suffix(".pt2"))
             path.with_suffix(".pt2").rename(path)
     return path
 
@@ -212,7 +212,7 @@ def test_extra_tensors_never_change_an_answer(seed: int) -> None:
     state = {name: tensor.numpy() for name, tensor in base().state_dict().items()}
     plain = settle_names(Stored(state), Path("weights.pth")).weights
     for _ in range(20):
-        extras = {name: EXTRAS[name].numpy() for name in chance.sample(sorted(EXTRAS), chance.randint(1, 4))}
+        extras = {name: EXTRAS[name]().numpy() for name in chance.sample(sorted(EXTRAS), chance.randint(1, 4))}
         try:
             weights = settle_names(Stored({**state, **extras}), Path("weights.pth")).weights
             count_classes("resnet50", weights)

@@ -17,9 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
-import torchvision.models
 
 from app.checkpoints import (
     CheckpointFile,
@@ -38,19 +35,27 @@ from app.networks import build_network, count_classes
 from app.settings import load_settings
 from tests import checkpoints_made as made
 from tests.checkpoints_made import State, Told, load, make_network, save_pth
+from tests.lazy import Lazy, torch, torchvision
 
 PARITY = 1e-4
 
-NAMED = made.named_like_resnet50()
-OTHER = {name: tensor + 1 for name, tensor in NAMED.items()}
-EXTRAS: dict[str, Any] = {
-    "epoch": 89,
-    "best_acc1": 76.1,
-    "arch": "resnet50",
-    "optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
-    "lr_scheduler": {"last_epoch": 89, "_step_count": 90},
-    "scaler": None,
-}
+named = cache(made.named_like_resnet50)
+safetensors_torch = Lazy("safetensors.torch")
+
+
+def shifted() -> State:
+    return {name: tensor + 1 for name, tensor in named().items()}
+
+
+def extras() -> dict[str, Any]:
+    return {
+        "epoch": 89,
+        "best_acc1": 76.1,
+        "arch": "resnet50",
+        "optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        "lr_scheduler": {"last_epoch": 89, "_step_count": 90},
+        "scaler": None,
+    }
 
 
 def prefixed(state: State, prefix: str) -> State:
@@ -72,11 +77,11 @@ def refusal_of(path: Path, **settings: Any) -> str:
 
 def test_a_state_dict_is_read_whole(tmp_path: Path) -> None:
     """A bare state dict gives its 267 entries that inference needs, with their values and its file's SHA-256."""
-    path = save_pth(NAMED, tmp_path / "weights.pth")
+    path = save_pth(named(), tmp_path / "weights.pth")
     contents = read_checkpoint(path)
     weights, sha256 = contents.weights, contents.sha256
     assert len(weights) == 267
-    assert made.same_weights(weights, NAMED)
+    assert made.same_weights(weights, named())
     assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -86,45 +91,44 @@ def test_the_bytes_decide_the_container(container: str, name: str, tmp_path: Pat
     """A torch zip, a file from before torch 1.6 and safetensors are each told by their bytes, whatever their name."""
     path = tmp_path / name
     if container == "safetensors":
-        safetensors.torch.save_file(NAMED, path)
+        safetensors_torch.save_file(named(), path)
     else:
-        save_pth(NAMED, path, _use_new_zipfile_serialization=container == "zip")
-    assert made.same_weights(read_checkpoint(path).weights, NAMED)
+        save_pth(named(), path, _use_new_zipfile_serialization=container == "zip")
+    assert made.same_weights(read_checkpoint(path).weights, named())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("container", ["pth", "safetensors"])
-def test_every_float_becomes_float32(dtype: torch.dtype, container: str, tmp_path: Path) -> None:
+def test_every_float_becomes_float32(dtype: str, container: str, tmp_path: Path) -> None:
     """Half, bfloat16 and double weights are read as the float32 of the same value."""
-    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in NAMED.items()}
+    state = {name: t.to(getattr(torch, dtype)) if t.is_floating_point() else t for name, t in named().items()}
     path = tmp_path / "weights"
-    safetensors.torch.save_file(state, path) if container == "safetensors" else save_pth(state, path)
+    safetensors_torch.save_file(state, path) if container == "safetensors" else save_pth(state, path)
     assert made.same_weights(read_checkpoint(path).weights, state)
 
 
-@pytest.mark.parametrize("extras", [{}, EXTRAS], ids=["alone", "with extras"])
+@pytest.mark.parametrize("beside", [dict, extras], ids=["alone", "with extras"])
 @pytest.mark.parametrize(
     "wrapper", ["state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "net", "weights"]
 )
-def test_each_wrapper_is_taken_off(wrapper: str, extras: dict[str, Any], tmp_path: Path) -> None:
+def test_each_wrapper_is_taken_off(wrapper: str, beside: Callable[[], dict[str, Any]], tmp_path: Path) -> None:
     """A training checkpoint is unwrapped, and what else it holds is left alone."""
-    path = save_pth({**extras, wrapper: OrderedDict(NAMED)}, tmp_path / "weights.pth")
-    assert made.same_weights(read_checkpoint(path).weights, NAMED)
+    path = save_pth({**beside(), wrapper: OrderedDict(named())}, tmp_path / "weights.pth")
+    assert made.same_weights(read_checkpoint(path).weights, named())
 
 
 @pytest.mark.parametrize("other", ["state_dict", "model", "model_state_dict"])
 @pytest.mark.parametrize("averaged", ["state_dict_ema", "model_ema"])
 def test_averaged_weights_are_preferred(averaged: str, other: str, tmp_path: Path) -> None:
     """Where a file holds both, the averaged weights are served, for they are the ones that were evaluated."""
-    raw = {name: tensor + 1 for name, tensor in NAMED.items()}
-    path = save_pth({other: raw, averaged: NAMED}, tmp_path / "weights.pth")
-    assert made.same_weights(read_checkpoint(path).weights, NAMED)
+    path = save_pth({other: shifted(), averaged: named()}, tmp_path / "weights.pth")
+    assert made.same_weights(read_checkpoint(path).weights, named())
 
 
 def test_wrappers_within_wrappers_are_taken_off(tmp_path: Path) -> None:
     """A state dict two levels down is found."""
-    path = save_pth({"model": {"state_dict": NAMED, "epoch": 1}}, tmp_path / "weights.pth")
-    assert made.same_weights(read_checkpoint(path).weights, NAMED)
+    path = save_pth({"model": {"state_dict": named(), "epoch": 1}}, tmp_path / "weights.pth")
+    assert made.same_weights(read_checkpoint(path).weights, named())
 
 
 PREFIXES = ["module.", "_orig_mod.", "model.", "timm_model.", "net.", "backbone."]
@@ -134,21 +138,21 @@ NESTED = ["module._orig_mod.", "_orig_mod.module.", "model.backbone.", "module.m
 @pytest.mark.parametrize("prefix", PREFIXES + NESTED)
 def test_each_prefix_is_taken_off(prefix: str, tmp_path: Path) -> None:
     """What DataParallel, torch.compile, Lightning and hand-written classes put before the names is taken off."""
-    path = save_pth({"state_dict": prefixed(NAMED, prefix)}, tmp_path / "weights.pth")
-    assert made.same_weights(read_checkpoint(path).weights, NAMED)
+    path = save_pth({"state_dict": prefixed(named(), prefix)}, tmp_path / "weights.pth")
+    assert made.same_weights(read_checkpoint(path).weights, named())
 
 
 def test_an_averaged_model_of_torch_is_read(tmp_path: Path) -> None:
     """The state dict of torch's AveragedModel, as torchvision's reference scripts save it, loses its counter."""
-    averaged = {"n_averaged": torch.tensor(7), **prefixed(NAMED, "module.")}
-    path = save_pth({"model": NAMED, "model_ema": averaged}, tmp_path / "weights.pth")
-    assert made.same_weights(read_checkpoint(path).weights, NAMED)
+    averaged = {"n_averaged": torch.tensor(7), **prefixed(named(), "module.")}
+    path = save_pth({"model": named(), "model_ema": averaged}, tmp_path / "weights.pth")
+    assert made.same_weights(read_checkpoint(path).weights, named())
 
 
 def test_prefixes_that_some_entries_lack_are_taken_off_the_others(tmp_path: Path) -> None:
     """A backbone under a prefix with its classifier beside it is one network."""
-    mixed = {(name if name.startswith("fc.") else "backbone." + name): tensor for name, tensor in NAMED.items()}
-    assert made.same_weights(read_checkpoint(save_pth(mixed, tmp_path / "weights.pth")).weights, NAMED)
+    mixed = {(name if name.startswith("fc.") else "backbone." + name): tensor for name, tensor in named().items()}
+    assert made.same_weights(read_checkpoint(save_pth(mixed, tmp_path / "weights.pth")).weights, named())
 
 
 # --- answers
@@ -184,7 +188,7 @@ def test_a_fine_tuned_resnet50_in_a_training_checkpoint_answers_as_trained(tmp_p
     """Seven classes, averaged weights, wrapped, prefixed and in the old container: the same logits."""
     network = make_network("resnet50", classes=7, seed=1)
     averaged = {"n_averaged": torch.tensor(7), **prefixed(network.state_dict(), "module._orig_mod.")}
-    document = {**EXTRAS, "model": NAMED, "model_ema": averaged}
+    document = {**extras(), "model": named(), "model_ema": averaged}
     path = save_pth(document, tmp_path / "checkpoint.pt", _use_new_zipfile_serialization=False)
     model = load(weights=str(path))
     assert model.labels == ("0", "1", "2", "3", "4", "5", "6")
@@ -196,7 +200,7 @@ def test_half_precision_safetensors_answer_as_their_float32_twin(tmp_path: Path)
     """Weights stored as bfloat16 in safetensors run as the float32 network that has those values."""
     network = make_network("resnet18", classes=10, seed=3).to(torch.bfloat16)
     path = tmp_path / "model.safetensors"
-    safetensors.torch.save_file(network.state_dict(), path)
+    safetensors_torch.save_file(network.state_dict(), path)
     expected = made.reference_scores(network.float(), "resnet18", "IMAGENET1K_V1", made.photos())
     scores = made.scores_of(load(weights=str(path), architecture="resnet18"), made.photos())
     assert np.abs(scores - expected).max() <= PARITY
@@ -338,13 +342,13 @@ def test_a_resnet18_file_is_refused_as_a_resnet50(tmp_path: Path) -> None:
 
 def test_an_unknown_architecture_lists_those_there_are(tmp_path: Path) -> None:
     """A network that torchvision does not have is refused by the setting's name."""
-    path = save_pth(NAMED, tmp_path / "weights.pth")
+    path = save_pth(named(), tmp_path / "weights.pth")
     line = refusal_of(path, architecture="resnet51")
     assert "RESNET_ARCHITECTURE cannot be 'resnet51'" in line
 
 
-def with_values(name: str, values: list[float], dtype: torch.dtype = torch.float32) -> State:
-    return {**NAMED, name: torch.tensor(values, dtype=dtype)}
+def with_values(name: str, values: list[float], dtype: str = "float32") -> Callable[[], State]:
+    return lambda: {**named(), name: torch.tensor(values, dtype=getattr(torch, dtype))}
 
 
 @pytest.mark.parametrize(
@@ -355,21 +359,30 @@ def with_values(name: str, values: list[float], dtype: torch.dtype = torch.float
             r"layer1\.0\.conv1\.weight has values that are",
         ),
         (with_values("fc.bias", [float("inf"), 0.0]), r"fc\.bias has values that are not finite"),
-        (with_values("fc.bias", [1e300], torch.float64), r"fc\.bias has values that are not finite"),
+        (with_values("fc.bias", [1e300], "float64"), r"fc\.bias has values that are not finite"),
         (with_values("bn1.running_var", [1.0, -1e-6]), r"bn1\.running_var has a variance below zero"),
-        ({**NAMED, **prefixed(OTHER, "module.")}, r"two networks, under no prefix and under 'module', and \w"),
-        ({**prefixed(NAMED, "net."), **prefixed(OTHER, "ema.")}, r"two networks, under 'ema' and under 'net', and"),
         (
-            {**NAMED, "fc.weight": torch.ones(1).expand(10**6, 10**6)},
+            lambda: {**named(), **prefixed(shifted(), "module.")},
+            r"two networks, under no prefix and under 'module', and \w",
+        ),
+        (
+            lambda: {**prefixed(named(), "net."), **prefixed(shifted(), "ema.")},
+            r"two networks, under 'ema' and under 'net', and",
+        ),
+        (
+            lambda: {**named(), "fc.weight": torch.ones(1).expand(10**6, 10**6)},
             r"fc\.weight claims shape \(1000000, 1000000\)",
         ),
-        ({**NAMED, "fc.bias": torch.zeros(2, dtype=torch.complex64)}, r"fc\.bias .* \(torch\.complex64\)"),
-        ({**NAMED, "fc.bias": torch.zeros(2).to(torch.float8_e5m2)}, r"fc\.bias .* \(torch\.float8_e5m2\)"),
-        ({**NAMED, "fc.bias": torch.zeros(2, device="meta")}, r"fc\.bias is .*without data"),
-        ({"epoch": 3, "arch": "resnet50"}, r"holds no state dict\. .* found a mapping with the keys epoch, arch"),
-        ({"state_dict": {}}, r"holds no state dict"),
-        ([torch.zeros(3)], r"holds no state dict\. .* found a list"),
-        (torch.zeros(3), r"holds no state dict\. .* found a Tensor"),
+        (lambda: {**named(), "fc.bias": torch.zeros(2, dtype=torch.complex64)}, r"fc\.bias .* \(torch\.complex64\)"),
+        (lambda: {**named(), "fc.bias": torch.zeros(2).to(torch.float8_e5m2)}, r"fc\.bias .* \(torch\.float8_e5m2\)"),
+        (lambda: {**named(), "fc.bias": torch.zeros(2, device="meta")}, r"fc\.bias is .*without data"),
+        (
+            lambda: {"epoch": 3, "arch": "resnet50"},
+            r"holds no state dict\. .* found a mapping with the keys epoch, arch",
+        ),
+        (lambda: {"state_dict": {}}, r"holds no state dict"),
+        (lambda: [torch.zeros(3)], r"holds no state dict\. .* found a list"),
+        (lambda: torch.zeros(3), r"holds no state dict\. .* found a Tensor"),
     ],
     ids=[
         "NaN",
@@ -388,9 +401,11 @@ def with_values(name: str, values: list[float], dtype: torch.dtype = torch.float
         "tensor",
     ],
 )
-def test_values_that_cannot_be_served_are_refused(document: object, expected: str, tmp_path: Path) -> None:
+def test_values_that_cannot_be_served_are_refused(
+    document: Callable[[], object], expected: str, tmp_path: Path
+) -> None:
     """A file that torch reads but that holds no usable weights is refused with the file, the entry and the fault."""
-    path = save_pth(document, tmp_path / "weights.pth")
+    path = save_pth(document(), tmp_path / "weights.pth")
     line = refusal_of(path)
     assert line.startswith(str(path))
     assert re.search(expected, line)
@@ -399,10 +414,10 @@ def test_values_that_cannot_be_served_are_refused(document: object, expected: st
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch deprecates what this test must refuse
 def test_sparse_and_quantized_tensors_are_refused(tmp_path: Path) -> None:
     """Tensors that are no plain arrays are refused by name."""
-    sparse = save_pth({**NAMED, "fc.weight": torch.eye(3).to_sparse()}, tmp_path / "sparse.pth")
+    sparse = save_pth({**named(), "fc.weight": torch.eye(3).to_sparse()}, tmp_path / "sparse.pth")
     assert "fc.weight is sparse, quantized" in refusal_of(sparse)
     quantized = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
-    assert "(torch.qint8)" in refusal_of(save_pth({**NAMED, "fc.weight": quantized}, tmp_path / "quantized.pth"))
+    assert "(torch.qint8)" in refusal_of(save_pth({**named(), "fc.weight": quantized}, tmp_path / "quantized.pth"))
 
 
 def test_a_mapping_that_holds_itself_is_refused(tmp_path: Path) -> None:
@@ -420,8 +435,8 @@ def test_a_pickled_module_is_read_without_its_code(tmp_path: Path) -> None:
 
 def test_training_extras_do_not_stand_in_the_way(tmp_path: Path) -> None:
     """A checkpoint with its script's arguments in it gives its weights, and the arguments are never built."""
-    path = save_pth({"state_dict": NAMED, "args": Namespace(lr=0.1)}, tmp_path / "checkpoint.pth")
-    assert made.same_weights(read_checkpoint(path).weights, NAMED)
+    path = save_pth({"state_dict": named(), "args": Namespace(lr=0.1)}, tmp_path / "checkpoint.pth")
+    assert made.same_weights(read_checkpoint(path).weights, named())
 
 
 class Trap:
@@ -439,7 +454,7 @@ class Trap:
 def test_a_malicious_pickle_runs_nothing(new_container: bool, inside: bool, tmp_path: Path) -> None:
     """Code in a checkpoint is not run: the folder that it would make is not there, though unsafe loading makes it."""
     marker = tmp_path / "marker"
-    document: object = {**NAMED, "fc.scale": Trap(marker)} if inside else Trap(marker)
+    document: object = {**named(), "fc.scale": Trap(marker)} if inside else Trap(marker)
     path = save_pth(document, tmp_path / "weights.pth", _use_new_zipfile_serialization=new_container)
     assert "nothing in a checkpoint is ever run here" in refusal_of(path)
     assert not marker.exists()
@@ -477,9 +492,9 @@ def test_truncated_files_are_refused(container: str, share: float, tmp_path: Pat
     """A file that ends early is refused with the advice to copy it again."""
     path = tmp_path / "weights"
     if container == "safetensors":
-        safetensors.torch.save_file(NAMED, path)
+        safetensors_torch.save_file(named(), path)
     else:
-        save_pth(NAMED, path, _use_new_zipfile_serialization=container == "zip")
+        save_pth(named(), path, _use_new_zipfile_serialization=container == "zip")
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     assert "Copy or download it again" in refusal_of(path)
 
@@ -491,13 +506,13 @@ def test_damaged_files_are_read_or_refused(container: str, tmp_path: Path) -> No
     path = tmp_path / "weights"
     state = {"fc.weight": torch.ones(4, 4), "bn1.running_var": torch.ones(4)}
     if container == "safetensors":
-        safetensors.torch.save_file(state, path)
+        safetensors_torch.save_file(state, path)
     else:
         save_pth(state, path, _use_new_zipfile_serialization=container == "zip")
     original = path.read_bytes()
     chance = random.Random(0)
     refused = 0
-    for _ in range(400):
+    for _ in range(100):
         damaged = bytearray(original)
         for _ in range(chance.randint(1, 4)):
             damaged[chance.randrange(min(len(damaged), 700))] = chance.randrange(256)
@@ -507,7 +522,7 @@ def test_damaged_files_are_read_or_refused(container: str, tmp_path: Path) -> No
         except CheckpointError as refusal:
             refused += 1
             assert "\n" not in str(refusal)  # noqa: PT017 - the refusal is one of two right ends
-    assert refused > 100
+    assert refused > 25
 
 
 # --- where the weights are

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.photos import encode, make_jpeg
 from tests.process_costs import MEGABYTE, memory_bytes
-from tests.running import service_process
+from tests.running import ServiceProcess, service_process
 
 # As the service, with the collector off, and images of more than one shade failing on the device where it is told to.
 PROGRAM = """
@@ -36,6 +36,15 @@ WHITE = encode(Image.new("RGB", (64, 64), "white"))
 PADDING = bytes(4 * MEGABYTE)
 
 
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    with service_process("--backend", "null", folder=tmp_path_factory.mktemp("service"), program=PROGRAM) as service:
+        found = re.search(r"http://[0-9.]+:\d+", service.wait_for("Ready:"))
+        assert found
+        service.address = found[0]
+        yield service
+
+
 @pytest.mark.parametrize(
     ("name", "body", "headers", "status"),
     [
@@ -48,16 +57,13 @@ PADDING = bytes(4 * MEGABYTE)
     ],
 )
 def test_bodies_are_gone_with_their_answers(
-    tmp_path: Path, name: str, body: bytes, headers: dict[str, str], status: int
+    service: ServiceProcess, name: str, body: bytes, headers: dict[str, str], status: int
 ) -> None:
     """Sixty bodies of 4 MB, the collector off: the service holds no more than a few of them afterwards."""
-    with service_process("--backend", "null", folder=tmp_path, program=PROGRAM) as service:
-        found = re.search(r"http://[0-9.]+:\d+", service.wait_for("Ready:"))
-        assert found
-        with httpx.Client(base_url=found[0], timeout=30) as client:
-            for _ in range(5):
-                assert client.post("/predict", content=body, headers=headers).status_code == status
-            before = memory_bytes(service, "VmRSS")
-            for _ in range(60):
-                assert client.post("/predict", content=body, headers=headers).status_code == status
-        assert memory_bytes(service, "VmRSS") - before < 60 * MEGABYTE
+    with httpx.Client(base_url=service.address, timeout=30) as client:
+        for _ in range(5):
+            assert client.post("/predict", content=body, headers=headers).status_code == status
+        before = memory_bytes(service, "VmRSS")
+        for _ in range(60):
+            assert client.post("/predict", content=body, headers=headers).status_code == status
+    assert memory_bytes(service, "VmRSS") - before < 60 * MEGABYTE

@@ -26,6 +26,7 @@ from app.classifier import Classifier
 from app.pool import LoadedModel
 from app.settings import Settings
 from app.types import Outputs, Pixels, Want
+from tests.pace import within
 from tests.photos import make_jpeg, null_classes
 from tests.raw_http import answers_in, receive_all
 from tests.running import RunningServer, post_image, running_server, wait_until
@@ -119,12 +120,13 @@ def test_a_deadline_that_passes_in_the_queue_is_a_504(null_server: RunningServer
         first = clients.submit(post_image, client, make_jpeg(300))
         assert gate.entered.wait(30)
         began = time.monotonic()
-        late = client.post("/predict", content=make_jpeg(301), headers={"X-Request-Timeout-Ms": "200"})
+        with within(0.4):
+            late = client.post("/predict", content=make_jpeg(301), headers={"X-Request-Timeout-Ms": "200"})
         took = time.monotonic() - began
         gate.opened.set()
         assert first.result().status_code == 200
     assert (late.status_code, late.json()["code"], late.json()["retryable"]) == (504, "deadline_exceeded", True)
-    assert 0.15 < took < 5
+    assert took > 0.15
     assert gate.images == 1
 
 
@@ -255,10 +257,11 @@ def test_a_full_queue_refuses_with_retry_after(monkeypatch: pytest.MonkeyPatch) 
             assert gate.entered.wait(30)
             waiting = [clients.submit(post_image, client, make_jpeg(501 + number)) for number in range(2)]
             wait_until(lambda: queue_depth(server) == 2)
-            refused = post_image(client, make_jpeg(510))
-            whole_batch = client.post(
-                "/predict/batch", files=[("image", (f"{number}.jpg", make_jpeg(number))) for number in range(2)]
-            )
+            with within(0.3):
+                refused = post_image(client, make_jpeg(510))
+            batch = [("image", (f"{number}.jpg", make_jpeg(number))) for number in range(2)]
+            with within(0.3):
+                whole_batch = client.post("/predict/batch", files=batch)
             # A full queue is no reason to be sent no traffic: it is told with each refusal, and passes by itself.
             assert client.get("/readyz").status_code == 200
             gate.opened.set()

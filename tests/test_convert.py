@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torchvision
 
 from app.errors import CheckpointError
 from app.networks import build_network
 from app.settings import Settings
 from tests.examined import Examined, examine
+from tests.lazy import torch, torchvision
 from tests.test_command_line import run
 from tests.trained import stem_statistics
 

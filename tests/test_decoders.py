@@ -40,6 +40,7 @@ from app.images.threads import ThreadDecoder
 from app.settings import Settings
 from app.types import Interpolation, Pixels, Preprocessing
 from tests import images_made as made
+from tests.pace import within
 from tests.photos import LIMITS, encode, make_jpeg, null_classes
 from tests.running import post_image, running_server, service_process, wait_until
 
@@ -265,8 +266,9 @@ async def test_a_deadline_holds_in_the_queue_and_in_a_slot(make: Make) -> None:
     held.hold(1)
     began = time.monotonic()
     tasks = [ask(held.decoder, image, seconds=0.2) for image in IMAGES[:2]]
-    assert [type(await outcome_of(task)) for task in tasks] == [DeadlineExceeded] * 2
-    assert 0.15 < time.monotonic() - began < 5
+    with within(1):
+        assert [type(await outcome_of(task)) for task in tasks] == [DeadlineExceeded] * 2
+    assert time.monotonic() - began > 0.15
     assert held.decoder.waiting == 0
     held.release()
     assert np.array_equal(await ask(held.decoder, IMAGES[2]), EXPECTED[2])
@@ -289,9 +291,12 @@ async def test_a_hanging_image_is_answered_at_its_limit_while_others_go_on(make:
     pair = [ask(held.decoder, image) for image in IMAGES[:2]]
     for image, expected in zip(IMAGES[2:8], EXPECTED[2:8], strict=True):
         assert np.array_equal(await ask(held.decoder, image), expected)
-    assert time.monotonic() - began < 1.8
-    outcomes = [await outcome_of(task) for task in pair]
-    assert 1.8 < time.monotonic() - began < 4
+    # One of the two is decoded beside the other, which hangs until its limit.
+    await asyncio.wait(pair, return_when=asyncio.FIRST_COMPLETED)
+    assert sum(task.done() for task in pair) == 1
+    with within(4):
+        outcomes = [await outcome_of(task) for task in pair]
+    assert time.monotonic() - began > 1.8
     hung = [outcome for outcome in outcomes if isinstance(outcome, ImageTooComplex)]
     assert len(hung) == 1
     assert "2 seconds" in hung[0].detail
@@ -381,9 +386,8 @@ async def test_hanging_threads_are_replaced_until_the_memory_is_used_up(held_thr
         assert (decoder.lost, decoder.usable) == (lost, usable)
         if usable:
             assert np.array_equal(await ask(decoder, IMAGES[1]), EXPECTED[1])
-    began = time.monotonic()
-    assert isinstance(await outcome_of(ask(decoder, IMAGES[2])), EngineUnavailable)
-    assert time.monotonic() - began < 0.1
+    with within(0.1):
+        assert isinstance(await outcome_of(ask(decoder, IMAGES[2])), EngineUnavailable)
     held_threads.release()
     await until(lambda: decoder.lost == 0)
     assert decoder.usable == 2

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -24,6 +23,7 @@ from app.errors import CheckpointError, StartError
 from app.labels import labels_beside
 from app.settings import Settings
 from app.types import Interpolation, Preprocessing
+from tests.lazy import torch
 
 MEAN, STD, HALF = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.5, 0.5, 0.5)
 RESNET = {"model_type": "resnet", "depths": [3, 4, 6, 3], "layer_type": "bottleneck"}

@@ -7,13 +7,13 @@ import json
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
 
 from app.settings import Settings
+from tests.pace import within
 from tests.running import RunningServer, running_server
 
 MEGABYTE = 1_000_000
@@ -103,13 +103,10 @@ def test_curl_sees_the_413_and_sends_no_body(
 
 def test_a_declared_size_is_refused_before_any_byte_of_it(null_server: RunningServer) -> None:
     """Content-Length over the limit is answered from the headers alone, at once."""
-    with socket.create_connection(address(null_server), timeout=10) as connection:
-        began = time.monotonic()
+    with socket.create_connection(address(null_server), timeout=10) as connection, within(1):
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 10000001\r\n\r\n")
         head = connection.recv(4096)
-        took = time.monotonic() - began
     assert head.startswith(b"HTTP/1.1 413 ")
-    assert took < 1
 
 
 def test_the_rest_of_an_endless_body_is_not_read_for_ever(null_server: RunningServer) -> None:
@@ -117,12 +114,10 @@ def test_the_rest_of_an_endless_body_is_not_read_for_ever(null_server: RunningSe
     with socket.create_connection(address(null_server), timeout=10) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
-        began = time.monotonic()
-        connection.settimeout(10)
-        remaining = b""
-        while chunk := connection.recv(4096):
-            remaining += chunk
-        assert time.monotonic() - began < 5
+        connection.settimeout(30)
+        with within(5):
+            while connection.recv(4096):
+                pass
 
 
 def test_the_connection_lives_on_after_a_body_that_was_read(client: httpx.Client) -> None:

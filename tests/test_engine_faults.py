@@ -19,6 +19,7 @@ from app.engine import Engine
 from app.errors import DeviceLost, EngineUnavailable, Internal, OutOfMemory
 from app.settings import Settings
 from app.types import Pixels, Want
+from tests.pace import within
 from tests.photos import make_jpeg
 from tests.running import post_image, running_server, service_process, wait_until
 from tests.scripted import (
@@ -138,12 +139,11 @@ async def test_a_hung_call_is_noticed(kind: Kind) -> None:
     """A batch that takes longer than it may ends the engine while the call still hangs, and closing does not wait."""
     async with scripted_engine(kind, model_timeout_seconds=0.2) as (engine, device):
         device.hold()
-        began = time.monotonic()
-        answers = await ask(engine, range(8))
-        assert all(isinstance(answer, EngineUnavailable) for answer in answers)
-        assert "has not come back" in await device.why_lost()
-        await engine.close()
-        assert time.monotonic() - began < 10
+        with within(10):
+            answers = await ask(engine, range(8))
+            assert all(isinstance(answer, EngineUnavailable) for answer in answers)
+            assert "has not come back" in await device.why_lost()
+            await engine.close()
 
 
 def test_a_lost_device_fails_health(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,8 +214,7 @@ def test_sigterm_is_not_held_by_a_call_that_hangs(tmp_path: Path) -> None:
         asking = threading.Thread(target=ask_until_it_ends)
         asking.start()
         service.wait_for("now it hangs")
-        began = time.monotonic()
-        service.stop()
-        assert time.monotonic() - began < 15
+        with within(15):
+            service.stop()
         asking.join(30)
         assert not asking.is_alive()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from app.checkpoints import PRESETS, write_converted
 from app.cli.evaluate import evaluate as command
@@ -41,6 +40,7 @@ from tests.evaluated import (
     write_windows,
 )
 from tests.examined import examine
+from tests.lazy import torch
 from tests.test_command_line import run
 
 COUNT = 40

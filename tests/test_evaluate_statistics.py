@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
 from app.evaluation.facts import Facts
 from app.evaluation.report import measure_accuracy
@@ -14,6 +13,7 @@ from app.evaluation.search import looks_of
 from app.evaluation.statistics import calibration, difference_interval, holm, mcnemar, sign_flips, wilson
 from app.evaluation.trials import fitted_losses, in_label_order, log_losses
 from app.types import Interpolation, Preprocessing
+from tests.lazy import stats
 
 PLAIN = Preprocessing(None, (4, 4), Interpolation.BILINEAR, (0.0,) * 3, (1.0,) * 3)
 

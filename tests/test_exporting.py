@@ -9,8 +9,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
-import torchvision.models
 
 from app.artifacts import exporting
 from app.artifacts.exporting import export_graph, trace
@@ -20,11 +18,13 @@ from app.checkpoints.presets import PRESETS
 from app.errors import ExportFailed
 from app.networks import build_network
 from app.networks.described import describe
-from app.networks.torch_module import DescribedNetwork
 from app.types import Pixels, Preprocessing, ResNetSwitches, Scores
 from tests.checkpoints_made import without_counters
 from tests.images_made import photo
+from tests.lazy import Lazy, torch, torchvision
 from tests.torch_made import discriminating
+
+torch_module = Lazy("app.networks.torch_module")
 
 # Of the largest logit: float32 has 6e-8, and a ResNet-50 adds up some 10⁴ products to a number, 50 times over.
 TOLERANCE = 2e-6
@@ -44,7 +44,7 @@ def checkpoint_of(
     if architecture in torchvision.models.list_models():
         skeleton = torchvision.models.get_model(architecture, weights=None, num_classes=CLASSES)
     else:
-        skeleton = DescribedNetwork(describe(architecture, CLASSES))
+        skeleton = torch_module.DescribedNetwork(describe(architecture, CLASSES))
     state = without_counters(discriminating(skeleton).state_dict())
     weights = {name: tensor.numpy() for name, tensor in state.items()}
     return Checkpoint(weights, architecture, CLASSES, preprocessing, (), "0" * 64, "made", switches=switches)

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
-import torchvision.models
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -27,6 +25,7 @@ from app.images import decode
 from app.settings import Settings
 from app.types import InputSpec, Interpolation, Preprocessing, Want
 from tests.examined import examine
+from tests.lazy import torch, torchvision
 from tests.onnx_graphs import SIDE, Maker
 from tests.photos import LIMITS
 from tests.recording_device import RecordingDevice

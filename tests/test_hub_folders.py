@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
 from app.checkpoints import CheckpointFile, depends_on, home_of, locate, read_checkpoint
@@ -21,6 +20,7 @@ from app.networks import build_network
 from app.settings import Settings
 from tests import torch_made as made
 from tests.examined import examine
+from tests.lazy import torch
 from tests.parity.patterns import FIXTURES
 from tests.test_directories import CONVNEXT, PRETRAINED, RESNET, TIMM, preprocessing_of, write
 

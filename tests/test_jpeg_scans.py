@@ -38,9 +38,9 @@ def best_seconds(data: bytes) -> float:
     """The shortest of a few counts: other work on the machine only ever makes it longer."""
     times = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.process_time()
         count_scans(data, LIMITS.max_jpeg_scans)
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     return min(times)
 
 
@@ -139,10 +139,10 @@ def test_a_scan_bomb_is_refused_at_once(bomb: bytes) -> None:
     assert len(bomb) < 300_000
     assert count_scans(bomb, MANY) == 1000
     assert best_seconds(bomb) < 0.05
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ImageTooComplex, match="64") as refusal:
         decoded(bomb)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert (refusal.value.status, refusal.value.code) == (422, "image_too_complex")
 
 
@@ -151,9 +151,9 @@ def test_without_the_limit_the_scans_cost_seconds() -> None:
     raised = DecodeLimits(10**8, 10**8, 10**5, max_jpeg_scans=MANY, max_jpeg_megapixel_scans=1e9)
     seconds = []
     for scans in (6, 300):
-        began = time.perf_counter()
+        began = time.process_time()
         decode(made.scan_bomb((2000, 2000), scans), RESNET50, raised)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
     assert seconds[1] > 5 * seconds[0]
     assert seconds[1] > 0.3
 
@@ -200,10 +200,11 @@ def test_counting_costs_little() -> None:
 @pytest.mark.parametrize("piece", [b"\xff\xe1\0\2", b"\xff\xd8", b"\xff\xe1\0\0"])
 def test_millions_of_segments_are_refused(piece: bytes) -> None:
     """A file of segments and nothing else, which would keep Pillow's reader busy for seconds, is refused."""
-    began = time.perf_counter()
+    data = b"\xff\xd8\xff\xe0\0\2" + piece * 2_000_000
+    began = time.process_time()
     with pytest.raises(ImageTooComplex, match="segments"):
-        decoded(b"\xff\xd8\xff\xe0\0\2" + piece * 2_000_000)
-    assert time.perf_counter() - began < 1
+        decoded(data)
+    assert time.process_time() - began < 1
 
 
 def test_ordinary_metadata_is_far_below_the_limit() -> None:

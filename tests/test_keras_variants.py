@@ -20,7 +20,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from app.checkpoints import Decisions, decide_all
@@ -33,6 +32,7 @@ from app.errors import CheckpointError
 from app.networks import build_network, count_classes
 from app.settings import Settings
 from app.types import Layer, ResNetSwitches
+from tests.lazy import torch
 from tests.parity.patterns import FIXTURES, inputs, kernel, normalisation, pixels, tiled
 
 FOLDER = FIXTURES / "keras-variants"

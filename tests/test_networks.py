@@ -9,9 +9,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import timm
-import torch
-import torchvision.models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,10 +22,12 @@ from app.networks.described import DEEP_STEM_NETWORKS, describe
 from app.networks.description import Chain, Description
 from app.networks.onnx_graph import OPSET
 from app.networks.resnet import RESNETS
-from app.networks.torch_layers import create_module
 from app.types import Layer, LayerKind, ResNetSwitches
 from tests import torch_made as made
 from tests.checkpoints_made import without_counters
+from tests.lazy import Lazy, timm, torch, torchvision
+
+torch_layers = Lazy("app.networks.torch_layers")
 
 CLASSES = 5
 WITH_TENSORS = ("convolution", "linear", "batch_norm", "layer_norm")
@@ -114,7 +113,7 @@ def around(layer: Layer) -> tuple[Description, dict[str, np.ndarray]]:
     chain = Chain()
     chain.convolution("conv", 3, 4, 3, padding=1, bias=True)
     chain.layer(layer)
-    module = create_module(chain.description().steps[-1], is_flat=False, is_in_place=False)
+    module = torch_layers.create_module(chain.description().steps[-1], is_flat=False, is_in_place=False)
     chain.classifier("fc", module(torch.zeros(1, 4, 13, 17)).numel(), 3)
     random = np.random.default_rng(0)
     shapes = chain.description().shapes()

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
-import torch
 from PIL import Image
 
 from app.backends.torch import TorchBackend
@@ -20,6 +18,7 @@ from app.ranking import rank
 from app.types import Want
 from tests.checkpoints_made import Told, cpu_plan, load, scores_of, without_counters
 from tests.images_made import photo
+from tests.lazy import timm, torch
 
 EXAMPLE = Path(__file__).parent.parent / "app" / "data" / "example.jpg"
 CATS = {281, 282, 283, 284, 285}

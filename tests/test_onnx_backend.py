@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from app.backends import BackendOptions, create_backend
@@ -18,6 +17,7 @@ from app.errors import CheckpointError, SettingError
 from app.settings import Settings
 from app.types import Want
 from tests.examined import examine
+from tests.lazy import torch
 from tests.onnx_graphs import CHANNELS, CLASSES, SIDE, Maker
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8)

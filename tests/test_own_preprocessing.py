@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torchvision.transforms as transforms
-import torchvision.transforms.v2 as on_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,6 +26,7 @@ from app.settings import EXPORT_SETTINGS, PREPROCESSING_FACTS, Settings, load_se
 from app.types import Interpolation, Preprocessing, Resizer, Want
 from tests.examined import Examined, examine
 from tests.images_made import photo
+from tests.lazy import Lazy, torch
 from tests.onnx_graphs import Maker
 from tests.quantized_made import colours, made, write_network
 from tests.test_command_line import run
@@ -97,18 +96,20 @@ def test_a_crop_follows_where_nothing_is_cut_off() -> None:
         assert decided(preprocessing="keras", **settings).value == replace(PRESETS["keras"], crop=(299, 299))
 
 
-TRANSFORMS: dict[str, tuple[dict[str, str], Any]] = {
+transforms = Lazy("torchvision.transforms")
+on_tensors = Lazy("torchvision.transforms.v2")
+TRANSFORMS: dict[str, tuple[dict[str, str], Callable[[], list[Any]]]] = {
     "squashed": (
         {"resize": "256x256", "crop": "none", "mean": "0.5", "std": "0.5"},
-        [transforms.Resize((256, 256)), transforms.ToTensor(), transforms.Normalize(HALF, HALF)],
+        lambda: [transforms.Resize((256, 256)), transforms.ToTensor(), transforms.Normalize(HALF, HALF)],
     ),
     "squashed, then cropped": (
         {"resize": "256x256", "crop": "224", "scale": "unit"},
-        [transforms.Resize((256, 256)), transforms.CenterCrop(224), transforms.ToTensor()],
+        lambda: [transforms.Resize((256, 256)), transforms.CenterCrop(224), transforms.ToTensor()],
     ),
     "a short side, bicubic": (
         {"resize": "146", "crop": "128", "interpolation": "bicubic"},
-        [
+        lambda: [
             transforms.Resize(146, transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(128),
             transforms.ToTensor(),
@@ -117,7 +118,7 @@ TRANSFORMS: dict[str, tuple[dict[str, str], Any]] = {
     ),
     "a tensor": (
         {"resizer": "torchvision", "scale": "signed"},
-        [
+        lambda: [
             on_tensors.PILToTensor(),
             on_tensors.Resize(256),
             on_tensors.CenterCrop(224),
@@ -133,7 +134,7 @@ def test_numbers_are_those_of_the_transform(name: str) -> None:
     """A photo becomes what torchvision's own transforms make of it, for pipelines that no preset has."""
     settings, steps = TRANSFORMS[name]
     found = numbers(photo("coffee"), decided(preprocessing="torchvision-v1", **settings).value)
-    expected = transforms.Compose(steps)(photo("coffee")).numpy()
+    expected = transforms.Compose(steps())(photo("coffee")).numpy()
     # Where torchvision itself resizes in floating point, a level; else rounding alone.
     exact = torch.backends.cpu.get_cpu_capability() != "DEFAULT" or name != "a tensor"
     assert np.abs(found - expected).max() < (1e-5 if exact else 0.02)

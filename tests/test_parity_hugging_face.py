@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from app.checkpoints import decide_all, read_checkpoint
@@ -19,6 +18,7 @@ from app.checkpoints.model_config import read_hugging_face
 from app.images.geometry import resize_and_crop
 from app.networks import build_network
 from app.settings import Settings
+from tests.lazy import torch
 from tests.parity.patterns import FIXTURES, inputs, photographs
 
 FOLDER = FIXTURES / "hugging-face"

@@ -16,7 +16,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from app.checkpoints import Contents, decide_all, read_checkpoint
@@ -24,6 +23,7 @@ from app.errors import CheckpointError
 from app.networks import build_network, count_classes
 from app.settings import Settings
 from app.types import ResNetSwitches
+from tests.lazy import torch
 from tests.parity.patterns import FIXTURES, inputs
 
 CONTAINERS = (".h5", ".weights.h5", ".keras")

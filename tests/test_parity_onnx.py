@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torchvision
 
 from app.backends import BackendOptions, create_backend
 from app.settings import Settings
 from app.types import Want
 from tests.examined import examine
+from tests.lazy import torch, torchvision
 from tests.parity.patterns import kernel, normalisation, photographs, tiled
 
 CLASSES = 30

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from app.checkpoints.tensor_bundle import read_tensor_bundle
@@ -18,6 +17,7 @@ from app.networks import build_network
 from app.settings import Settings
 from app.types import ResNetSwitches
 from tests.examined import Examined, examine
+from tests.lazy import torch
 from tests.parity.patterns import FIXTURES, inputs
 
 NETWORKS = ("original", "slim")

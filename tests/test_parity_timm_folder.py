@@ -6,16 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
-import torch
 from PIL import Image
-from timm.data import create_transform, resolve_data_config
-from timm.models import save_for_hf
 
 from app.images.geometry import resize_and_crop
 from app.networks import build_network
 from app.settings import Settings
 from tests.examined import examine
+from tests.lazy import timm, torch
 from tests.parity.patterns import inputs, photographs
 from tests.trained import stem_statistics
 
@@ -41,12 +38,12 @@ def test_folder_is_served_as_timm_serves_it(tmp_path: Path, given: dict[str, obj
     # The stem's are those that its own photos gave: others would be warned of.
     normalisation = (network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
     network.bn1.running_mean, network.bn1.running_var = stem_statistics(network.conv1.weight, normalisation)
-    save_for_hf(network, tmp_path, model_config={"label_names": [f"kind {index}" for index in range(12)]})
+    timm.models.save_for_hf(network, tmp_path, model_config={"label_names": [f"kind {index}" for index in range(12)]})
     examined = examine(Settings(), tmp_path)
     assert examined.warnings == ()
     assert examined.labels.value[:2] == ("kind 0", "kind 1")
     preprocessing = examined.decisions.preprocessing.value
-    transform = create_transform(**resolve_data_config(model=network), is_training=False)
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=network), is_training=False)
     for photo in photographs().values():
         pixels = np.asarray(resize_and_crop(Image.fromarray(photo), preprocessing))
         prepared = transform(Image.fromarray(photo)).numpy().transpose(1, 2, 0).astype(np.float64)

@@ -36,6 +36,7 @@ from app.errors import (
 )
 from app.settings import Settings
 from tests.certificates import self_signed
+from tests.pace import within
 from tests.running import RunningServer, wait_until
 
 START = Path(__file__).parent.parent / "proxy" / "start.sh"
@@ -465,8 +466,9 @@ def test_a_client_that_stops_sending_is_cut_off(echo: Echo, tmp_path: Path, sent
     with proxy_before(echo.address, tmp_path, **limits) as proxy, proxy.connect() as slow:
         began = time.monotonic()
         slow.sendall(sent)
-        assert slow.recv(1000) == b""
-        assert 0.2 < time.monotonic() - began < 5
+        with within(5):
+            assert slow.recv(1000) == b""
+        assert time.monotonic() - began > 0.2
         if logged:
             wait_until(lambda: [line["status"] for line in proxy.log()] == [408])
     assert echo.asked == []
@@ -532,8 +534,9 @@ def test_a_service_that_does_not_answer_in_time_is_a_504(echo: Echo, tmp_path: P
     echo.may_answer.clear()
     with proxy_before(echo.address, tmp_path, RESNET_REQUEST_TIMEOUT_MS="100") as proxy:
         began = time.monotonic()
-        answer = httpx.get(f"{proxy.address}/predict", timeout=30)
-        assert 5 < time.monotonic() - began < 15
+        with within(15):
+            answer = httpx.get(f"{proxy.address}/predict", timeout=30)
+        assert time.monotonic() - began > 5
         assert_problem(answer, answer.content, DeadlineExceeded())
 
 

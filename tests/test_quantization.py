@@ -10,8 +10,6 @@ import numpy as np
 import onnx
 import onnxruntime.quantization
 import pytest
-import torch
-import torchvision.models
 from onnx import numpy_helper
 
 from app.agreement import Agreement, compare, probabilities
@@ -27,6 +25,7 @@ from app.resources import int8_features, saturates
 from app.settings import Settings
 from app.types import Outputs, Pixels, Want
 from tests.examined import examine
+from tests.lazy import torch, torchvision
 from tests.onnx_graphs import Maker
 from tests.photos import make_jpeg
 from tests.quantized_made import CONVOLUTIONS, OUTLIER_AFTER, colours, grey, made, read, write_network, write_photos

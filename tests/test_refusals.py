@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torchvision.models
 
 from app.checkpoints import locate, read_checkpoint
 from app.errors import CheckpointError
 from app.networks import count_classes
 from tests import torch_made as made
+from tests.lazy import torch, torchvision
 
 Shapes = dict[str, np.ndarray]
 

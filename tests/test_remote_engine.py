@@ -28,6 +28,7 @@ from app.engine.remote import RemoteEngine
 from app.engine.segment import Segment, SlotLayout, create_segment
 from app.errors import DeadlineExceeded, EngineUnavailable, Internal, Overloaded, ServiceError, Unavailable
 from app.types import InputSpec, Outputs, Pixels, Want
+from tests.pace import within
 from tests.scripted import (
     CLASSES,
     KINDS,
@@ -261,9 +262,9 @@ async def test_a_deadline_passes_in_the_queue(kind: Kind) -> None:
         first = asyncio.ensure_future(engine.run(image(1, 224), Want.SCORES, time.monotonic() + 30))
         await asyncio.to_thread(device.wait_until_entered)
         began = time.monotonic()
-        with pytest.raises(DeadlineExceeded):
+        with within(1), pytest.raises(DeadlineExceeded):
             await engine.run(image(2, 224), Want.SCORES, began + 0.1)
-        assert 0.09 < time.monotonic() - began < 5
+        assert time.monotonic() - began > 0.09
         device.release()
         await first
         assert [2] not in device.batches()
@@ -391,10 +392,8 @@ async def test_an_engine_that_does_not_answer_is_not_waited_for() -> None:
     os.close(descriptor)
     theirs.send(wire.ANSWER.pack(wire.READY, 0, 0, 0, 0.0, 0.0))
     await front_end.start()
-    began = time.monotonic()
-    with pytest.raises(DeadlineExceeded):
+    with within(1), pytest.raises(DeadlineExceeded):
         await ask(front_end, 1, seconds=0.1)
-    assert time.monotonic() - began < 5
     kinds = [record[0] for record in wire.REQUEST.iter_unpack(theirs.recv(4096))]
     assert kinds == [wire.SUBMIT, wire.CANCEL]
     await front_end.close()

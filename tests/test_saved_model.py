@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from app.checkpoints.saved_model import with_graph
 from app.errors import CheckpointError
 from app.networks import build_network, count_classes
 from app.settings import Settings
+from tests.lazy import torch
 from tests.parity.patterns import FIXTURES, inputs
 
 # A variable with its key and name, an attribute that is no value, and an object without attributes.

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-import torchvision
 
 from app.checkpoints import Weights, read_offline_demo
 from app.checkpoints.offline_demo import PREPROCESSING
@@ -16,6 +14,7 @@ from app.checkpoints.scaling import SUSPICIOUS, fitting_presets, spread_error
 from app.errors import SettingError
 from app.settings import Settings
 from tests.examined import examine
+from tests.lazy import torch, torchvision
 from tests.trained import stem_statistics
 
 

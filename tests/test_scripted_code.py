@@ -8,36 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
-import torchvision.models
-from torch import nn
 
 from app.checkpoints.operations import Operations, Unread
 from app.checkpoints.script_code import Code, Interpreter, Module
 from app.errors import CheckpointError
 from tests import torch_made as made
+from tests.lazy import Lazy, functional, nn, torch, torchvision
 from tests.torch_made import PARITY
 
 # torch itself deprecates TorchScript.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-Forward = Callable[[Any, torch.Tensor], Any]
+Forward = Callable[[Any, Any], Any]
+own_modules = Lazy("tests.own_modules")
 MEAN, STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-class Own(nn.Module):
-    """Somebody's own class around a network."""
-
-    def __init__(self, net: nn.Module, forward: Forward) -> None:
-        super().__init__()
-        self.net = net
-        self.own = forward
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
-
-    def forward(self, image: torch.Tensor) -> Any:
-        return self.own(self, image)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +38,7 @@ def pixels() -> torch.Tensor:
 
 def save(network: nn.Module, forward: Forward, image: torch.Tensor, path: Path) -> torch.Tensor:
     """Trace the class; returns what it answers for the image."""
-    own = Own(network, forward).eval()
+    own = own_modules.Around(network, forward).eval()
     torch.jit.trace(own, image, strict=False, check_trace=False).save(str(path))
     with torch.inference_mode():
         answer = own(image)
@@ -73,7 +57,7 @@ def served(path: Path, pixels: torch.Tensor, **settings: Any) -> np.ndarray:
 
 
 FOLLOWED: dict[str, tuple[Forward, float]] = {
-    "buffers": (lambda own, x: F.softmax(own.net((x - own.mean) / own.std), dim=-1), 1),
+    "buffers": (lambda own, x: functional.softmax(own.net((x - own.mean) / own.std), dim=-1), 1),
     "levels, in place": (
         lambda own, x: torch.sigmoid(own.net(x.clone().div_(255.0).sub_(own.mean).div_(own.std))),
         255,
@@ -118,7 +102,7 @@ def test_a_change_of_an_unknown_input_needs_the_setting(
 
 def body(own: Any, x: torch.Tensor) -> torch.Tensor:
     net = own.net
-    x = F.max_pool2d(F.relu(net.bn1(net.conv1(x))), 3, 2, 1)
+    x = functional.max_pool2d(functional.relu(net.bn1(net.conv1(x))), 3, 2, 1)
     return net.layer4(net.layer3(net.layer2(net.layer1(x))))
 
 
@@ -135,7 +119,7 @@ def test_a_forward_without_the_modules_own_is_followed(
 
 
 REFUSED: dict[str, tuple[Forward, str]] = {
-    "a resize": (lambda own, x: own.net(F.interpolate(x, size=(64, 64))), "upsample_nearest2d before the network"),
+    "a resize": (lambda own, x: own.net(functional.interpolate(x, size=(64, 64))), "upsample_nearest2d before the net"),
     "a temperature": (lambda own, x: own.net(x) / 2.5, "torch.div where the classifier was expected"),
     "two views": (lambda own, x: own.net(x) + own.net(x.flip(3)), "torch.add where the classifier was expected"),
     "two outputs": (lambda own, x: (own.net(x), x), "an output of 2 tensors"),
@@ -173,7 +157,9 @@ def test_a_trace_of_a_network_in_training_is_refused(tmp_path: Path) -> None:
 
 def test_a_graph_of_a_classs_own_forward_is_followed(network: nn.Module, pixels: torch.Tensor, tmp_path: Path) -> None:
     """torch.export's graphs are followed in the same way, their constants and buffers too."""
-    own = Own(network, lambda own, x: torch.softmax(own.net((x.flip(1) * 1.0 - own.mean) / own.std), 1)).eval()
+    own = own_modules.Around(
+        network, lambda own, x: torch.softmax(own.net((x.flip(1) * 1.0 - own.mean) / own.std), 1)
+    ).eval()
     torch.export.save(torch.export.export(own, (pixels.repeat(2, 1, 1, 1),)), tmp_path / "m.pt2")
     with torch.inference_mode():
         answer = own(pixels)

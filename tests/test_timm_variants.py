@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from app.checkpoints import decide_all, read_checkpoint
 from app.checkpoints.deep_stems import told_by_stem
@@ -15,9 +14,8 @@ from app.checkpoints.presets import PRESETS
 from app.networks import RESNET50_VARIANTS, build_network
 from app.settings import Settings
 from tests import torch_made as made
+from tests.lazy import timm, torch
 from tests.torch_made import PARITY
-
-timm = pytest.importorskip("timm")
 
 VARIANTS = ("resnet50c", "resnet50d", "resnet50s", "resnet50t")
 

@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from app.checkpoints import CheckpointFile, locate, read_checkpoint
 from app.checkpoints import pickled_weights as limits
 from app.errors import CheckpointError, LabelsError, SettingError
 from app.settings import load_settings
 from tests import torch_made as made
+from tests.lazy import Lazy, torch
 from tests.torch_made import PARITY
+
+own = Lazy("tests.own_modules")
 
 # torch itself deprecates TorchScript, and warns of pickles that it then refuses.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -112,10 +114,11 @@ def test_a_plain_state_dict_tells_no_switch(turned: torch.nn.Module, tmp_path: P
 
 
 @pytest.mark.parametrize("new_container", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_training_extras_are_left_behind(dtype: torch.dtype, new_container: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_training_extras_are_left_behind(dtype: str, new_container: bool, tmp_path: Path) -> None:
     """A checkpoint with its script's arguments, paths and numpy numbers gives its tensors, with their values."""
-    state = {"fc.weight": torch.randn(5, 7).to(dtype), "conv1.weight": torch.randn(3, 4, 2, 2).to(dtype)}
+    state = {"fc.weight": torch.randn(5, 7), "conv1.weight": torch.randn(3, 4, 2, 2)}
+    state = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
     extras = {"args": Namespace(lr=0.1, out=Path("out")), "best": np.float64(76.1), "seen": {1, 2}, "rng": np.ones(3)}
     path = tmp_path / "checkpoint.pth"
     torch.save({**extras, "model": state}, path, _use_new_zipfile_serialization=new_container)
@@ -155,17 +158,9 @@ def test_anti_aliased_modules_are_refused(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "blur.pth")
 
 
-class Bespoke(torch.nn.Module):
-    """Somebody's own class."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = torch.nn.Linear(2, 3)
-
-
 def test_a_class_of_ones_own_is_warned_of(tmp_path: Path) -> None:
     """A pickled module of an unknown class gives its weights, and a warning that its code is not run."""
-    torch.save(Bespoke(), tmp_path / "m.pth")
+    torch.save(own.Bespoke(), tmp_path / "m.pth")
     contents = read_checkpoint(tmp_path / "m.pth")
     assert set(contents.weights) == {"weight", "bias"}
     assert "Bespoke, whose own code never runs here" in contents.warnings[0]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-import torch
 
 from app.backends.torch.faults import Fault, fault_of, first_line
+from tests.lazy import torch
 
 
 def cuda_error(words: str, name: str) -> str:
@@ -52,41 +54,41 @@ def test_errors_that_stay_mean_a_lost_device(words: str, name: str, code: int) -
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
-        MemoryError("Unable to allocate 19.0 MiB for an array"),
-        torch.AcceleratorError(cuda_error("out of memory", "cudaErrorMemoryAllocation")),
-        with_code(2),
-        RuntimeError("CUDA error: out of memory"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+        lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        lambda: MemoryError("Unable to allocate 19.0 MiB for an array"),
+        lambda: torch.AcceleratorError(cuda_error("out of memory", "cudaErrorMemoryAllocation")),
+        lambda: with_code(2),
+        lambda: RuntimeError("CUDA error: out of memory"),
+        lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        lambda: RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        lambda: RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        lambda: RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"
+        ),
     ],
-    ids=lambda error: str(error)[:40],
 )
-def test_no_memory_is_told_in_many_ways(error: Exception) -> None:
+def test_no_memory_is_told_in_many_ways(error: Callable[[], Exception]) -> None:
     """The allocator's, the runtime's, the libraries' and the host's own words mean that less may fit."""
-    assert fault_of(error, fails) is Fault.OUT_OF_MEMORY
+    assert fault_of(error(), fails) is Fault.OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        with_code(1, cuda_error("invalid argument", "cudaErrorInvalidValue")),
-        with_code(701),
-        RuntimeError(
+        lambda: with_code(1, cuda_error("invalid argument", "cudaErrorInvalidValue")),
+        lambda: with_code(701),
+        lambda: RuntimeError(
             cuda_error("operation not permitted when stream is capturing", "cudaErrorStreamCaptureUnsupported")
         ),
-        RuntimeError("CUDA error: operation failed due to a previous error during capture"),
-        RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
+        lambda: RuntimeError("CUDA error: operation failed due to a previous error during capture"),
+        lambda: RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
+        lambda: RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
     ],
-    ids=lambda error: str(error)[:40],
 )
-def test_what_one_call_did_wrong_is_its_batch_s_failure(error: RuntimeError) -> None:
+def test_what_one_call_did_wrong_is_its_batch_s_failure(error: Callable[[], Exception]) -> None:
     """The batch fails where the device still answers; where it does not, the device is lost."""
-    assert fault_of(error, lambda: None) is Fault.BATCH
-    assert fault_of(error, fails) is Fault.LOST
+    assert fault_of(error(), lambda: None) is Fault.BATCH
+    assert fault_of(error(), fails) is Fault.LOST
 
 
 def test_mistakes_of_the_program_are_no_fault_of_the_device() -> None:

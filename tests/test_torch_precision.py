@@ -7,7 +7,6 @@ import logging
 
 import numpy as np
 import pytest
-import torch
 
 from app.backends.torch import DevicePlan, TorchBackend, plan_device
 from app.backends.torch.forward import Forward
@@ -16,8 +15,10 @@ from app.checkpoints import published_resnet50_preprocessing
 from app.errors import SettingError
 from app.types import Preprocessing, Want
 from tests.checkpoints_made import cpu_plan, make_network, photos, pixels_of, resnet50_v1
+from tests.lazy import Lazy, torch
 
-CPU = torch.device("cpu")
+own = Lazy("tests.own_modules")
+
 # What PyTorch 2.14 for CUDA 13.0 is built for.
 BUILT_FOR = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
@@ -104,21 +105,9 @@ def test_a_card_that_the_build_has_no_kernels_for_is_refused(monkeypatch: pytest
 # --- whether a format holds the network
 
 
-class Loud(torch.nn.Module):
-    """Computes with numbers as large as `level` on the way to modest logits."""
-
-    def __init__(self, level: float) -> None:
-        super().__init__()
-        self.level = torch.nn.Parameter(torch.tensor(level), requires_grad=False)
-
-    def forward(self, planes: torch.Tensor) -> torch.Tensor:
-        means: torch.Tensor = planes.mean((2, 3))
-        return means * self.level / self.level
-
-
 def placed(level: float, *formats: torch.dtype) -> torch.dtype:
-    plan = DevicePlan(CPU, formats[0], 2, staged=True, fallbacks=formats[1:])
-    return place_network(Loud(level), small(), plan).dtype
+    plan = DevicePlan(torch.device("cpu"), formats[0], 2, staged=True, fallbacks=formats[1:])
+    return place_network(own.Loud(level), small(), plan).dtype
 
 
 def test_a_network_within_float16_s_range_runs_in_it(caplog: pytest.LogCaptureFixture) -> None:
@@ -144,7 +133,7 @@ def test_without_bfloat16_it_runs_in_float32() -> None:
 def test_float32_after_all_has_the_weights_that_came() -> None:
     """Trying half formats rounds copies of the weights, not the weights."""
 
-    class Offset(Loud):
+    class Offset(own.Loud):
         def __init__(self) -> None:
             super().__init__(60_000.0)
             self.offset = torch.nn.Parameter(torch.tensor([0.1, 0.2, 0.3]), requires_grad=False)
@@ -152,8 +141,8 @@ def test_float32_after_all_has_the_weights_that_came() -> None:
         def forward(self, planes: torch.Tensor) -> torch.Tensor:
             return super().forward(planes) + self.offset
 
-    plan = DevicePlan(CPU, torch.float16, 1, staged=True, fallbacks=(torch.float32,))
-    plain = DevicePlan(CPU, torch.float32, 1, staged=True)
+    plan = DevicePlan(torch.device("cpu"), torch.float16, 1, staged=True, fallbacks=(torch.float32,))
+    plain = DevicePlan(torch.device("cpu"), torch.float32, 1, staged=True)
     grey = torch.full((1, 8, 8, 3), 128, dtype=torch.uint8)
     assert torch.equal(place_network(Offset(), small(), plan)(grey), place_network(Offset(), small(), plain)(grey))
 
@@ -166,7 +155,7 @@ def test_a_network_that_rounding_moves_far_runs_in_float32(caplog: pytest.LogCap
             means: torch.Tensor = planes.mean((2, 3))
             return (means + 3000.0) - 3000.0
 
-    plan = DevicePlan(CPU, torch.float16, 2, staged=True, fallbacks=(torch.bfloat16, torch.float32))
+    plan = DevicePlan(torch.device("cpu"), torch.float16, 2, staged=True, fallbacks=(torch.bfloat16, torch.float32))
     with caplog.at_level(logging.WARNING):
         assert place_network(Cancelling(), small(), plan).dtype == torch.float32
     assert len(caplog.records) == 2
@@ -175,8 +164,8 @@ def test_a_network_that_rounding_moves_far_runs_in_float32(caplog: pytest.LogCap
 
 def test_the_answers_are_those_of_the_format_that_was_chosen() -> None:
     """After a fallback the backend answers finite scores, says the format, and holds the network once."""
-    plan = DevicePlan(CPU, torch.float16, 2, staged=True, fallbacks=(torch.bfloat16, torch.float32))
-    backend = TorchBackend(Loud(60_000.0), small(), plan)
+    plan = DevicePlan(torch.device("cpu"), torch.float16, 2, staged=True, fallbacks=(torch.bfloat16, torch.float32))
+    backend = TorchBackend(own.Loud(60_000.0), small(), plan)
     assert "bfloat16" in backend.device
     batch = np.full((3, 8, 8, 3), 255, np.uint8)
     scores = backend.infer(batch, Want.SCORES).scores
@@ -192,15 +181,16 @@ def batch_norms(network: torch.nn.Module) -> int:
     return sum(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
 
 
-@pytest.mark.parametrize("fallbacks", [(), (torch.float16, torch.float32)], ids=["asked for", "auto"])
-def test_folding_leaves_the_answers(fallbacks: tuple[torch.dtype, ...]) -> None:
+@pytest.mark.parametrize("fallbacks", [(), ("float16", "float32")], ids=["asked for", "auto"])
+def test_folding_leaves_the_answers(fallbacks: tuple[str, ...]) -> None:
     """A folded ResNet has no normalisation left and answers as before; the network that came is not changed."""
     network = make_network("resnet18", classes=20)
     pixels = pixels_of(photos())
     batch = torch.from_numpy(pixels)
     with torch.inference_mode():
-        expected = Forward(copy.deepcopy(network), resnet50_v1(), CPU, torch.float32)(batch)
-        plan = DevicePlan(CPU, torch.float32, 2, staged=True, fallbacks=fallbacks, folded=True)
+        expected = Forward(copy.deepcopy(network), resnet50_v1(), torch.device("cpu"), torch.float32)(batch)
+        others = tuple(getattr(torch, name) for name in fallbacks)
+        plan = DevicePlan(torch.device("cpu"), torch.float32, 2, staged=True, fallbacks=others, folded=True)
         placed = place_network(network, resnet50_v1(), plan)
         assert batch_norms(placed.network) == 0
         assert (placed(batch) - expected).abs().max() < 1e-4
@@ -209,7 +199,7 @@ def test_folding_leaves_the_answers(fallbacks: tuple[torch.dtype, ...]) -> None:
 
 def test_half_precision_is_folded_before_it_is_rounded() -> None:
     """The folded weights are computed in float32 and rounded once."""
-    plan = DevicePlan(CPU, torch.float16, 2, staged=True, fallbacks=(torch.float32,), folded=True)
+    plan = DevicePlan(torch.device("cpu"), torch.float16, 2, staged=True, fallbacks=(torch.float32,), folded=True)
     backend = TorchBackend(make_network("resnet18", classes=20), resnet50_v1(), plan)
     plain = TorchBackend(make_network("resnet18", classes=20), resnet50_v1(), cpu_plan())
     pixels = pixels_of(photos())
@@ -230,11 +220,11 @@ def test_what_cannot_be_traced_is_run_as_it_is() -> None:
             means: torch.Tensor = self.norm(planes).mean((2, 3))
             return means * 2 if planes.sum() > 0 else means
 
-    plan = DevicePlan(CPU, torch.float32, 1, staged=True, folded=True)
+    plan = DevicePlan(torch.device("cpu"), torch.float32, 1, staged=True, folded=True)
     placed = place_network(Looking(), small(), plan)
     assert batch_norms(placed.network) == 1
     white = torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)
-    expected = Forward(Looking(), small(), CPU, torch.float32)(white)
+    expected = Forward(Looking(), small(), torch.device("cpu"), torch.float32)(white)
     assert torch.equal(placed(white), expected)
 
 
@@ -242,9 +232,9 @@ def test_folding_that_changes_the_answers_is_undone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A fold that answers otherwise is seen on made images, told, and not used."""
-    monkeypatch.setattr("app.backends.torch.precision.fold_batch_norms", lambda network: Loud(0.0))
-    plan = DevicePlan(CPU, torch.float32, 1, staged=True, folded=True)
-    network = Loud(100.0)
+    monkeypatch.setattr("app.backends.torch.precision.fold_batch_norms", lambda network: own.Loud(0.0))
+    plan = DevicePlan(torch.device("cpu"), torch.float32, 1, staged=True, folded=True)
+    network = own.Loud(100.0)
     with caplog.at_level(logging.WARNING):
         assert place_network(network, small(), plan).network is network
     assert "left as they are" in caplog.text

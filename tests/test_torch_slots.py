@@ -1,6 +1,6 @@
 """Slots: what is put onto which stream and in what order, buckets, captures that break, and memory that runs out.
 
-The device writes down what it is asked and computes on the CPU, so that every answer is checked too.
+The device writes down what it is asked and computes on the torch.device("cpu"), so that every answer is checked too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 
 from app.backends.torch import DevicePlan, TorchBackend
 from app.backends.torch.forward import Forward
@@ -24,11 +23,11 @@ from app.checkpoints import published_resnet50_preprocessing
 from app.engine import InProcessEngine
 from app.errors import DeviceLost, OutOfMemory, SettingError
 from app.types import Outputs, Pixels, Preprocessing, Scores, Want
+from tests.lazy import torch
 from tests.recording_device import RecordingDevice, Step
 
 SIZE = (6, 8)
 CLASSES = 5
-CPU = torch.device("cpu")
 NO_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
@@ -51,7 +50,7 @@ def images(count: int, seed: int = 0) -> Pixels:
 def expected(batch: Pixels) -> Scores:
     """What the network says without any slot."""
     with torch.inference_mode():
-        return Forward(network(), preprocessing(), CPU, torch.float32)(torch.from_numpy(batch)).numpy()
+        return Forward(network(), preprocessing(), torch.device("cpu"), torch.float32)(torch.from_numpy(batch)).numpy()
 
 
 def assert_answers(outputs: Outputs | Scores, batch: Pixels) -> None:
@@ -63,13 +62,13 @@ def assert_answers(outputs: Outputs | Scores, batch: Pixels) -> None:
 def slot_on(
     device: RecordingDevice, capacity: int = 16, seconds: dict[int, float] | None = None, graphs: bool = True
 ) -> Slot:
-    forward = Forward(device.watched(network()), preprocessing(), CPU, torch.float32)
+    forward = Forward(device.watched(network()), preprocessing(), torch.device("cpu"), torch.float32)
     return Slot(device, forward, SIZE, CLASSES, capacity, graphs=graphs, seconds=seconds, clock=lambda: 0.0)
 
 
 def backend_on(device: RecordingDevice, graphs: bool = True) -> TorchBackend:
     """Two slots for up to 32 images."""
-    plan = DevicePlan(CPU, torch.float32, 2, staged=True, graphs=graphs)
+    plan = DevicePlan(torch.device("cpu"), torch.float32, 2, staged=True, graphs=graphs)
     return TorchBackend(device.watched(network()), preprocessing(), plan, device)
 
 
@@ -237,7 +236,7 @@ def test_a_bucket_takes_the_least_of_what_was_measured() -> None:
     """Of three tries of several runs each, one that the machine disturbed does not count."""
     device = RecordingDevice()
     device.timed_runs = 2
-    forward = Forward(device.watched(network()), preprocessing(), CPU, torch.float32)
+    forward = Forward(device.watched(network()), preprocessing(), torch.device("cpu"), torch.float32)
     moments = iter([0.0, 90.0, 100.0, 106.0, 200.0, 208.0])
     seconds: dict[int, float] = {}
     slot = Slot(device, forward, SIZE, CLASSES, 4, seconds=seconds, clock=lambda: next(moments))
@@ -500,18 +499,18 @@ async def test_the_engine_splits_what_does_not_fit() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
-        torch.AcceleratorError("CUDA error: device-side assert triggered"),
-        RuntimeError("CUDA error: uncorrectable ECC error encountered"),
-        RuntimeError("CUDA error: unspecified launch failure"),
+        lambda: torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        lambda: torch.AcceleratorError("CUDA error: device-side assert triggered"),
+        lambda: RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+        lambda: RuntimeError("CUDA error: unspecified launch failure"),
     ],
 )
-def test_a_device_beyond_repair_is_told(error: RuntimeError) -> None:
+def test_a_device_beyond_repair_is_told(error: Callable[[], RuntimeError]) -> None:
     """An error that every later call repeats is no failure of a batch."""
     device = RecordingDevice()
     backend = backend_on(device)
     backend.warm_up(2)
-    device.on_work = out_of_memory_from(0, lambda: error)
+    device.on_work = out_of_memory_from(0, error)
     with pytest.raises(DeviceLost, match=r"^cpu .* failed: CUDA error: "):
         backend.infer(images(2), Want.SCORES)
 

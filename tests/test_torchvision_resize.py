@@ -6,16 +6,14 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from app.checkpoints.image_config import processor_preprocessing
 from app.checkpoints.presets import PRESETS
@@ -23,6 +21,7 @@ from app.images import decode, geometry, torchvision_resize, wire
 from app.images.geometry import cropped_pixels, resize_and_crop
 from app.types import Interpolation, Pixels, Preprocessing, Resizer
 from tests.images_made import largest_difference, noise, photo
+from tests.lazy import torch, torchvision
 from tests.parity.patterns import FIXTURES, photographs
 from tests.photos import LIMITS, encode
 
@@ -30,8 +29,12 @@ SMOOTH = (Interpolation.BILINEAR, Interpolation.BICUBIC, Interpolation.LANCZOS)
 PLAIN = (Interpolation.BILINEAR, Interpolation.BICUBIC)
 KINDS = [("torchvision", each) for each in SMOOTH] + [("torchvision-no-antialias", each) for each in PLAIN]
 KINDS.append(("torchvision", Interpolation.NEAREST))
+
+
 # On an x86 without AVX2 torchvision itself resizes bilinearly in floating point.
-APART = 1 if torch.backends.cpu.get_cpu_capability() == "DEFAULT" else 0
+@cache
+def apart() -> int:
+    return 1 if torch.backends.cpu.get_cpu_capability() == "DEFAULT" else 0
 
 
 @pytest.fixture(params=["kernel", "numpy"])
@@ -44,9 +47,11 @@ def summed_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 def torchvisions(image: Image.Image, height: int, width: int, interpolation: Interpolation, resizer: str) -> Pixels:
     """What torchvision makes of the image as a tensor."""
-    mode = InterpolationMode(interpolation.value)
+    modes = torchvision.transforms.InterpolationMode
+    mode = modes(interpolation.value)
     if interpolation is Interpolation.NEAREST:
-        mode = InterpolationMode.NEAREST_EXACT
+        mode = modes.NEAREST_EXACT
+    functional = torchvision.transforms.v2.functional
     tensor = functional.pil_to_tensor(image)
     resized = functional.resize(tensor, [height, width], mode, antialias=resizer == "torchvision")
     return resized.permute(1, 2, 0).numpy()
@@ -64,7 +69,7 @@ def test_photos_are_torchvisions(
     """Photos made smaller, larger and both at once have torchvision's own pixels."""
     for name in ("chelsea", "astronaut"):
         ours = cropped_pixels(photo(name), squashed(*size, interpolation, resizer))
-        assert largest_difference(ours, torchvisions(photo(name), *size, interpolation, resizer)) <= APART
+        assert largest_difference(ours, torchvisions(photo(name), *size, interpolation, resizer)) <= apart()
 
 
 sides = st.integers(1, 400)
@@ -81,7 +86,7 @@ def test_any_size_is_torchvisions(
     """Of noise, which shows every weight, with sources of a pixel too."""
     resizer, interpolation = kind
     ours = cropped_pixels(noise(old), squashed(*new, interpolation, resizer))
-    assert largest_difference(ours, torchvisions(noise(old), *new, interpolation, resizer)) <= APART
+    assert largest_difference(ours, torchvisions(noise(old), *new, interpolation, resizer)) <= apart()
 
 
 @pytest.mark.parametrize("size", [(500, 375), (333, 500), (224, 224), (256, 259), (2000, 1200)])

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torchvision.models
 
 from app.checkpoints import inert_unpickler, read_checkpoint
 from app.checkpoints.pickled_document import locate_weights
 from app.checkpoints.pickled_weights import unpickle
 from app.errors import CheckpointError
+from tests.lazy import torch, torchvision
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of pickles that it then refuses
 
@@ -167,7 +166,7 @@ def bombs() -> dict[str, bytes]:
 def test_bombs_end_in_one_line(name: str) -> None:
     """A pickle made to exhaust time, memory or the stack is refused in bounded time, and here no memory is taken."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.monotonic()
+    began = time.process_time()
     content = bombs()[name]
     try:
         found = unpickle("zip", content, ANYWHERE)
@@ -175,7 +174,7 @@ def test_bombs_end_in_one_line(name: str) -> None:
         assert "\n" not in str(refusal)  # noqa: PT017
     else:
         assert locate_weights(found.document, ANYWHERE).tensors == {}
-    assert time.monotonic() - began < 25
+    assert time.process_time() - began < 25
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250_000  # KiB
 
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-import safetensors.torch
-import torch
 
 from app.backends import BackendOptions, create_backend
 from app.checkpoints import open_checkpoint
@@ -25,6 +23,7 @@ from app.settings import Settings
 from app.types import Want
 from tests.checkpoints_made import Told, make_network, without_counters
 from tests.images_made import photo
+from tests.lazy import torch
 from tests.parity.patterns import FIXTURES
 from tests.photos import LIMITS, encode
 from tests.running import CACHE_DIR, clean_environment, service_process
@@ -122,6 +121,8 @@ def save_bfloat16(network: torch.nn.Module, path: Path) -> None:
 
 
 def save_safetensors(network: torch.nn.Module, path: Path) -> None:
+    import safetensors.torch
+
     safetensors.torch.save_file(network.state_dict(), path)
 
 

@@ -6,9 +6,12 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -19,10 +22,59 @@ from app.images import decode
 from app.loading import plan_decoding
 from app.settings import Settings
 from app.workers.control import Control
-from tests.photos import LIMITS, make_jpeg
+from tests.photos import LIMITS, make_jpeg, null_classes
+from tests.raw_http import answers_in, post, receive_all
 from tests.running import wait_until
-from tests.several_processes import Several, ask_all, other_checkpoint, several_processes, statuses
+from tests.several_processes import Several, ask_all, one_for_all, other_checkpoint, several_processes, statuses
 from tests.test_workers import ANSWERED
+
+# The supervisor forgets an engine's death at once, so that tests may kill it one after another, and has a fault where
+# a file says so.
+SHARED = """
+if "serve" in sys.orig_argv:
+    from pathlib import Path
+    from app.metrics import SharedFiles
+    from app.workers import supervisor
+
+    supervisor._ENGINE_WINDOW_SECONDS = 0.0
+    forget_gauges = SharedFiles.forget_gauges
+
+    def broken(files):
+        if (Path(__file__).parent / "fault").exists():
+            raise RuntimeError("a fault")
+        forget_gauges(files)
+
+    SharedFiles.forget_gauges = broken
+"""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Several]]:
+    flags = ("--max-queue", "12", "--max-batch-size", "2")
+    with one_for_all(lambda: tmp_path_factory.mktemp("service"), *flags, at_start=SHARED) as service:
+        yield service
+
+
+@pytest.fixture
+def several(service: Callable[[], Several]) -> Iterator[Several]:
+    """The service of this file, ready; another one where a test before has ended it."""
+    several = service()
+    several.wait_until_ready()
+    yield several
+    several.release()
+
+
+def answers_to(connections: list[socket.socket], seeds: range) -> list[int]:
+    """The status on each connection, 0 where it broke; a 200 has its own image's classes."""
+    found = []
+    for connection, seed in zip(connections, seeds, strict=True):
+        answers = answers_in(receive_all(connection))
+        connection.close()
+        found.append(answers[0].status if answers else 0)
+        if found[-1] == 200:
+            best = [each["class_id"] for each in answers[0].json()["predictions"][:2]]
+            assert tuple(best) == null_classes(make_jpeg(seed))
+    return found
 
 
 def held(pid: int) -> tuple[int, int]:
@@ -31,37 +83,38 @@ def held(pid: int) -> tuple[int, int]:
     return len(os.listdir(f"/proc/{pid}/fd")), maps.count("resnet-slots")
 
 
-def test_a_front_end_that_is_killed_costs_its_own_connections(tmp_path: Path) -> None:
-    """With images of both on the device and waiting, one is killed: the other's are answered, the killed one's leave
-    the engine, it is replaced, no place is lost and no counter falls."""
-    flags = ("--max-queue", "12", "--max-batch-size", "2")
-    with several_processes(tmp_path, *flags) as several, ThreadPoolExecutor(16) as pool:
+def test_a_front_end_that_is_killed_costs_its_own_connections(several: Several) -> None:
+    """With images of both on the device and waiting, one is killed: its connections break and its images leave the
+    engine, the other's are all answered, it is replaced, no place is lost and no counter falls."""
+    with ThreadPoolExecutor(16) as pool:
         assert statuses(ask_all(several, pool, range(6))) == [200] * 6
         before = several.metric(ANSWERED)
         for turn in range(2):
             several.hold()
-            asking = ask_all(several, pool, range(10))
+            asking = several.connections_to_each(5)
+            for connection, seed in zip(chain(*asking.values()), range(10), strict=True):
+                connection.sendall(post(make_jpeg(seed)))
             wait_until(lambda: sum(several.entered) + several.metric('resnet_queue_depth{stage="device"}') == 10)
-            killed = several.pids("front-end")[turn]
+            seeds = dict(zip(asking, (range(5), range(5, 10)), strict=True))
+            killed, other = sorted(asking, reverse=bool(turn))
             os.kill(killed, signal.SIGKILL)
             wait_until(lambda pid=killed: pid not in several.pids("front-end"))
             several.release()
-            outcomes = statuses(asking)
-            assert set(outcomes) <= {200, 0}
+            assert answers_to(asking[killed], seeds[killed]) == [0] * 5
+            assert answers_to(asking[other], seeds[other]) == [200] * 5
             # Who comes while its replacement is only starting waits for it, or is answered by the other.
             assert statuses(ask_all(several, pool, range(6))) == [200] * 6
             several.wait_until_ready()
             assert several.readiness() == (200, "ready")
-            before += outcomes.count(200) + 6
+            before += 5 + 6
             wait_until(lambda answered=before: several.metric(ANSWERED) == answered)
             wait_until(lambda: several.metric('resnet_queue_depth{stage="device"}') == 0)
         # Every place is free again: as many images as there are places are taken.
         several.hold()
-        asking = ask_all(several, pool, range(14))
+        asked = ask_all(several, pool, range(14))
         wait_until(lambda: sum(several.entered) + several.metric('resnet_queue_depth{stage="device"}') == 14)
         several.release()
-        assert statuses(asking) == [200] * 14
-        assert several.service.stop() == 0
+        assert statuses(asked) == [200] * 14
 
 
 def test_an_engine_that_is_killed_is_started_again_and_the_third_time_ends_the_service(tmp_path: Path) -> None:
@@ -77,8 +130,6 @@ def test_an_engine_that_is_killed_is_started_again_and_the_third_time_ends_the_s
             os.kill(engine, signal.SIGKILL)
             for each in asking:
                 answer = each.result()
-                if death == 2 and not isinstance(answer, httpx.Response):
-                    continue  # the service ends, and this one's connection had not been answered yet
                 assert isinstance(answer, httpx.Response), answer
                 assert (answer.status_code, answer.json()["code"]) == (503, "engine_unavailable")
                 assert answer.json()["retryable"] is True
@@ -149,61 +200,33 @@ if "front-end" in sys.orig_argv:
 
 
 @pytest.mark.parametrize("role", ["front-end", "engine"])
-def test_a_child_for_which_the_system_has_no_room_is_started_later(tmp_path: Path, role: str) -> None:
+def test_a_child_for_which_the_system_has_no_room_is_started_later(several: Several, role: str) -> None:
     """Where no process can be started for a moment, the others go on and the one that died is replaced after it."""
-    with several_processes(tmp_path) as several:
-        supervisor, killed = several.service.process.pid, several.pids(role)[0]
-        before = held(supervisor)
-        limits = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
-        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (3, limits[1]))
-        os.kill(killed, signal.SIGKILL)
-        said = several.service.wait_for("could not be started")
-        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, limits)
-        assert "Too many open files" in said
-        wait_until(lambda: several.pids(role) and killed not in several.pids(role))
-        several.wait_until_ready()
-        assert isinstance(answer := several.post(1), httpx.Response)
-        assert answer.status_code == 200
-        assert held(supervisor) == before
-        assert several.service.stop() == 0
+    supervisor, killed = several.service.process.pid, several.pids(role)[0]
+    before, lines = held(supervisor), len(several.service.lines)
+    limits = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (3, limits[1]))
+    os.kill(killed, signal.SIGKILL)
+    said = several.service.wait_for("could not be started", since=lines)
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, limits)
+    assert "Too many open files" in said
+    wait_until(lambda: several.pids(role) and killed not in several.pids(role))
+    several.wait_until_ready()
+    assert isinstance(answer := several.post(1), httpx.Response)
+    assert answer.status_code == 200
+    assert held(supervisor) == before
 
 
-def test_metrics_files_that_were_tidied_away_cost_no_restart(tmp_path: Path) -> None:
+def test_metrics_files_that_were_tidied_away_cost_no_restart(several: Several) -> None:
     """Where somebody took the files of gauges out of the folder for temporary files, what dies is replaced as ever."""
-    with several_processes(tmp_path) as several:
-        for file in tmp_path.glob("resnet-serve-*/gauge*"):
-            file.unlink()
-        for role in ("front-end", "engine"):
-            killed = several.pids(role)[0]
-            os.kill(killed, signal.SIGKILL)
-            wait_until(lambda role=role, killed=killed: several.pids(role) and killed not in several.pids(role))
-            several.wait_until_ready()
-        assert several.service.stop() == 0
-
-
-def test_a_fault_of_the_supervisor_ends_the_service_in_good_order(tmp_path: Path) -> None:
-    """What it cannot cope with is told to the front-ends, which answer what they have accepted; the status is 1."""
-    fault = """
-if "serve" in sys.orig_argv:
-    from app.metrics import SharedFiles
-
-    def broken(files):
-        raise RuntimeError("a fault")
-
-    SharedFiles.forget_gauges = broken
-"""
-    with several_processes(tmp_path, at_start=fault) as several, ThreadPoolExecutor(12) as pool:
-        several.hold()
-        asking = ask_all(several, pool, range(12))
-        wait_until(lambda: sum(several.entered) + several.metric('resnet_queue_depth{stage="device"}') == 12)
-        os.kill(several.pids("front-end")[0], signal.SIGKILL)
-        several.service.wait_for("failed unexpectedly", seconds=10)
-        several.release()
-        outcomes = statuses(asking)
-        assert set(outcomes) == {200, 0}
-        assert several.service.ended() == 1
-        assert several.service.wait_for("failed unexpectedly (RuntimeError)")
-        assert several.pids("front-end") == several.pids("engine") == []
+    for file in several.folder.glob("resnet-serve-*/gauge*"):
+        file.unlink()
+    for role in ("front-end", "engine"):
+        killed = several.pids(role)[0]
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda role=role, killed=killed: several.pids(role) and killed not in several.pids(role))
+        several.wait_until_ready()
+    assert several.service.process.poll() is None
 
 
 def test_a_child_that_is_to_stop_before_it_has_begun_leaves_quietly() -> None:
@@ -216,12 +239,31 @@ def test_a_child_that_is_to_stop_before_it_has_begun_leaves_quietly() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
-def test_a_new_checkpoint_is_served_whole_once_the_engine_has_it(tmp_path: Path) -> None:
+def test_a_fault_of_the_supervisor_ends_the_service_in_good_order(several: Several) -> None:
+    """What it cannot cope with is told to the front-ends, which answer what they have accepted; the status is 1."""
+    several.hold()
+    asking = several.connections_to_each(6)
+    for connection, seed in zip(chain(*asking.values()), range(12), strict=True):
+        connection.sendall(post(make_jpeg(seed)))
+    wait_until(lambda: sum(several.entered) + several.metric('resnet_queue_depth{stage="device"}') == 12)
+    (several.folder / "fault").touch()
+    killed, other = asking
+    os.kill(killed, signal.SIGKILL)
+    several.service.wait_for("failed unexpectedly")
+    several.release()
+    assert answers_to(asking[killed], range(6)) == [0] * 6
+    assert answers_to(asking[other], range(6, 12)) == [200] * 6
+    assert several.service.ended() == 1
+    assert several.service.wait_for("failed unexpectedly (RuntimeError)")
+    assert several.pids("front-end") == several.pids("engine") == []
+
+
+def test_a_new_checkpoint_is_served_whole_once_the_engine_has_it(several: Several) -> None:
     """Where the weights were exchanged, an engine that is started again brings its version, labels and input along."""
-    with several_processes(tmp_path) as several, several.client() as client:
+    with several.client() as client:
         image = make_jpeg(1)
         assert client.post("/predict", content=image).json()["model"]["version"] == "00000000"
-        (tmp_path / "version").write_text("12345678" * 8)
+        (several.folder / "version").write_text("12345678" * 8)
         (engine,) = several.pids("engine")
         os.kill(engine, signal.SIGKILL)
         wait_until(lambda: several.pids("engine") not in ([], [engine]))
@@ -236,13 +278,12 @@ def test_a_new_checkpoint_is_served_whole_once_the_engine_has_it(tmp_path: Path)
             assert answer["predictions"][0]["label"] == f"kind {expected[0]}"
 
 
-def test_no_process_outlives_its_supervisor(tmp_path: Path) -> None:
+def test_no_process_outlives_its_supervisor(several: Several) -> None:
     """Where the supervisor is killed, front-ends and engine end by themselves."""
-    with several_processes(tmp_path) as several:
-        children = [*several.pids("front-end"), *several.pids("engine")]
-        assert len(children) == 3
-        several.service.process.kill()
-        wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() and alive(pid) for pid in children))
+    children = [*several.pids("front-end"), *several.pids("engine")]
+    assert len(children) == 3
+    several.service.process.kill()
+    wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() and alive(pid) for pid in children))
 
 
 def alive(pid: int) -> bool:

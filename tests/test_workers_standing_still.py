@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
+import pytest
 
 from app.workers.watch import LOOK_SECONDS, Watch
-from tests.several_processes import ask_all, several_processes, statuses
+from tests.several_processes import Several, ask_all, several_processes, statuses
 from tests.test_workers_faults import check_that_it_is_alive_and_not_ready
 
 # What stands still is ended after ten seconds; here after two.
@@ -22,11 +23,18 @@ if "serve" in sys.orig_argv:
 """
 
 
-def test_an_engine_that_stands_still_is_ended_and_started_again(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Several]:
+    with several_processes(tmp_path_factory.mktemp("service"), at_start=SOONER) as several:
+        yield several
+        assert several.service.stop() == 0
+
+
+def test_an_engine_that_stands_still_is_ended_and_started_again(several: Several) -> None:
     """Its process lives and does nothing: its requests get a retryable 503, readiness says so, and it recovers."""
-    with several_processes(tmp_path, at_start=SOONER) as several, ThreadPoolExecutor(8) as pool:
-        (engine,) = several.pids("engine")
-        os.kill(engine, signal.SIGSTOP)
+    (engine,) = several.pids("engine")
+    os.kill(engine, signal.SIGSTOP)
+    with ThreadPoolExecutor(8) as pool:
         for each in ask_all(several, pool, range(8)):
             answer = each.result()
             assert isinstance(answer, httpx.Response), answer
@@ -37,21 +45,19 @@ def test_an_engine_that_stands_still_is_ended_and_started_again(tmp_path: Path) 
         several.wait_until_ready()
         assert several.pids("engine") != [engine]
         assert statuses(ask_all(several, pool, range(8))) == [200] * 8
-        assert several.service.stop() == 0
 
 
-def test_a_front_end_that_stands_still_is_replaced(tmp_path: Path) -> None:
+def test_a_front_end_that_stands_still_is_replaced(several: Several) -> None:
     """What waits at its socket is answered by its successor, and the other front-end and the engine live on."""
-    with several_processes(tmp_path, at_start=SOONER) as several, ThreadPoolExecutor(16) as pool:
-        (still, other), engine = several.pids("front-end"), several.pids("engine")
-        os.kill(still, signal.SIGSTOP)
+    (still, other), engine = several.pids("front-end"), several.pids("engine")
+    os.kill(still, signal.SIGSTOP)
+    with ThreadPoolExecutor(16) as pool:
         assert statuses(ask_all(several, pool, range(16))) == [200] * 16
-        assert "it stood still for 2 seconds" in several.service.wait_for("It is replaced")
-        several.wait_until_ready()
-        assert still not in several.pids("front-end")
-        assert other in several.pids("front-end")
-        assert several.pids("engine") == engine
-        assert several.service.stop() == 0
+    assert "it stood still for 2 seconds" in several.service.wait_for("It is replaced")
+    several.wait_until_ready()
+    assert still not in several.pids("front-end")
+    assert other in several.pids("front-end")
+    assert several.pids("engine") == engine
 
 
 def test_who_did_not_run_itself_judges_nobody() -> None:

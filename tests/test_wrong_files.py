@@ -18,13 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from app.checkpoints import read_checkpoint
 from app.errors import CheckpointError
+from tests.lazy import torch
 
-STATE = {"fc.weight": torch.ones(2, 4), "fc.bias": torch.zeros(2)}
-ARRAYS = {name: tensor.numpy() for name, tensor in STATE.items()}
+ARRAYS = {"fc.weight": np.ones((2, 4), np.float32), "fc.bias": np.zeros(2, np.float32)}
+
+
+def state() -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(values) for name, values in ARRAYS.items()}
 
 
 def tarred() -> bytes:
@@ -116,7 +119,7 @@ def test_a_download_that_was_cut_off_is_called_that(tmp_path: Path) -> None:
     """A zip without its end, which torch's files are, and a safetensors file that ends early say so."""
     from safetensors.numpy import save_file
 
-    torch.save(STATE, tmp_path / "w.pth")
+    torch.save(state(), tmp_path / "w.pth")
     save_file(ARRAYS, tmp_path / "w.safetensors")
     for name in ("w.pth", "w.safetensors"):
         whole = (tmp_path / name).read_bytes()
@@ -138,7 +141,7 @@ def advised(path: Path) -> str:
 def packed(name: str, path: Path) -> Path:
     """A checkpoint in another file, in the way of `name`; what unpacking it gives."""
     inner = path.parent / "inner.pth"
-    torch.save(STATE, inner)
+    torch.save(state(), inner)
     content = inner.read_bytes()
     if name in ("gz", "bz2", "xz"):
         path.write_bytes({"gz": gzip, "bz2": bz2, "xz": lzma}[name].compress(content))
@@ -155,7 +158,7 @@ def packed(name: str, path: Path) -> Path:
         np.savez(path, **ARRAYS)
         path.with_name(f"{path.name}.npz").rename(path)
     else:
-        path.write_bytes(pickle.dumps(STATE if name == "pickled tensors" else ARRAYS))
+        path.write_bytes(pickle.dumps(state() if name == "pickled tensors" else ARRAYS))
     return path.parent / "weights.pth"
 
 
@@ -168,7 +171,7 @@ def test_the_advice_leads_to_the_weights(name: str, tmp_path: Path) -> None:
     subprocess.run(command, shell=True, check=True, cwd=tmp_path, timeout=60)
     weights = read_checkpoint(unpacked).weights
     assert {key: values.tolist() for key, values in weights.items()} == {
-        key: tensor.tolist() for key, tensor in STATE.items()
+        key: tensor.tolist() for key, tensor in state().items()
     }
 
 

@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import torch
-import torchvision.models
-from torchvision.models.resnet import Bottleneck, ResNet
 
 from app.checkpoints import Contents, Decisions, decide_all, read_checkpoint
 from app.networks import build_network, write_graph
@@ -22,9 +19,9 @@ from app.networks.resnet import ResNet as DescribedResNet
 from app.networks.resnet import describe_resnet
 from app.settings import Settings
 from tests.examined import Examined, examine
+from tests.lazy import torch, torchvision
 from tests.parity.patterns import inputs
 
-torch.set_num_threads(1)
 PARITY = 1e-4
 
 
@@ -58,25 +55,24 @@ def caffe_like() -> torch.nn.Module:
     return discriminating(network)
 
 
-class Thin(ResNet):  # type: ignore[misc]  # torchvision has no types
-    """A ResNet-50 with a sixteenth of its channels: its layers and names, in files of some 300 kB."""
-
-    def __init__(self) -> None:
-        super().__init__(Bottleneck, [3, 4, 6, 3])
-        self.conv1 = torch.nn.Conv2d(3, 4, 7, 2, 3, bias=False)
-        self.bn1 = torch.nn.BatchNorm2d(4)
-        self.fc = torch.nn.Linear(128, 10)
-
-    def _make_layer(self, block: type, planes: int, *options: Any, **named: Any) -> torch.nn.Sequential:
-        self.inplanes = 4 if planes == 64 else self.inplanes
-        layer: torch.nn.Sequential = super()._make_layer(block, planes // 16, *options, **named)
-        return layer
-
-
 def thin() -> torch.nn.Module:
-    """The same under torchvision's own class, with weights that discriminate."""
-    network: torch.nn.Module = discriminating(Thin())
-    network.__class__ = ResNet
+    """A ResNet-50 with a sixteenth of its channels: its layers and names, in files of some 300 kB."""
+    return discriminating(_thin())
+
+
+def _thin() -> torch.nn.Module:
+    resnet = torchvision.models.resnet
+
+    class Thin(resnet.ResNet):  # type: ignore[misc, name-defined]  # torchvision has no types
+        def _make_layer(self, block: type, planes: int, *options: Any, **named: Any) -> torch.nn.Sequential:
+            self.inplanes = 4 if planes == 64 else self.inplanes
+            return super()._make_layer(block, planes // 16, *options, **named)
+
+    network = Thin(resnet.Bottleneck, [3, 4, 6, 3])
+    network.conv1 = torch.nn.Conv2d(3, 4, 7, 2, 3, bias=False)
+    network.bn1 = torch.nn.BatchNorm2d(4)
+    network.fc = torch.nn.Linear(128, 10)
+    network.__class__ = resnet.ResNet
     return network
 
 

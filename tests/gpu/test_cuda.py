@@ -19,7 +19,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from app.backends.torch import DevicePlan, TorchBackend, plan_device
 from app.backends.torch.cuda import CudaDevice
@@ -30,15 +29,22 @@ from app.errors import OutOfMemory
 from app.types import Pixels, Scores, Want
 from tests.checkpoints_made import make_network, photos, pixels_of, resnet50_v1
 from tests.images_made import noise, photo
+from tests.lazy import Lazy, torch
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.timeout(600),
 ]
 
+own = Lazy("tests.own_modules")
 # Largest change of a probability against float32 eager on CPU. float16 and bfloat16: what they moved on CPU, doubled.
 TOLERANCES = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.03}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _device() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
 
 
 @pytest.fixture(scope="module")
@@ -252,22 +258,14 @@ def test_one_capture_at_a_time() -> None:
 # --- captures that break
 
 
-class Synchronising(torch.nn.Module):
-    """Looks at a value on the host, which no capture allows."""
-
-    def forward(self, planes: torch.Tensor) -> torch.Tensor:
-        means: torch.Tensor = planes.mean((2, 3))
-        return means * (2.0 if float(means.sum()) > -1e30 else 1.0)
-
-
 def test_a_network_that_cannot_be_captured_is_served_without(batch: Pixels, caplog: pytest.LogCaptureFixture) -> None:
     """A warning with the reason, right answers, and a device that is well afterwards."""
     with caplog.at_level(logging.WARNING):
-        backend = on_the_card(Synchronising(), "float32")
+        backend = on_the_card(own.Synchronising(), "float32")
         backend.warm_up(8)
     assert "could not be captured" in caplog.text
     plan = DevicePlan(torch.device("cpu"), torch.float32, 1, staged=False)
-    expected = TorchBackend(Synchronising(), resnet50_v1(), plan).infer(batch[:5], Want.SCORES).scores
+    expected = TorchBackend(own.Synchronising(), resnet50_v1(), plan).infer(batch[:5], Want.SCORES).scores
     assert np.abs(backend.infer(batch[:5], Want.SCORES).scores - expected).max() < 1e-3
     backend.close()
     torch.cuda.synchronize()

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torchvision.models
+from tests.lazy import torchvision
 
 TABLE = Path(__file__).parents[2] / "app" / "data" / "torchvision_weights.json"
 FOLDER = "https://download.pytorch.org/models/"
