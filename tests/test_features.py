@@ -199,19 +199,6 @@ def test_scores_alone_open_no_further_session(tmp_path: Path, monkeypatch: pytes
 # --- exported networks, and torch's own
 
 
-class Small(torch.nn.Module):
-    """A pool of its own kind and a head of two layers, the first of which changes its input in place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, 2), torch.nn.BatchNorm2d(6))
-        self.head = torch.nn.Sequential(torch.nn.ReLU(inplace=True), torch.nn.Linear(6, 5), torch.nn.Linear(5, 4))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = self.head(self.body(x).mean([2, 3]))
-        return scores
-
-
 def checkpoint_of(architecture: str, network: torch.nn.Module, classes: int) -> Checkpoint:
     weights = {name: value.numpy() for name, value in network.state_dict().items() if "num_batches" not in name}
     return replace(
@@ -298,6 +285,8 @@ def cpu_plan(staged: bool = False, slots: int = 1) -> DevicePlan:
 
 def test_slots_give_features_and_capture_nothing_for_them() -> None:
     """With buffers and captured programs, features are those without, and no program is captured for them."""
+    from tests.own_modules import Small
+
     network = discriminating(Small())
     plain = TorchBackend(network, PREPROCESSING, cpu_plan())
     device = RecordingDevice()
