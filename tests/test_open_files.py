@@ -24,13 +24,13 @@ LINE = "Files run out"
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[ServiceProcess]:
-    """One that may open 64 files."""
+def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ServiceProcess]:
+    """One that may open 64 files. The parameter is its deadline for headers, in seconds."""
     program = (
         f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({LIMIT}, {LIMIT}));"
         "from app.cli import main; main()"
     )
-    flags = ("--backend", "null", "--header-timeout-seconds", "100")
+    flags = ("--backend", "null", "--header-timeout-seconds", str(getattr(request, "param", 100)))
     with service_process(*flags, folder=tmp_path, program=program) as service:
         service.wait_for("Ready:", START_SECONDS)
         yield service
@@ -107,6 +107,23 @@ def probe(service: ServiceProcess) -> int:
 def ask_anew(service: ServiceProcess) -> int:
     with connect(service) as connection:
         return status(connection, PREDICT)
+
+
+@pytest.mark.parametrize("service", [30], indirect=True)
+def test_silent_connections_do_not_keep_health_checks_out(service: ServiceProcess) -> None:
+    """Silent connections on the last files are closed long before the others: new health checks are answered."""
+    with ExitStack() as sockets:
+        silent = [sockets.enter_context(connect(service)) for _ in range(3 * LIMIT)]
+        assert b"HTTP/1.1 503" in silent[-1].recv(65_536)
+
+        def is_answered() -> bool:
+            with connect(service) as connection:
+                return status(connection, HEALTH) == 200
+
+        wait_until(is_answered)
+        silent[0].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent[0].recv(1)
 
 
 def test_without_any_file_connections_wait_and_cost_nothing(service: ServiceProcess) -> None:

@@ -14,6 +14,7 @@ from .open_files import Shortage
 SPARE_CONNECTIONS = 64
 _FEWEST_CONNECTIONS, _MOST_CONNECTIONS, _OTHER_FILES = 16, 10_000, 256
 _ALWAYS_ANSWERED = (b"/healthz", b"/readyz", b"/metrics")
+_EXTRA_HEAD_SHARE = 0.1
 _RETRY_SECONDS = 1.0
 _CROWDED = "More connections are open than this server takes. Try again, or use one that is open already."
 
@@ -40,6 +41,14 @@ class Crowding:
         """Only health checks are answered on it, unless there is room when its request comes."""
         self.is_refused = self._is_over(SPARE_CONNECTIONS)
         """It is refused before its request is read."""
+
+    @property
+    def head_share(self) -> float:
+        """The share of the usual deadline in which the first head must come.
+
+        It is short on extra connections: silent ones would else keep health checks out.
+        """
+        return _EXTRA_HEAD_SHARE if self.is_extra else 1.0
 
     def refuses(self, url: bytes) -> bool:
         """Whether a request for `url` is refused now."""

@@ -56,10 +56,10 @@ class HeadWatch:
         """Whether a request is to come: the connection's first, or a later one whose first bytes are here."""
         return self.timer is not None
 
-    def wait(self) -> None:
-        """Start the timer, unless it runs."""
+    def wait(self, share: float = 1.0) -> None:
+        """Start the timer, unless it runs, with a `share` of the deadline."""
         if self.timer is None:
-            self.timer = self._loop.call_later(self._limits.header_seconds, self._is_late)
+            self.timer = self._loop.call_later(self._limits.header_seconds * share, self._is_late)
 
     def stop(self) -> None:
         """Stop the timer."""

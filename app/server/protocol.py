@@ -51,7 +51,7 @@ class HttpProtocol(ReadingProtocol):
             self._is_refused = True
             self._answer_refusal(crowded(), {"client": self.client}, wait=False)
         else:
-            self._heads.wait()
+            self._heads.wait(self._crowding.head_share)
 
     @property
     def awaits_head(self) -> bool:
