@@ -43,7 +43,7 @@ from .batching import SharedReservations
 from .classifier import Classifier
 from .errors import StartError
 from .images import DecodeLimits, Decoder, decode, usable_kernel
-from .images.processes import ProcessDecoder
+from .images.process_decoder import ProcessDecoder
 from .images.threads import ThreadDecoder
 from .loading import Cancellation, LoadedModel, load_model, plan_decoding
 from .logs import dropped_lines
@@ -120,7 +120,7 @@ def build_classifier(settings: Settings, metrics: Metrics, shared: SharedReserva
             limits,
             slots=plan.slots,
             memory_bytes=plan.slot_bytes + largest_file,
-            place_bytes=largest_file,
+            buffer_bytes=largest_file,
             max_waiting=settings.max_queue,
             timeout_seconds=settings.decode_timeout_seconds,
             mode=settings.decode,

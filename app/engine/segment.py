@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ..shared_memory import create_shared_memory
+from ..processes.shared_memory import create_shared_memory
 from ..types import Pixels, Scores
 
 _PAGE_BYTES = mmap.PAGESIZE
