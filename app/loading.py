@@ -21,6 +21,8 @@ from .types import ModelIdentity, Preprocessing
 # upright, 21.0 for a 16-bit grey PNG, 20.6 for a WebP with transparency, which is laid over a background.
 _JPEG_BYTES_A_PIXEL = 13
 _BYTES_A_PIXEL = 24
+# Images of the size that screens and most data sets have are accepted on the smallest machine too.
+_FEWEST_MEGAPIXELS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +123,41 @@ class DecodePlan:
     """What the worst image that the limits let in takes while it is decoded."""
 
 
+def fit_image_limits(settings: Settings) -> Settings:
+    """Lower limits of an image's size, where the memory for decoding is automatic and too small for the worst image.
+
+    A process that reaches the memory limit of its container or service is killed. The size limits are lowered
+    instead, in whole tenths of a megapixel. Reads files; blocks.
+    """
+    if settings.decode_memory_bytes != "auto":
+        return settings
+    memory = available_memory_bytes() // 2
+    fitting = {
+        name: max(memory // bytes_a_pixel // 100_000 / 10, _FEWEST_MEGAPIXELS)
+        for name, bytes_a_pixel in (("max_megapixels_jpeg", _JPEG_BYTES_A_PIXEL), ("max_megapixels", _BYTES_A_PIXEL))
+    }
+    lower = {name: limit for name, limit in fitting.items() if limit < getattr(settings, name)}
+    return settings.model_copy(update=lower) if lower else settings
+
+
+def describe_fitted_limits(settings: Settings) -> str:
+    """What `fit_image_limits` lowered, and how to have the limits that were set."""
+    worst = max(settings.max_megapixels_jpeg * _JPEG_BYTES_A_PIXEL, settings.max_megapixels * _BYTES_A_PIXEL)
+    return (
+        f"This process may use {available_memory_bytes() / 1e6:,.0f} MB of memory, and half of it is for decoding: "
+        f"JPEGs of over {settings.max_megapixels_jpeg:g} megapixels and other images of over "
+        f"{settings.max_megapixels:g} are refused (image_too_large), because decoding one may take more than "
+        f"{worst:,.0f} MB. Raise the memory limit (--memory, MemoryMax), or set RESNET_DECODE_MEMORY_BYTES "
+        f"(--decode-memory-bytes)."
+    )
+
+
 def plan_decoding(settings: Settings) -> DecodePlan:
     """A slot for each CPU as far as the memory goes, or as many as the settings say. Reads files; blocks.
 
     Raises `SettingError` where the memory set aside does not hold the slots that were asked for, or not one. Without
-    either setting there is always one slot, also on a machine whose half is smaller than the worst image.
+    either setting there is always one slot, also on a machine whose half is smaller than the worst image
+    (`fit_image_limits` lowers the limits there).
     """
     worst = max(settings.max_megapixels_jpeg * _JPEG_BYTES_A_PIXEL, settings.max_megapixels * _BYTES_A_PIXEL)
     slot_bytes = int(worst * 1e6)

@@ -127,6 +127,15 @@ def png_files() -> dict[str, bytes]:
         "png, cut in its last checksum": whole[: whole.index(b"IEND") - 6],
         "png, text behind IEND": whole + b"Some text, and a <html>.",
         "png, unknown chunks": png_with(png_chunk(b"prVt", b"x" * 99), png_chunk(b"abCd", b"")),
+        "png, a chunk for each byte of its pixels": of(*(png_chunk(b"IDAT", bytes([byte])) for byte in pixels)),
+        "png, its pixels in chunks of all sizes": of(
+            *(
+                png_chunk(b"IDAT", pixels[at * (at - 1) // 2 : at * (at + 1) // 2])
+                for at in range(len(pixels))
+                if at * at < 2 * len(pixels) + 2 * at
+            )
+        ),
+        "png, 200,000 chunks": png_with(png_chunk(b"prVt", b"ab") * 200_000),
         "png, 20,000 empty chunks": png_with(png_chunk(b"prVt", b"") * 20_000),
         "png, pixels in chunks of 7 bytes": of(
             *(png_chunk(b"IDAT", pixels[at : at + 7]) for at in range(0, len(pixels), 7))
@@ -334,6 +343,9 @@ def gif_files() -> dict[str, bytes]:
         ),
         "gif, comment of a million blocks": gif_of(
             SIZE, (0, 0), photo, front=b"\x21\xfe" + b"\2ab" * 1_000_000 + b"\0"
+        ),
+        "gif, comment of blocks of all sizes": gif_of(
+            SIZE, (0, 0), photo, front=b"\x21\xfe" + b"\1a\2bc\3def" * 150_000 + b"\0"
         ),
         "gif, damaged control": gif_of(SIZE, (0, 0), photo, front=b"\x21\xf9\2\1\0\0"),
         "gif, unknown extension": gif_of(SIZE, (0, 0), photo, front=b"\x21\x99\3abc\0"),

@@ -133,6 +133,34 @@ def test_decode_slots_fit_into_the_memory(
     assert planned.slots * planned.slot_bytes <= gibibytes * 2**30 / 2 or planned.slots == 1
 
 
+@pytest.mark.parametrize(
+    ("megabytes", "settings", "limits"),
+    [
+        (600, {}, (23.0, 12.5)),
+        (1600, {}, (61.5, 25.0)),
+        (1700, {}, (64.0, 25.0)),
+        (600, {"max_megapixels_jpeg": 12.0, "max_megapixels": 5.0}, (12.0, 5.0)),
+        (30, {}, (2.0, 2.0)),
+        (600, {"decode_memory_bytes": 832_000_000}, (64.0, 25.0)),
+    ],
+)
+def test_image_limits_fit_into_little_memory(
+    monkeypatch: pytest.MonkeyPatch, megabytes: int, settings: dict[str, Any], limits: tuple[float, float]
+) -> None:
+    """Where half of the memory does not hold the largest image, the limits are lowered until it does."""
+    monkeypatch.setattr(loading, "available_memory_bytes", lambda: megabytes * 1_000_000)
+    wanted = Settings(**settings)
+    fitted = loading.fit_image_limits(wanted)
+    assert (fitted.max_megapixels_jpeg, fitted.max_megapixels) == limits
+    assert (fitted is wanted) == (limits == (wanted.max_megapixels_jpeg, wanted.max_megapixels))
+    if megabytes >= 600 and not settings:
+        assert plan_decoding(fitted).slot_bytes <= megabytes * 1_000_000 / 2
+    if fitted is not wanted:
+        described = loading.describe_fitted_limits(fitted)
+        assert f"{limits[0]:g} megapixels" in described
+        assert "RESNET_DECODE_MEMORY_BYTES" in described
+
+
 def test_decode_memory_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory set aside bounds the slots, whatever the machine has, and so do smaller images."""
     assert plan(monkeypatch, 256, decode_memory_bytes=2_000_000_000).slots == 2

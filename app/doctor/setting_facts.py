@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ..errors import SettingError
-from ..loading import plan_decoding
+from ..loading import describe_fitted_limits, fit_image_limits, plan_decoding
 from ..outbound import redacted
 from ..settings import ENV_PREFIX, Settings, unknown_variables
 from ..workers.division import count_workers, divide
@@ -34,6 +34,10 @@ def see_settings(settings: Settings | None, error: SettingError | None, report: 
             f"PORT is {port}, as cloud platforms say where they expect a service, and RESNET_PORT is not set: start "
             f"with RESNET_PORT=$PORT and RESNET_HOST=0.0.0.0 there."
         )
+    fitted = fit_image_limits(settings)
+    if fitted is not settings:
+        report.problem(describe_fitted_limits(fitted))
+    settings = fitted
     try:
         workers = count_workers(settings)
         if workers > 1:

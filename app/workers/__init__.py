@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from ..loading import ModelFacts
+from ..loading import ModelFacts, describe_fitted_limits, fit_image_limits
 from ..opening import Reporter
 from ..settings import Settings
 from .division import count_workers
@@ -30,6 +30,10 @@ def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[ModelFacts
     `on_ready` is given the model and the service's address. Raises `SettingError` where the address cannot be had, or
     the settings cannot be divided.
     """
+    fitted = fit_image_limits(settings)
+    if fitted is not settings:
+        reporter.warn(describe_fitted_limits(fitted))
+    settings = fitted
     workers = count_workers(settings)
     if workers == 1:
         from ..process import serve as serve_alone
