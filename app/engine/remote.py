@@ -11,6 +11,7 @@ import numpy as np
 
 from ..batching import retry_after_seconds
 from ..errors import DeadlineExceeded, DeviceLost, EngineUnavailable, Overloaded, ServiceError
+from ..processes.framing import Records
 from ..types import Pixels
 from . import wire
 from .base import EngineState, Scored
@@ -38,7 +39,7 @@ class RemoteEngine:
         self._free = list(range(segment.layout.count))
         self._asked: dict[int, _Asked] = {}
         self._last_id = 0
-        self._received = b""
+        self._records = Records(wire.ANSWER)
         self._transport: asyncio.WriteTransport | None = None
         self._is_ready = False
         self._is_closed = False
@@ -116,10 +117,7 @@ class RemoteEngine:
         self._transport = transport
 
     def received(self, data: bytes) -> None:
-        data = self._received + data
-        whole = len(data) - len(data) % wire.ANSWER.size
-        self._received = data[whole:]
-        for kind, detail, batch_size, request_id, seconds, inference_seconds in wire.ANSWER.iter_unpack(data[:whole]):
+        for kind, detail, batch_size, request_id, seconds, inference_seconds in self._records.feed(data):
             if kind == wire.READY:
                 self._is_ready = True
                 if not self._ready.done():

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import mmap
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ..processes.shared_memory import create_shared_memory
+from ..processes.shared_memory import create_shared_memory, whole_pages
 from ..types import Pixels, Scores
-
-_PAGE_BYTES = mmap.PAGESIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +23,7 @@ class SlotLayout:
     @property
     def slot_bytes(self) -> int:
         """Whole pages."""
-        largest = max(self.height * self.width * 3, 4 * self.classes)
-        return math.ceil(largest / _PAGE_BYTES) * _PAGE_BYTES
+        return whole_pages(max(self.height * self.width * 3, 4 * self.classes))
 
     def as_fields(self) -> dict[str, int]:
         """For the layout's own constructor, in another process."""

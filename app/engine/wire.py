@@ -23,6 +23,7 @@ from ..errors import (
     ServiceError,
     Unavailable,
 )
+from ..processes.error_codec import ErrorCodec
 from ..types import Activation
 
 SUBMIT, CANCEL, SCORED, FAILED, RELEASED, READY = range(1, 7)
@@ -36,26 +37,19 @@ inference."""
 
 ACTIVATIONS: tuple[Activation, ...] = ("softmax", "sigmoid", "none")
 
-_ERRORS: tuple[type[ServiceError], ...] = (
-    Internal,
-    Overloaded,
-    DeadlineExceeded,
-    OutOfMemory,
-    EngineUnavailable,
-    Draining,
-)
+_ERRORS = ErrorCodec[ServiceError](Internal, Overloaded, DeadlineExceeded, OutOfMemory, EngineUnavailable, Draining)
 
 
 def pack_error(request_id: int, error: BaseException) -> bytes:
-    """A FAILED record; what is none of the engine's own errors is an internal one."""
-    number = next((number for number, kind in enumerate(_ERRORS) if type(error) is kind), 0)
+    """A FAILED record; an error that is not one of the engine's own is sent as internal."""
+    number = _ERRORS.number_of(error)
     retry_after = error.retry_after_seconds if isinstance(error, Unavailable) else None
     return ANSWER.pack(FAILED, number, 0, request_id, math.nan if retry_after is None else retry_after, 0.0)
 
 
 def unpack_error(number: int, retry_after_seconds: float) -> ServiceError:
     """The error of a FAILED record."""
-    kind = _ERRORS[number]
+    kind = _ERRORS.kind(number)
     if issubclass(kind, Unavailable):
         return kind(retry_after_seconds=None if math.isnan(retry_after_seconds) else retry_after_seconds)
     return kind()

@@ -1,15 +1,14 @@
-"""The process that exports: `python -m app.exports.worker`, started by `process.export_apart`.
+"""The process that exports a checkpoint to ONNX: `export_apart` starts it and holds the other end of its channel.
 
-It is a process of its own because torch, once imported, does not give its memory back. On standard input it is given
-the settings as JSON, a line; when that closes, it is no longer wanted. On standard output it says what it does in
-lines, each from a `MARK` on, whose last is `done`, `error`, `cannot_write` or `cannot_export`; all else is libraries'.
-Weights that are to be downloaded it asks its parent for, which alone has the proxies' passwords: `download`, which is
-answered on standard input by a line of JSON, {"file": path} or {"unreachable": reason}.
+It is a child process because torch, once imported, does not give its memory back. It ends when the channel closes.
+Weights to be downloaded it requests from its parent, which alone has the proxies' passwords.
+
+    to this process     start (settings); in answer to a download: file (path) or unreachable (reason)
+    from it             step, warn, downloading (progress), download (weights), and last done (key) or error
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -18,17 +17,18 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ..checkpoints import PublishedWeights
 from ..errors import DownloadUnreachable, ExportFailed, StartError
-from ..opening import Fetch, find_weights, read_found
+from ..opening import Fetch, Reporter, find_weights, read_found
+from ..processes.channel import Channel, Message
 from ..settings import ModelSettings
 from .key import key_of, key_parts
-from .process import MARK, first_line
+from .process import EXPORT_ERRORS, CannotExport, CannotWrite, first_line
 from .store import PUBLISHED, Entry, Store
 
-# How long what is being done may take to be left.
+# How long the current work may take to be left.
 _LEAVE_SECONDS = 5.0
 _NO_MEMORY = (
     "Memory ran out while the checkpoint was exported. Give the service more memory, or set RESNET_BACKEND=torch, "
@@ -36,52 +36,56 @@ _NO_MEMORY = (
 )
 
 
-class LineReporter:
-    """Loading's progress as lines for the parent."""
+class ChannelReporter:
+    """Sends the progress of loading to the parent."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
 
     def step(self, text: str) -> None:
-        say("step", text=text)
+        self._channel.tell("step", text=text)
 
     def warn(self, text: str) -> None:
-        say("warn", text=text)
+        self._channel.tell("warn", text=text)
 
     def downloading(self, name: str, received: int, expected: int | None) -> None:
-        say("downloading", name=name, received=received, expected=expected)
+        self._channel.tell("downloading", name=name, received=received, expected=expected)
 
 
-def say(kind: str, **values: Any) -> None:
-    sys.stdout.write(f"{MARK}{json.dumps({'kind': kind} | values)}\n")
-    sys.stdout.flush()
-
-
-def main() -> None:
+def main(descriptor: str) -> None:
     signal.signal(signal.SIGTERM, _leave)
-    told: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=_hear_parent, args=(told,), daemon=True).start()
-    settings = ModelSettings.model_validate_json(told.get())
+    channel = Channel.inherited(descriptor, patience_seconds=None)
+    messages: SimpleQueue[Message] = SimpleQueue()
+    threading.Thread(target=_receive, args=(channel, messages), daemon=True).start()
+    settings = ModelSettings.model_validate_json(messages.get().fields["settings"])
 
     def fetch(weights: PublishedWeights) -> Path:
-        say("download", weights=PUBLISHED.dump_json(weights).decode())
-        answer = json.loads(told.get())
-        if "unreachable" in answer:
-            raise DownloadUnreachable(answer["unreachable"])
-        return Path(answer["file"])
+        channel.send("download", weights=PUBLISHED.dump_json(weights).decode())
+        answer = messages.get()
+        if answer.kind == "unreachable":
+            raise DownloadUnreachable(answer.fields["reason"])
+        return Path(answer.fields["path"])
 
     try:
-        say("done", key=export(settings, LineReporter(), fetch))
-    except StartError as error:
-        say("error", type=type(error).__name__, text=str(error))
-    except OSError as error:
-        say("cannot_write", text=error.strerror or str(error))
-    except MemoryError:
-        say("error", type="StartError", text=_NO_MEMORY)
+        channel.tell("done", key=export(settings, ChannelReporter(channel), fetch))
     except Exception as error:
-        traceback.print_exc()
-        say("cannot_export", text=first_line(error))
+        channel.tell("error", **EXPORT_ERRORS.encode(_sendable(error)))
 
 
-def export(settings: ModelSettings, reporter: LineReporter, fetch: Fetch | None = None) -> str:
-    """Find, read, export, check and keep; the key that it is kept under."""
+def _sendable(error: Exception) -> Exception:
+    """The error as the parent is told of it."""
+    if isinstance(error, StartError):
+        return error
+    if isinstance(error, OSError):
+        return CannotWrite(error.strerror or str(error))
+    if isinstance(error, MemoryError):
+        return StartError(_NO_MEMORY)
+    traceback.print_exception(error)
+    return CannotExport(first_line(error))
+
+
+def export(settings: ModelSettings, reporter: Reporter, fetch: Fetch | None = None) -> str:
+    """Find, read, export and check a checkpoint, and keep the export; returns its key."""
     from .build import export_into
     from .looking_up import look_up_and_remember
 
@@ -104,23 +108,20 @@ def export(settings: ModelSettings, reporter: LineReporter, fetch: Fetch | None 
         return key
 
 
-def _hear_parent(told: SimpleQueue[bytes]) -> None:
-    """The parent's lines. One that is gone, or that has given up, has closed standard input."""
-    pending = b""
-    # Not `sys.stdin`: its lock would be held while the interpreter ends.
-    while received := os.read(0, 65536):
-        *lines, pending = (pending + received).split(b"\n")
-        for line in lines:
-            told.put(line)
+def _receive(channel: Channel, messages: SimpleQueue[Message]) -> None:
+    """The parent's messages. A parent that has ended, or no longer wants the export, has closed the channel."""
+    with suppress(OSError):
+        while (message := channel.receive()) is not None:
+            messages.put(message)
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(_LEAVE_SECONDS)
     os._exit(1)
 
 
 def _leave(number: int, frame: object) -> NoReturn:
-    # Through the `finally` of a download, which removes its half.
+    # Through the `finally` of unfinished work, which removes it.
     raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

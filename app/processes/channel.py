@@ -124,9 +124,12 @@ class Channel:
 
     def _read(self) -> bool:
         """Take in what has arrived, at least one byte; False at the end of the channel."""
-        data, descriptors, flags, _ = socket.recv_fds(
-            self._connection, _READ_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-        )
+        try:
+            data, descriptors, flags, _ = socket.recv_fds(
+                self._connection, _READ_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionError:  # it ended before it had read all that it was sent
+            return False
         self._received += data
         self._descriptors += descriptors
         if flags & socket.MSG_CTRUNC:
@@ -137,7 +140,7 @@ class Channel:
         if len(self._received) < HEAD.size:
             return False
         length, _ = HEAD.unpack_from(self._received)
-        return len(self._received) >= HEAD.size + length
+        return len(self._received) >= HEAD.size + int(length)
 
     def _next(self) -> Message | None:
         """The next message of those that have arrived whole. Raises `OSError` for one that is none."""

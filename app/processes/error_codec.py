@@ -15,28 +15,34 @@ _ARGUMENTS = ("retry_after_seconds", "may_pass")
 
 
 class ErrorCodec(Generic[E]):
-    """The errors that may be sent. Any other is sent as the first class, with its default text."""
+    """The classes that may be sent. A subclass is sent as its nearest base, any other error as the first class."""
 
     def __init__(self, *kinds: type[E]) -> None:
         self._kinds = kinds
         self._by_name: dict[str, Callable[..., E]] = {kind.__name__: kind for kind in kinds}
 
     def number_of(self, error: BaseException) -> int:
-        """For records of a fixed size: which of the classes it is."""
-        return self._kinds.index(type(error)) if type(error) in self._kinds else 0
+        """For records of a fixed size: which of the classes the error is sent as."""
+        kind = self._kind_of(error)
+        return 0 if kind is None else self._kinds.index(kind)
 
     def kind(self, number: int) -> type[E]:
         return self._kinds[number]
 
     def encode(self, error: BaseException) -> dict[str, Any]:
         """As members of a JSON object."""
-        if type(error) not in self._kinds:
+        kind = self._kind_of(error)
+        if kind is None:
+            # Its text may name files, or be in no state to be shown.
             return {"error": self._kinds[0].__name__}
         arguments = {name: getattr(error, name) for name in _ARGUMENTS if hasattr(error, name)}
-        return {"error": type(error).__name__, "text": str(error), **arguments}
+        return {"error": kind.__name__, "text": str(error), **arguments}
 
     def decode(self, document: dict[str, Any]) -> E:
         """Raises `KeyError` or `TypeError` for what `encode` does not write."""
         arguments = {name: document[name] for name in _ARGUMENTS if name in document}
         kind = self._by_name[document["error"]]
         return kind(document["text"], **arguments) if "text" in document else kind()
+
+    def _kind_of(self, error: BaseException) -> type[E] | None:
+        return next((base for base in type(error).__mro__ if base in self._by_name.values()), None)

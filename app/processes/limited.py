@@ -67,7 +67,12 @@ def run_limited(
     except OSError as error:
         raise NotStarted(error.strerror or str(error)) from None
     is_late = threading.Event()
-    timer = threading.Timer(limits.seconds, lambda: (is_late.set(), child.kill()))
+
+    def stop() -> None:
+        is_late.set()
+        child.kill()
+
+    timer = threading.Timer(limits.seconds, stop)
     timer.start()
     with child.stdout, child.stderr:
         try:

@@ -19,8 +19,9 @@ from ..interpreter import leave, spare_requests_from_collection
 from ..loading import Cancellation, LoadedModel, load_model
 from ..metrics import Metrics
 from ..opening import LoadCancelled
+from ..processes.channel import Channel, Message
+from ..processes.shared_memory import put_in_memory
 from ..settings import Settings
-from .control import Control, Message, put_in_memory
 from .facts import facts_of, facts_to_json, layout_for
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 _ORPHANED_SECONDS = 20.0
 
 
-def serve_engine(settings: Settings, control: Control, metrics: Metrics, board: int) -> NoReturn:
+def serve_engine(settings: Settings, control: Channel, metrics: Metrics, board: int) -> NoReturn:
     """Load the model and run it for the front-ends until the supervisor says otherwise, or is gone.
 
     Ends the process.
@@ -43,7 +44,7 @@ def serve_engine(settings: Settings, control: Control, metrics: Metrics, board: 
 class _ToSupervisor:
     """Loading's progress, told by its own thread."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Channel) -> None:
         self._control = control
 
     def step(self, text: str) -> None:
@@ -57,7 +58,7 @@ class _ToSupervisor:
 
 
 class _Engine:
-    def __init__(self, settings: Settings, control: Control, metrics: Metrics, board: Board) -> None:
+    def __init__(self, settings: Settings, control: Channel, metrics: Metrics, board: Board) -> None:
         self._settings = settings
         self._control = control
         self._metrics = metrics
@@ -115,7 +116,7 @@ class _Engine:
 
     def _begin(self, model: LoadedModel) -> None:
         self._host = EngineHost(model.engine, self._board)
-        facts = put_in_memory(facts_to_json(facts_of(model)))
+        facts = put_in_memory("resnet-facts", facts_to_json(facts_of(model)))
         assert isinstance(model.engine, InProcessEngine)
         backend = model.engine.backend
         layout = layout_for(model, self._settings.max_queue + backend.concurrency * backend.max_batch_size)

@@ -22,9 +22,10 @@ from ..loading import LoadedModel
 from ..metrics import Metrics
 from ..opening import LogReporter
 from ..process import Server, build_server
+from ..processes.channel import Channel, Message
+from ..processes.shared_memory import take_from_memory
 from ..server import Hooks, Parts
 from ..settings import Settings
-from .control import Control, Message, take_from_memory
 from .facts import facts_from_json, with_engine
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Place:
 
 
 def serve_front_end(
-    settings: Settings, control: Control, metrics: Metrics, place: Place, listener: int, board: int
+    settings: Settings, control: Channel, metrics: Metrics, place: Place, listener: int, board: int
 ) -> int:
     """Serve on the socket `listener` until the supervisor says otherwise, or is gone; the exit status.
 
@@ -102,7 +103,7 @@ class _FrontEnd:
     """What the supervisor says, and the models that follow from it."""
 
     def __init__(
-        self, control: Control, board: Board, number: int, metrics: Metrics, on_signal: Callable[[int], None]
+        self, control: Channel, board: Board, number: int, metrics: Metrics, on_signal: Callable[[int], None]
     ) -> None:
         self._control = control
         self._board = board

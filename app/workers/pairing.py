@@ -7,8 +7,9 @@ import socket
 
 from ..engine.segment import SlotLayout, create_segment
 from ..loading import ModelFacts
+from ..processes.channel import Message
+from ..processes.shared_memory import take_from_memory
 from .child import Child
-from .control import Message, take_from_memory
 from .facts import facts_from_json
 
 

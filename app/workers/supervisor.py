@@ -20,9 +20,9 @@ from ..loading import ModelFacts
 from ..logs import share_output
 from ..metrics import SharedFiles
 from ..opening import Reporter
+from ..processes.channel import Message
 from ..settings import Settings
 from .child import Child
-from .control import Message
 from .pairing import Pairing
 from .restarts import Restarts
 from .watch import kill_what_stands_still
