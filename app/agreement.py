@@ -1,4 +1,4 @@
-"""How far two networks' answers to the same images agree."""
+"""Agreement of two networks on the same images: top-1 and top-5 agreement, and differences of probabilities."""
 
 from __future__ import annotations
 

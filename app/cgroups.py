@@ -1,4 +1,4 @@
-"""Control groups: what the kernel lets this process have, by its own group and by every group around that.
+"""Limits of control groups: those of the process's own group and of every group around it.
 
 /proc/self/cgroup says which groups the process is in, /proc/self/mountinfo where their folders are mounted (cgroups(7),
 proc_pid_mountinfo(5)). A limit of any group on the way to the root holds for the process. Version 2 has one tree,

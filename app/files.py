@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and files that are read within bounds."""
+"""Atomic writes of files, and reads within bounds."""
 
 from __future__ import annotations
 

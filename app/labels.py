@@ -1,4 +1,4 @@
-"""Class index → name: ImageNet's own, a file beside the checkpoint, or the index itself."""
+"""Names of classes: a file's, ImageNet's, or the class indices."""
 
 from __future__ import annotations
 

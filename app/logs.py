@@ -1,4 +1,4 @@
-"""Log lines: as JSON objects or as text, one line each whatever is in them, and never waited for.
+"""Log lines as JSON objects or as text, one line each, written without waiting for the reader.
 
     JSON      {"level": "INFO", "logger": "app.process", "message": "Listening …", "time": "2026-01-31T12:00:00+00:00"}
     text      2026-01-31T12:00:00.123Z INFO    Listening …

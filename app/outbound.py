@@ -1,4 +1,4 @@
-"""How this process reaches other machines: the proxies and certificates that the environment names.
+"""Outgoing HTTP requests: the proxies and certificates that the environment names.
 
 httpx reads the same variables, but as a whole and before its first request: one entry that it cannot read ends all of
 them in an error that names none. Here a variable is read when a request needs it, and a wrong one is named.

@@ -1,4 +1,4 @@
-"""Preprocessing as settings and a preprocessing.json state it: some facts, which change what is known otherwise.
+"""Facts of a preprocessing in settings and preprocessing.json, and the preprocessing that results.
 
 Errors have the facts' names in backticks, for the caller to replace by those of its settings or members.
 """

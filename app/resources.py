@@ -1,4 +1,4 @@
-"""What this process may use of the machine: a container's limits count, not what the host has."""
+"""Resources of this process: CPUs, memory, open files and CUDA devices, within its container's limits."""
 
 from __future__ import annotations
 

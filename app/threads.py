@@ -1,4 +1,4 @@
-"""Calls that block, on threads beside the event loop.
+"""Blocking calls on threads beside the event loop.
 
 The threads are daemons: those of the standard library's executors are joined at the exit, and one that is stuck would
 hold it. And an outcome takes one round of the loop to who awaits it, not the three of a future that is wrapped in

@@ -1,4 +1,4 @@
-"""A bounded queue that becomes batches. Knows no HTTP, no images and no torch: it is handed a callable."""
+"""Batching: a bounded queue that becomes batches. Knows no HTTP, no images and no torch; it calls a given function."""
 
 from .batcher import Batcher
 from .latency import LatencyModel

@@ -1,4 +1,4 @@
-"""The batcher: work-conserving, bounded, each caller gets its own answer or its own error."""
+"""The batcher: takes single items, runs them in batches, and gives each caller its own result or its own error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large a batch may be: what was planned, less after the device ran out of memory, and slowly more again."""
+"""The maximum batch size: the planned one, halved after out-of-memory errors and raised again later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the device does now, how long its batches take, and when it is free."""
+"""Forecast of the device: the batches that run now, their predicted times, and when the device is free."""
 
 from __future__ import annotations
 

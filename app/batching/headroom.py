@@ -1,4 +1,4 @@
-"""How much of its time an image should have to spare when it is admitted: learned from how wrong predictions were."""
+"""The safety margin of admission, learned from how late recent answers were against their predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a batch takes: a time for any, and a time for each image; refined by every batch that runs."""
+"""The latency model of a batch: seconds = a + b · size, fitted to the batches that have run."""
 
 from __future__ import annotations
 

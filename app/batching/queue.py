@@ -1,4 +1,4 @@
-"""What waits for a batch: earliest deadline first, bounded in number and bytes, and left at once by who leaves."""
+"""The queue of a batcher: earliest deadline first, bounded in items and bytes, with removal of cancelled items."""
 
 from __future__ import annotations
 

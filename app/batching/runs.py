@@ -1,4 +1,4 @@
-"""One batch from its start to everyone's answer: run, watched, and halved where it fails."""
+"""One run of a batch: started, watched for a hang, and split in halves where it fails."""
 
 from __future__ import annotations
 

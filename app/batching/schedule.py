@@ -1,4 +1,4 @@
-"""Reservations in the device's schedule: one for each image, from its admission to its answer.
+"""The reservations in the device's schedule: one for each image, from its admission to its answer.
 
 Admission by queue lengths accepts several times more images than the device can run, because an image between two
 queues is in neither. A reservation is held through every stage, so that decoded images are answered.

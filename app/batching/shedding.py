@@ -1,4 +1,4 @@
-"""What somebody is told who is sent away."""
+"""`Retry-After` of refused requests."""
 
 from __future__ import annotations
 

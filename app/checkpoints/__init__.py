@@ -1,4 +1,4 @@
-"""A file of a known format → weights under torchvision's names, and what is known about how to serve them."""
+"""Checkpoint files: found, read as weights under torchvision's names, with the decisions that serving them needs."""
 
 from .base import Checkpoint, Contents, Decision, Graph, Stored, Told, Weights
 from .converted import write_converted

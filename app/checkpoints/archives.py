@@ -1,4 +1,4 @@
-"""Archives beside a checkpoint: sources, datasets, packed copies. Their content decides what they are."""
+"""Archives beside a checkpoint (sources, datasets, packed copies), recognised by their content."""
 
 from __future__ import annotations
 

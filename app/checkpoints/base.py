@@ -1,4 +1,4 @@
-"""What every reader ends in."""
+"""The result of every checkpoint reader."""
 
 from __future__ import annotations
 

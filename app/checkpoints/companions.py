@@ -1,4 +1,4 @@
-"""What lies beside a checkpoint without being one: texts, sums, licences, and what systems and tools leave."""
+"""Files beside a checkpoint that are no checkpoints: texts, checksums, licences, files of systems and tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint with every decision in it: safetensors whose metadata leaves nothing to guess."""
+"""Converted checkpoints: safetensors files whose metadata states every decision."""
 
 from __future__ import annotations
 

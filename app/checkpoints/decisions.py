@@ -1,4 +1,4 @@
-"""What keys and shapes do not settle: a setting's word, else the file's, else its family's, else an assumption."""
+"""Decisions that names and shapes leave open: by a setting, else the file, else its family, else an assumption."""
 
 from __future__ import annotations
 

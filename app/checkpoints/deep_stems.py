@@ -1,4 +1,4 @@
-"""timm's ResNet-50 with a deep stem (resnet50c, d, s, t), told by the shapes of its stem and its projections.
+"""timm's ResNet-50 variants with a deep stem (resnet50c, d, s, t), recognised by the shapes of stem and projections.
 
 Not all of timm can be told apart so: resnetaa50 and resnetblur50 (anti-aliased strides) have resnet50's 320 names and
 shapes, and resnetaa50d and resnetblur50d those of resnet50d. Served as the plain network their answers are wrong. What

@@ -1,4 +1,4 @@
-"""What reading a checkpoint depends on: every file that is asked, by its content."""
+"""The files that reading a checkpoint depends on, with a digest of each."""
 
 from __future__ import annotations
 

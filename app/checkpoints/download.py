@@ -1,4 +1,4 @@
-"""A published file → the cache folder: whole, checked and in one step, or not at all."""
+"""Downloads of published files into the cache folder: complete and checked, or not at all."""
 
 from __future__ import annotations
 

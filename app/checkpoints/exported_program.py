@@ -1,4 +1,4 @@
-"""torch.export's archives (.pt2): a JSON list of weights and their bytes, read without torch.export."""
+"""torch.export archives (.pt2): a JSON list of weights and their bytes, read without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose names a checkpoint uses: recognised by signature, renamed to torchvision's, with the switches that go with it.
+"""Families of checkpoints (timm, Hugging Face, Keras, …): recognised by signature, renamed to torchvision's names.
 
 Rows of a table: a new family is one row. Each rule's origin stands beside it.
 """

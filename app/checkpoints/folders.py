@@ -1,4 +1,4 @@
-"""Folders that are one checkpoint: whose they are, which file in them has the weights, and what lies beside it."""
+"""Folders that are one checkpoint: which framework wrote them, and which file in them has the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network's graph, followed from output to input: that it is a ResNet-50, and what it states beside weights."""
+"""Facts of a network's graph, read from output to input: whether it is a ResNet-50, its strides and activations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classifier behind a ResNet-50's pooled features, whatever it is called: one dense layer, or several.
+"""The classifier head behind the pooled features, under any name: one dense layer, or several.
 
 A dense layer of (n, 2048) is the classifier under any name, exactly. Of several, the shapes and names tell the order,
 and a bare state dict does not tell what lies between them: a ReLU is assumed, with a warning. Dropout does nothing.

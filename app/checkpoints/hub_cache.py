@@ -1,4 +1,4 @@
-"""The cache of Hugging Face's hub: a repository's snapshots are folders of links into its own blobs/.
+"""The cache of the Hugging Face Hub: snapshots are folders of links into the repository's own blobs/.
 
 The layout is huggingface_hub's (docs: "Understand caching"): `models--OWNER--NAME/{blobs,refs,snapshots/REVISION}`.
 """

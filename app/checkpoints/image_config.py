@@ -1,4 +1,4 @@
-"""How a configuration says that images are prepared: transformers' image processors and timm's pretrained_cfg."""
+"""Preprocessing in configuration files: transformers' image processors and timm's pretrained_cfg."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network's own code does to its input, together with what prepares the images: which of them it expects."""
+"""Input changes in a network's own code (scaling, normalisation), combined with the preprocessing of the images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a Keras model's configuration tells: its body's switches, its classifier, its preprocessing.
+"""Facts in a Keras model's configuration: the body's switches, the classifier, the preprocessing.
 
 Nothing is made of it. Every layer between the image and the scores is known and honoured, or the file is refused by
 that layer's name, since the weights alone would not answer as the model does.

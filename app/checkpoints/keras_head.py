@@ -1,4 +1,4 @@
-"""What stands behind the body in a Keras graph: the pooling, the classifier's layers, the last activation."""
+"""The head of a Keras graph: pooling, the classifier's layers, the last activation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What single layers of a Keras graph state: activations, padding, epsilons, sizes."""
+"""Facts of single layers of a Keras graph: activations, padding, epsilons, sizes."""
 
 from __future__ import annotations
 

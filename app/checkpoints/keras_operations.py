@@ -1,4 +1,4 @@
-"""Operations on images in a Keras graph: their names in Keras 3 and in Keras 2, and what their arguments say."""
+"""Image operations in a Keras graph: their names in Keras 2 and 3, and their arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names for the layers of Keras 3's weights that have none: by the order in which Keras lists those of its ResNets."""
+"""Names of unnamed Keras 3 weights, by the order in which Keras lists the layers of its ResNets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preprocessing that is part of a Keras graph: what it makes of an image, followed channel by channel.
+"""Preprocessing layers in a Keras graph, evaluated symbolically for each channel.
 
 Every operation that is known is `factor × level + shift` of one channel of the image, or puts channels in another
 order, or sets the size. So is what they are together. Anything else is refused by its name.

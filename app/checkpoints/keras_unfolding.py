@@ -1,4 +1,4 @@
-"""A Keras model's configuration, as JSON, → its graph, with models in the model unfolded. No layer is ever made."""
+"""Keras configurations (JSON) → a graph, with nested models unfolded. No layer is instantiated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class names inside a pickle: beside the weights, in what a training script kept there, or as a module's attribute."""
+"""Class names in a pickle: beside the weights, in a training script's arguments, or as a module's attribute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A ResNet-50's body as a file states it, against torchvision's: the switches that say it, and what they do not say.
+"""The layers of a ResNet-50's body as a file states them, compared with torchvision's: switches and other differences.
 
 A body is its layers by torchvision's names, all facts given. Activations have places of their own, `relu` behind the
 stem's normalisation and `layer1.0.act1…3` in a block, since a file may state each of them: torchvision has one module

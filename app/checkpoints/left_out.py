@@ -1,4 +1,4 @@
-"""Tensors that cannot change an answer: by which rule each is left out; and those that tell the normalisation."""
+"""Tensors that cannot change an answer, each left out by a rule, and tensors that state the normalisation."""
 
 from __future__ import annotations
 

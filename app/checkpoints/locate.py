@@ -1,4 +1,4 @@
-"""Which weights to serve: the settings' word, the one checkpoint in model_weights/, or torchvision's own."""
+"""The weights to serve: those of the setting, the single checkpoint in model_weights/, or torchvision's."""
 
 from __future__ import annotations
 

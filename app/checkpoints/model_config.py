@@ -1,4 +1,4 @@
-"""config.json and preprocessor_config.json, as transformers and timm write them → what they tell of a ResNet-50."""
+"""config.json and preprocessor_config.json of transformers and timm → facts about a ResNet-50."""
 
 from __future__ import annotations
 

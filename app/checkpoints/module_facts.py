@@ -1,4 +1,4 @@
-"""What a whole pickled module tells of its layers: all that its weights do not, or a refusal by the module's name."""
+"""Facts of a pickled module's layers that its weights do not state, or a refusal with the module's name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules by their class → layers, from what they state. A class that is not listed is nobody's to guess."""
+"""Pickled modules, by class → layers as they state themselves. Classes that are not listed are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules as families name them → the places of a ResNet-50's layers, those without weights too."""
+"""Names of modules in the families → positions of a ResNet-50's layers, also of layers without weights."""
 
 from __future__ import annotations
 

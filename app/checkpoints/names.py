@@ -1,4 +1,4 @@
-"""Names as a checkpoint stores them → torchvision's for the body, `fc.…` for the head; everything else accounted for.
+"""Stored names of tensors → torchvision's for the body and `fc.…` for the head; every other tensor is accounted for.
 
 A float tensor is used, is left out by a rule that says why it cannot change an answer (`left_out`), or stays under its
 own name, so that `networks.count_classes` refuses the checkpoint by it.

@@ -1,4 +1,4 @@
-"""Mean and deviation of the input beside the weights in a pickle, as tensors or as lists of three numbers."""
+"""Mean and standard deviation of the input in a pickle, as tensors or as lists of three numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TF2's graph of saved objects, which knows the names that variables had (trackable_object_graph.proto)."""
+"""TensorFlow 2's graph of saved objects, which has the names of variables (trackable_object_graph.proto)."""
 
 from __future__ import annotations
 

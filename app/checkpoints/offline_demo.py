@@ -1,4 +1,4 @@
-"""The 1000-class EfficientNet-Lite0 whose weights a package carries: a real classifier where there is no network."""
+"""The offline demo: a 1000-class EfficientNet-Lite0 whose weights a Python package carries."""
 
 from __future__ import annotations
 

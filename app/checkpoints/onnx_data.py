@@ -1,4 +1,4 @@
-"""The files that an ONNX model consists of: itself, and those beside it that have its weights."""
+"""The files of an ONNX model: the model itself and the files beside it that have its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX files: a graph with its weights, served as it is. `onnx_process` examines it; here nothing of it is parsed."""
+"""ONNX files, served as they are. `onnx_process` examines them; this process parses nothing of them."""
 
 from __future__ import annotations
 

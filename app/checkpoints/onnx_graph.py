@@ -1,4 +1,4 @@
-"""A graph read backwards, from an output to what it is made of."""
+"""An ONNX graph, traversed from an output to its inputs."""
 
 from __future__ import annotations
 

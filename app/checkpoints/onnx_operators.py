@@ -1,4 +1,4 @@
-"""What networks that classify images are made of, in ONNX: the operators that are run, by their domains.
+"""The ONNX operators that are run, by domain: those of image classifiers.
 
 No loops, branches, sequences, strings or random numbers: what runs here has a size and a time that its shapes tell.
 """

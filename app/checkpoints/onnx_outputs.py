@@ -1,4 +1,4 @@
-"""Which of a graph's outputs has the scores of the classes."""
+"""The output of an ONNX graph that has the scores of the classes."""
 
 from __future__ import annotations
 

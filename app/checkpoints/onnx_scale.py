@@ -1,4 +1,4 @@
-"""What a graph does to its input before its first layer: whether it takes fractions, levels, or normalised values."""
+"""The input scale of an ONNX graph: fractions, levels of 0 to 255, or normalised values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a graph answers with scores or with probabilities: by what it computes last, and by what it answers.
+"""Whether an ONNX graph answers with scores or with probabilities: by its last operators and by a trial run.
 
 Neither is enough alone. A softmax may be written out in other operators, rounded to 8 bits or over another axis; and
 numbers between 0 and 1 may be anything. Where the two disagree the graph is refused, or it is warned of.

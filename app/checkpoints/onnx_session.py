@@ -1,4 +1,4 @@
-"""ONNX Runtime on a graph that is tried: every value can be asked for, and weights are held once."""
+"""ONNX Runtime sessions for trial runs: any intermediate value can be fetched, and weights are held once."""
 
 from __future__ import annotations
 

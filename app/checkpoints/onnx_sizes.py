@@ -1,4 +1,4 @@
-"""What running a graph once takes, by its shapes: memory and operations, before anything runs."""
+"""Memory and operations of one run of an ONNX graph, estimated from shapes before anything runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph run on images: how many classes, and whether any batch gives what single images give."""
+"""Trial runs of an ONNX graph: the number of classes, and whether batches give the results of single images."""
 
 from __future__ import annotations
 

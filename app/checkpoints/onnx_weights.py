@@ -1,4 +1,4 @@
-"""A model's large tensors, left in their files: checked where they lie, given to ONNX Runtime, and put back."""
+"""Large tensors of an ONNX model, checked in their files and passed to ONNX Runtime without a copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where everything in an ONNX file lies: its bytes are walked and counted before protobuf makes messages of them.
+"""A bounded walk over the bytes of an ONNX file, before protobuf makes messages of them.
 
 Large tensors are left where they are and given by its place, so that what is parsed afterwards, the file's skeleton, is
 small. The process that examines ONNX files imports this module too, so that it needs nothing but Python.

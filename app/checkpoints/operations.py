@@ -1,4 +1,4 @@
-"""torch's operations on values that are not computed: what a network's code does to its input, as a graph of layers.
+"""torch's operations on symbolic values: input changes in a network's code, as a graph of layers.
 
 TorchScript's code and torch.export's graph end here alike. What is not known stays in the graph under its name, so that
 a network is refused by it where it lies between input and output, and nowhere else.

@@ -1,4 +1,4 @@
-"""How images are prepared: as settings say, the user's file beside the checkpoint, the checkpoint, or its usual way."""
+"""The preprocessing of a checkpoint: by settings, a preprocessing.json, its own facts, or its family's usual one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where in a pickle's document the weights are: a state dict, a whole module, or what wraps one of them."""
+"""The weights in a pickle's description: a state dict, a whole module, or a mapping around one of them."""
 
 from __future__ import annotations
 

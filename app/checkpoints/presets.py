@@ -1,4 +1,4 @@
-"""Preprocessings by name: what belongs to the checkpoints that people have."""
+"""Named preprocessings of common families of checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Protobuf's wire format, as much of it as the messages here need."""
+"""Protobuf's wire format, as far as the messages of checkpoints need it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `quantize` writes into an ONNX file beside the graph: what it is of, how well it agrees, and how to see so."""
+"""The record in a quantized ONNX file: its source, its agreement with float32, and images to check it again."""
 
 from __future__ import annotations
 

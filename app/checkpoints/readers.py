@@ -1,4 +1,4 @@
-"""Readers as rows of a table: a new format is one file and one row."""
+"""The table of checkpoint readers: a new format is one file and one row."""
 
 from __future__ import annotations
 

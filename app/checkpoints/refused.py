@@ -1,4 +1,4 @@
-"""Files that people have and that are not read: each is refused by what it is, with the way out."""
+"""Files that are not read (web pages, pointers of Git LFS, Paddle files, …), each with the reason and a way out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a SavedModel says of its network beside the variables: Keras 2's configuration, or the operations of its graph.
+"""Facts of a SavedModel beside its variables: Keras 2's configuration, or the operations of its graph.
 
 Both are read as data. Of a graph the operations are counted: more of them than a ResNet-50 and its classifier need do
 something else to images or scores, and are refused or warned of.

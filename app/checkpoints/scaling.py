@@ -1,4 +1,4 @@
-"""Whether a preprocessing scales pixels as the network was trained: its first batch normalisation remembers.
+"""Check of a preprocessing's scale against the statistics of the network's first batch normalisation.
 
 The statistics it stored are those of its convolution's answers to training photos. Answers to pictures like photos,
 scaled as the preprocessing says, must spread alike. On a trained network the right scaling came out within 0.2, that of

@@ -1,4 +1,4 @@
-"""The text of TorchScript's code, followed from a module's forward: which operations it does, in which order.
+"""TorchScript's code as text, followed from a module's `forward` to the sequence of its operations.
 
 The text is parsed and never run. What is followed is what torch writes: calls, assignments and branches whose condition
 is known. What depends on the input's values or sizes is followed past checks that would only raise an error.

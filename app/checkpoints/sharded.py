@@ -1,4 +1,4 @@
-"""Weights in several files, as transformers and accelerate save them: an index says which file has which tensor."""
+"""Weights in several files, as transformers and accelerate save them, with an index from tensor to file."""
 
 from __future__ import annotations
 

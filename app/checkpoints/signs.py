@@ -1,4 +1,4 @@
-"""How kinds of files are known: by their first and last bytes, a few by their names."""
+"""Signatures of file formats: first and last bytes, and for a few formats the name."""
 
 from __future__ import annotations
 

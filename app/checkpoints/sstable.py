@@ -1,4 +1,4 @@
-"""LevelDB's table format (doc/table_format.md), in which TensorFlow's indices are: sorted keys and their values.
+"""LevelDB's table format (doc/table_format.md) of sorted keys and values, which TensorFlow's indices use.
 
 Blocks of keys with shared prefixes, and a footer that says where the block of block addresses is. What a table could
 multiply is bounded: no block is read twice, no key is long, and each is behind the one before it.

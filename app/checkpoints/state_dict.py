@@ -1,4 +1,4 @@
-"""Names as training scripts leave them → names as torchvision spells them."""
+"""Names of tensors as training scripts write them (`module.`, `model.`, …) → torchvision's names."""
 
 from __future__ import annotations
 

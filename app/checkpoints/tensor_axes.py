@@ -1,4 +1,4 @@
-"""TensorFlow's axes over torch's memory, so that the change to torch's axes later copies nothing."""
+"""TensorFlow's axis order as a view over torch's memory layout, so that the later transposition copies nothing."""
 
 from __future__ import annotations
 

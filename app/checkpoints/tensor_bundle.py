@@ -1,4 +1,4 @@
-"""TensorFlow's checkpoints, TF1 and TF2, without TensorFlow: an index of protobuf records, and files of raw numbers.
+"""TensorFlow 1 and 2 checkpoints, read without TensorFlow: an index of protobuf records and files of raw numbers.
 
 The index is an SSTable (see `sstable`). Each value is a `BundleEntryProto`, and the first, under the
 empty key, a `BundleHeaderProto` (tensorflow/core/protobuf/tensor_bundle.proto).

@@ -1,4 +1,4 @@
-"""TorchScript: the tensors by their names, and all else from the text of its code, which is followed and never run."""
+"""TorchScript archives: tensors by name, and facts from the text of the code, which never runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TorchServe's archives (.mar): the model file in them by its own reader. Their Python never runs."""
+"""TorchServe archives (.mar): the model file in them is read by its own reader. Their Python code never runs."""
 
 from __future__ import annotations
 

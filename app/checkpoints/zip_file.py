@@ -1,4 +1,4 @@
-"""Zips as torch writes them: listed within bounds, members read in place."""
+"""Zip files as torch writes them: listed within bounds, members read in place."""
 
 from __future__ import annotations
 

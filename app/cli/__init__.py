@@ -1,4 +1,4 @@
-"""The command line. No logic of its own: each command is a few calls into the rooms below."""
+"""The command line. It has no logic of its own: each command is a few calls into the lower rooms."""
 
 from .main import main
 

@@ -1,4 +1,4 @@
-"""What a person sees: messages on stderr, answers on stdout."""
+"""Output of the command line: messages on stderr, results on stdout."""
 
 from __future__ import annotations
 

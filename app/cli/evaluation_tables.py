@@ -1,4 +1,4 @@
-"""What `evaluate` found, as tables."""
+"""The report of `evaluate` as tables."""
 
 from __future__ import annotations
 

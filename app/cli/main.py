@@ -1,4 +1,4 @@
-"""The commands, gathered. Each lives in a file of its own and imports what it needs when it runs."""
+"""The command `resnet-serve`. Each subcommand is in its own module and imports what it needs when it runs."""
 
 from __future__ import annotations
 

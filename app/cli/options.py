@@ -1,4 +1,4 @@
-"""A flag for each setting, made from the settings themselves."""
+"""Command-line flags, one for each setting, generated from the settings."""
 
 from __future__ import annotations
 

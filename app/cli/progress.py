@@ -1,4 +1,4 @@
-"""Progress, of loading and of work in steps, for a person at a terminal."""
+"""Progress bars and lines on a terminal, for loading and for work in steps."""
 
 from __future__ import annotations
 

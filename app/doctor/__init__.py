@@ -1,4 +1,4 @@
-"""What this process sees of its machine and settings, and what of it is wrong: for a person, and for a bug report.
+"""`resnet-serve doctor`: a report of machine, settings and model as this process sees them, with each problem.
 
 Nothing is changed and no other machine is asked. Secrets are left out: passwords in addresses, and every variable that
 is no setting of this service, but for the names of those that proxies and certificates go by.

@@ -1,4 +1,4 @@
-"""What would be served, by what, and why."""
+"""The model that would be served: weights, backend and kept export, with the reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies around the process: its address, its cache folder, and the way to other machines."""
+"""The surroundings of the process: its address, its cache folder and its network."""
 
 from __future__ import annotations
 

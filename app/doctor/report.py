@@ -1,4 +1,4 @@
-"""What was seen, and what of it is wrong."""
+"""The report of `doctor`: facts by section, notes and problems."""
 
 from __future__ import annotations
 

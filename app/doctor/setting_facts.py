@@ -1,4 +1,4 @@
-"""The settings that were made, by flag or environment."""
+"""The settings that are set by flag or environment, and what follows from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a front-end and the engine's process say to each other: records of a fixed size, one after another.
+"""Messages between a front-end and the engine's process: records of a fixed size, one after another.
 
 The engine answers each `SUBMIT` with exactly one record, and until that has come the slot is the engine's. Pixels and
 scores travel in the slot (`segment.py`), never here.

@@ -1,4 +1,4 @@
-"""Photos through a checkpoint or a service: how right its answers are, and what would make them more right."""
+"""Evaluation: accuracy of a checkpoint or a service on labelled photos, and settings that would raise it."""
 
 from .evaluate import Evaluation, Options, evaluate
 from .facts import TRIED, as_environment, as_flags

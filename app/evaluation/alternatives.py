@@ -1,4 +1,4 @@
-"""What could be otherwise: for each decision its plausible values, one changed at a time."""
+"""Plausible alternative values of each decision, one changed at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of photos under many facts: photos are decoded once for all of them, and nothing is computed twice."""
+"""Scores of photos under several sets of facts: each photo is decoded once, and nothing is computed twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Photos through a checkpoint: how right it is, and which facts would make it more right."""
+"""The evaluation of a checkpoint: its accuracy on photos, and the search for better facts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The facts that an answer rests on and the weights do not tell, and the settings that say them."""
+"""Facts that the weights do not state (preprocessing, labels, …), and the settings that set them."""
 
 from __future__ import annotations
 

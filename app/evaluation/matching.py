@@ -1,4 +1,4 @@
-"""Classes as folders and tables write them → indices of the model's classes."""
+"""Class names of folders and tables → class indices of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Photos and what each is said to show: a folder for each class, a CSV, or a folder of photos alone."""
+"""Labelled photos: a folder for each class, a CSV, or a folder without labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report as a picture."""
+"""The report of an evaluation as a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How right a classifier's answers to photos are, as numbers."""
+"""The figures of an evaluation: accuracy, calibration, figures of each class."""
 
 from __future__ import annotations
 

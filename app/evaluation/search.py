@@ -1,4 +1,4 @@
-"""Which facts answer better than those assumed: one at a time, on more and more photos, and then the next on top."""
+"""The search for better facts: one at a time, on more and more photos, then the next one on top."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Photos through a running service: its answers are what is evaluated, and nothing about it can be tried otherwise."""
+"""Evaluation of a running service, through `POST /predict`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals, paired tests and calibration: what a number of photos does and does not show."""
+"""Confidence intervals, paired tests and calibration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One way of running and reading a network against another, on the same photos."""
+"""One set of facts compared with another on the same photos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alternatives on photos without labels: how sure each makes the network."""
+"""Alternatives on photos without labels, compared by the network's confidence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bytes → pixels: what is allowed in, how it is decoded, and the border that the bounded decoders stand behind.
+"""Images: encoded bytes → pixels, within limits. The decoders have one interface (`base`).
 
 The decoders themselves are imported by name, from `threads` and `processes`: a decoding process imports this package
 and needs neither them nor asyncio, which would be a quarter of what its start costs.

@@ -1,4 +1,4 @@
-"""The border behind which images are decoded, whole."""
+"""The interface of a decoder."""
 
 from __future__ import annotations
 

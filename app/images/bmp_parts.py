@@ -1,4 +1,4 @@
-"""The essential parts of a BMP: its pixels behind the plainest header, in a layout that Pillow reads."""
+"""The essential parts of a BMP: its pixels behind a plain header, in a layout that Pillow reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pixels of BMPs that Pillow does not read, or reads in Python: bit masks of any kind, and runs (RLE)."""
+"""The pixels of BMPs that Pillow does not read, or reads in Python: bit masks of any kind, and run lengths (RLE)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any Pillow mode → RGB, without the silent mistakes of `convert("RGB")`."""
+"""Any Pillow mode → RGB, without the errors of `convert("RGB")` on transparency and 16-bit grey."""
 
 from __future__ import annotations
 

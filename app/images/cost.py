@@ -1,4 +1,4 @@
-"""How long an image will take to decode, estimated from its header and from how long others took."""
+"""The predicted time of decoding an image, from its header and the times of earlier images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One encoded image → the model's own pixels, or a typed error."""
+"""One encoded image → the model's input pixels, or a typed error."""
 
 from __future__ import annotations
 

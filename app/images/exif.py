@@ -1,4 +1,4 @@
-"""EXIF metadata: of its directories, the orientation, read within bounds."""
+"""The orientation in EXIF metadata, read within bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A queue that requests share fairly: no batch of large images keeps a single photo waiting.
+"""A queue shared fairly between requests: a batch of large images does not delay a single photo.
 
 Two classes take turns, single images and batches, and among the batches their requests do. The next turn goes
 to the one with less decoding time so far; idle time is not credited (start-time fair queueing: Goyal, Vin and Cheng,

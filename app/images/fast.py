@@ -1,4 +1,4 @@
-"""The same picture with fewer pixels on the way: close to what `geometry` gives, and not equal to it.
+"""Fast mode: resize from an image that is decoded smaller. Close to `geometry`'s pixels, not equal to them.
 
 - A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, by a smaller inverse transform of each of its blocks, where that is
   still at least twice as large as what it is then resized to. At 1/4 and 1/8, the scans of a progressive one that

@@ -1,4 +1,4 @@
-"""Resize and centre crop, equal to torchvision's pixel for pixel, with no large intermediate for any aspect ratio."""
+"""Resize and centre crop, equal to torchvision's pixel for pixel, with bounded memory for any aspect ratio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a JPEG without an end has all of its pixels."""
+"""Check of a JPEG without an end marker: whether all of its pixels are there."""
 
 from __future__ import annotations
 

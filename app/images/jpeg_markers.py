@@ -1,4 +1,4 @@
-"""A JPEG's markers, found as libjpeg finds them, in bounded time and without holding the interpreter lock for long."""
+"""The markers of a JPEG, found as libjpeg finds them, in bounded time and with short holds of the interpreter lock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The essential parts of a JPEG: the segments that its first picture's pixels depend on, and its scans."""
+"""The essential parts of a JPEG: the segments and scans of its first picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scans of a JPEG, found by its markers before any pixel is decoded: how many, and which a small picture needs.
+"""The scans of a JPEG, found from its markers: how many there are, and which ones a smaller picture needs.
 
 A progressive JPEG is decoded by going over the whole picture once for each scan, and a scan that changes nothing is
 smaller than 200 bytes: what a file of this kind costs is its area times its scans, and no pixel limit sees it.

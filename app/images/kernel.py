@@ -1,4 +1,4 @@
-"""The compiled resize: its library, found and held to Pillow before it is used, and its call."""
+"""The compiled resize: finds its library, compares it with Pillow before first use, and calls it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`resample.c` → a shared library beside it, where this is installed on a machine that has a C compiler.
+"""Compiles `resample.c` into a shared library when the package is installed and a C compiler is there.
 
 Nothing but the standard library: the package's build imports it, before anything is installed.
 """

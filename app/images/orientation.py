@@ -1,4 +1,4 @@
-"""Which way up a stored image is, by its EXIF orientation (EXIF 2.32, tag 0x0112)."""
+"""The orientation of a stored image, from EXIF (EXIF 2.32, tag 0x0112)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The essential parts of an image file: what a decoder gets of it, and what is shown of what it makes."""
+"""The essential parts of an image file, as a decoder gets them, and how its result is finished."""
 
 from __future__ import annotations
 

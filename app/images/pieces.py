@@ -1,4 +1,4 @@
-"""Parts of the file that a decoder gets. Those of very many small parts make bytes of them when they are read."""
+"""Parts of a file for a decoder; many small parts are joined only when they are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pixels of a PNG, which may lie in very many chunks: where they are, with nothing made for each chunk."""
+"""The pixel data of a PNG in any number of chunks, read in place without an object for each chunk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The essential parts of a PNG: its header, palette, transparency and pixels, of an animation its first frame's."""
+"""The essential parts of a PNG: header, palette, transparency and pixels; of an animation, the first frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both decoders do alike: a bounded queue that callers can leave, deadlines, and the time limit of an image."""
+"""The common part of both decoders: a bounded queue with cancellation, deadlines and a time limit for each image."""
 
 from __future__ import annotations
 

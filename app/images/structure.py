@@ -1,4 +1,4 @@
-"""The first step of decoding: a walk through the file's structure, in bounded time, that finds its essential parts.
+"""The first step of decoding: a bounded walk through the file's structure that finds its essential parts.
 
 Pillow's readers of structure are loops in Python without bounds, which keep whatever metadata they meet, and give a
 file up for damage in it. So none of them sees a file that a client sent: what they get was put together here.

@@ -1,4 +1,4 @@
-"""Decoding in threads of this process: nothing is copied, and what hangs can be counted but not ended.
+"""The decoder in threads of this process: no copies; a hung decode is detected and counted but cannot be ended.
 
 The threads take their images from the queue by themselves. Were each handed its next one by the event loop, it would
 stand still from the end of one image until the loop has its turn, which is the busiest thread of a service without a

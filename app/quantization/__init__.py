@@ -1,4 +1,4 @@
-"""int8 for CPUs: a checkpoint and photos → an ONNX file that is served like any other, and a report."""
+"""int8 quantization for CPUs: a checkpoint and photos → an ONNX file that is served like any other, and a report."""
 
 from .artefact import write
 from .photos import FEW_PHOTOS, MIN_PHOTOS, Photos, read_photos

@@ -1,4 +1,4 @@
-"""A float32 graph made ready to be quantized, and which of its nodes are layers."""
+"""The float32 graph prepared for quantization, and its quantizable layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of photos → the pixels that a network takes, and which of them calibrate and which are held out."""
+"""A folder of photos → input pixels, split into calibration and held-out photos."""
 
 from __future__ import annotations
 

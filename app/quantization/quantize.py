@@ -1,4 +1,4 @@
-"""A checkpoint and photos → a network in 8 bits with its record, and a report of what it costs and brings."""
+"""The quantization of a checkpoint: an int8 network with its record, and a report of accuracy and speed."""
 
 from __future__ import annotations
 

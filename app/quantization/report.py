@@ -1,4 +1,4 @@
-"""What a quantization cost and brought, as numbers."""
+"""The figures of a quantization: agreement with float32, size and speed."""
 
 from __future__ import annotations
 

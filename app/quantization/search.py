@@ -1,4 +1,4 @@
-"""Which layers stay in float32: found by measurement, one layer at a time, and only where all in 8 bits are too bad."""
+"""The choice of layers that stay in float32, by the measured error of each."""
 
 from __future__ import annotations
 

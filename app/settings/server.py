@@ -1,4 +1,4 @@
-"""Settings of the server process: its address, its workers, what stands in front of it, its end and its log."""
+"""Settings of the server process: address, workers, proxy, shutdown and log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of settings in the documents. All of docs/configuration.md is made here."""
+"""The tables of settings in the documents; all of docs/configuration.md is generated here."""
 
 from __future__ import annotations
 

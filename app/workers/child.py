@@ -1,9 +1,11 @@
 """A child of the supervisor, seen from there: its process and the channel to it.
 
-to the engine          start (settings), attach (a front-end's connection and memory), stop
-to a front-end         start (settings), engine (a connection, its memory, the model's facts), signal, failed
-from the engine        step, warn, downloading (progress of loading), loaded (the model's facts), ready, failed
-from a front-end       up (it answers, and can decode), ready (it serves a model)
+    to the engine          start (settings), attach (a front-end's connection and memory), stop
+    to a front-end         start (settings), engine (a connection, its memory, the model's facts), signal, failed
+    from the engine        step, warn, downloading (progress of loading), loaded (the model's facts), ready, failed
+    from a front-end       up (it answers, and can decode), ready (it serves a model)
+
+The channel also shows each side that the other has ended.
 """
 
 from __future__ import annotations
