@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import httpx
 
 from ..errors import SettingError, StartError
 from ..processes import child_environment
+from ..processes.children import Child
 from ..settings import ENV_PREFIX, ModelSettings, Settings
 from . import children
 from .target import Target
@@ -77,18 +78,10 @@ async def started(settings: Settings, name: str, folder: Path, wait_seconds: flo
     own = {f"{ENV_PREFIX}HOST": "127.0.0.1", f"{ENV_PREFIX}PORT": str(port)}
     began = time.monotonic()
     with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            *children.command("", "serve"),
-            env=environment_of(settings) | own,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            # Ctrl-C is for the run, which ends it in order.
-            start_new_session=True,
-        )
+        process = Child(children.command("", "serve"), environment_of(settings) | own, stdout=output, stderr=output)
     target = Target("http", "127.0.0.1", port)
     ready = asyncio.create_task(_ready(target, wait_seconds, is_starting=True))
-    ended = asyncio.create_task(process.wait())
+    ended = asyncio.create_task(process.ended())
     try:
         await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
@@ -98,12 +91,11 @@ async def started(settings: Settings, name: str, folder: Path, wait_seconds: flo
         except StartError as error:
             raise StartError(f"{error}{children.last_words(log)}") from None
         with _ends_with(ended, log):
-            yield Serving(target, health, process.pid, time.monotonic() - began)
+            yield Serving(target, health, process.id, time.monotonic() - began)
     finally:
         ready.cancel()
-        with suppress(ProcessLookupError):
-            # Ctrl-C's signal: nobody else sends it requests, so that it need not linger.
-            process.send_signal(signal.SIGINT)
+        # Ctrl-C's signal: nobody else sends it requests, so that it need not linger.
+        process.send_signal(signal.SIGINT)
         try:
             await asyncio.wait_for(asyncio.shield(ended), _STOP_SECONDS)
         except TimeoutError:

@@ -98,7 +98,9 @@ class Channel:
             self._loop = None
 
     def close(self) -> None:
-        """Messages that have arrived are still delivered to the listener."""
+        """Messages that have arrived are still delivered to the listener. A second call does nothing."""
+        if self._connection.fileno() < 0:
+            return
         self.stop_listening()
         self._connection.settimeout(0)
         with contextlib.suppress(OSError):
@@ -125,11 +127,11 @@ class Channel:
     def _read(self) -> bool:
         """Take in what has arrived, at least one byte; False at the end of the channel."""
         try:
-            data, descriptors, flags, _ = socket.recv_fds(
-                self._connection, _READ_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-            )
+            data, descriptors, flags, _ = socket.recv_fds(self._connection, _READ_BYTES, _MOST_DESCRIPTORS)
         except ConnectionError:  # it ended before it had read all that it was sent
             return False
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)  # recv_fds drops the flag for it
         self._received += data
         self._descriptors += descriptors
         if flags & socket.MSG_CTRUNC:

@@ -66,15 +66,14 @@ class Child:
         return self._process.poll() is not None
 
     def send_signal(self, number: int) -> None:
-        """To the child alone; nothing happens where it has ended."""
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        """Kill the child and its process group; nothing happens where it has ended."""
-        # Of a child that was waited for, the number may be another process's.
+        """To the child's process group; nothing happens where the child has ended."""
+        # Afterwards the number may be another process's.
         if not self.has_ended:
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.id, signal.SIGKILL)
+                os.killpg(self.id, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
     def wait(self, at_most_seconds: float | None = None) -> int:
         """The exit status, with a minus the signal's number; one that does not end in time is killed. Blocks."""
