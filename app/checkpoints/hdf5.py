@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from ..processes.framing import read_document, read_exactly
-from ..processes.limited import Ended, Limits, NotStarted
-from .examination import examine
+from ..processes.limited import Ended, Limits, NotStarted, run_limited
+from .examination import examining
 from .tensor_axes import in_torch_memory
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -50,15 +50,15 @@ def read_hdf5(path: Path, member: str | None = None, size_bytes: int | None = No
     if member is None and size_bytes > MAX_FILE_BYTES:
         raise CheckpointError(f"{path} has {size_bytes:,} bytes. The limit for HDF5 is {MAX_FILE_BYTES:,}.")
     try:
-        return examine(
-            path,
-            "hdf5_process",
-            [str(path.absolute()), *([member] if member else [])],
-            _take,
-            Limits(_MEMORY_BYTES + 2 * size_bytes, _MAX_CPU_SECONDS, _MAX_SECONDS),
-            # No plugins: they are libraries loaded by name.
-            environment={"HDF5_PLUGIN_PRELOAD": "::"},
-        )
+        with examining(path):
+            return run_limited(
+                "app.checkpoints.hdf5_process",
+                [str(path.absolute()), *([member] if member else [])],
+                _take,
+                Limits(_MEMORY_BYTES + 2 * size_bytes, _MAX_CPU_SECONDS, _MAX_SECONDS),
+                # No plugins: they are libraries loaded by name.
+                environment={"HDF5_PLUGIN_PRELOAD": "::"},
+            )
     except _Answered as answer:
         if answer.is_refusal:
             raise CheckpointError(f"{path}: {answer}.") from None

@@ -1,4 +1,4 @@
-"""Opens an HDF5 file: a program that `examination.examine` runs within limits, with the path as argument.
+"""Opens an HDF5 file: a program that `run_limited` runs within limits, with the path as argument.
 
 For a file in a zip the arguments are the zip's path and the member's name. The HDF5 library can crash on a damaged
 file, so this is a process of its own, and it imports nothing of this package but the framing. The answer on standard

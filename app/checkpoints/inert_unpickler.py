@@ -1,4 +1,4 @@
-"""Describes the contents of a pickle and imports nothing that it names: a program that `examination.examine` runs.
+"""Describes the contents of a pickle and imports nothing that it names: a program that `run_limited` runs.
 
 The pickle is standard input; the argument says whether it comes from a zip or is a legacy file. The interpreter has the
 standard library and no installed packages. Every global that the pickle asks for becomes a stand-in: an empty class

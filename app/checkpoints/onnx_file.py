@@ -12,10 +12,10 @@ from typing import IO, Any
 from ..errors import CheckpointError
 from ..labels import are_labels_of
 from ..processes.framing import read_document
-from ..processes.limited import Ended, Limits, NotStarted
+from ..processes.limited import Ended, Limits, NotStarted, run_limited
 from ..types import Preprocessing
 from .base import Decision, Graph, Stored, Told
-from .examination import examine
+from .examination import examining
 from .onnx_data import assemble, cannot_be_served, damaged, data_files, mapped
 from .presets import PRESETS
 from .quantized import SOURCE, QuantizedRecord, read_record
@@ -147,13 +147,10 @@ def _ask(path: Path, beside: dict[str, Path], output: str | None, size_bytes: in
         "beside": {name: str(file.resolve()) for name, file in beside.items()},
         "output": output,
     }
-    return examine(
-        path,
-        "onnx_process",
-        (),
-        take,
-        Limits(2 * size_bytes + _MORE_MEMORY_BYTES, _MAX_CPU_SECONDS, _MAX_SECONDS),
-        data=json.dumps(asked).encode(),
-        # Freed memory is returned to the system, so that what the process holds is what it uses.
-        environment={"MALLOC_MMAP_THRESHOLD_": str(4 << 20)},
-    )
+    limits = Limits(2 * size_bytes + _MORE_MEMORY_BYTES, _MAX_CPU_SECONDS, _MAX_SECONDS)
+    # Freed memory is returned to the system, so that the process holds no more than it uses.
+    environment = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
+    with examining(path):
+        return run_limited(
+            "app.checkpoints.onnx_process", (), take, limits, data=json.dumps(asked).encode(), environment=environment
+        )

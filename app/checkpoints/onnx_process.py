@@ -1,4 +1,4 @@
-"""Examines an ONNX file: a program that `examination.examine` runs within limits, with JSON on standard input.
+"""Examines an ONNX file: a program that `run_limited` runs within limits, with JSON on standard input.
 
     {"path": the model's, "beside": {name in the model: path}, "output": name or null}
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from ..processes.framing import read_document
-from ..processes.limited import Ended, Limits, OutOfTime
-from .examination import examine
+from ..processes.limited import Ended, Limits, OutOfTime, run_limited
+from .examination import examining
 from .inert_unpickler import MAX_ANSWER_BYTES
 
 MAX_PICKLE_BYTES = 16 << 20
@@ -63,15 +63,15 @@ def unpickle(container: Literal["zip", "legacy"], content: bytes, path: Path) ->
     if len(content) > MAX_PICKLE_BYTES:
         raise too_much(path, f"its pickle has {len(content):,} bytes")
     try:
-        answer = examine(
-            path,
-            "inert_unpickler",
-            [container],
-            lambda pipe: read_document(pipe, MAX_ANSWER_BYTES),
-            LIMITS,
-            data=content,
-            standard_library_only=True,
-        )
+        with examining(path):
+            answer = run_limited(
+                "app.checkpoints.inert_unpickler",
+                [container],
+                lambda pipe: read_document(pipe, MAX_ANSWER_BYTES),
+                LIMITS,
+                data=content,
+                standard_library_only=True,
+            )
     except OutOfTime:
         raise too_much(path, f"reading its pickle takes over {LIMITS.seconds:.0f} seconds") from None
     except Ended:
