@@ -1,16 +1,23 @@
-"""Atomic writes of files, and reads within bounds."""
+"""Atomic writes of files, reads within bounds, and scratch folders that no killed process leaves behind."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import logging
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
+
+logger = logging.getLogger(__name__)
+
+_SCRATCH = ".resnet-serve-scratch-"
 
 
 @contextlib.contextmanager
@@ -53,6 +60,53 @@ def own_temporary_folder(name: str) -> Path:
     with contextlib.suppress(OSError):
         return Path(tempfile.mkdtemp(prefix=f"{name}-"))
     return folder  # not writable: the caller that writes reports it
+
+
+@contextlib.contextmanager
+def scratch_in(folder: Path) -> Iterator[Path]:
+    """A new folder in `folder`, removed at the end of the block. Raises `OSError`.
+
+    While the block lasts it is locked, and a lock ends with its process however that ends: the next call removes the
+    folders that are not locked.
+    """
+    with contextlib.ExitStack() as stack:
+        # A folder that is there and not locked yet would be taken for one whose process was killed.
+        with _opened(folder) as descriptor:
+            _lock(descriptor, wait=True)
+            _remove_unlocked(folder)
+            made = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
+            _lock(stack.enter_context(_opened(made)), wait=False)
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _remove_unlocked(folder: Path) -> None:
+    for path in folder.glob(f"{_SCRATCH}*"):
+        # Another user's folders cannot be opened: they stay.
+        with contextlib.suppress(OSError), _opened(path) as descriptor:
+            if _lock(descriptor, wait=False):
+                logger.info("Removing %s, left by a process that was killed.", path)
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool) -> bool:
+    """Whether it is locked now: not where another process has locked it, nor on a file system without locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
 
 
 _KINDS = (

@@ -6,13 +6,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .artifacts import open_served, timings_of
 from .backends import Backend, BackendOptions, create_backend, null_checkpoint
 from .backends.quantized import check_again, check_record
 from .engine import Engine, InProcessEngine
-from .errors import SettingError
-from .exports import open_served, timings_of
+from .errors import LoadCancelled, SettingError
 from .metrics import Metrics
-from .opening import LoadCancelled, Reporter
+from .progress import Reporter
 from .resources import available_cpus, available_memory_bytes
 from .settings import Settings
 from .types import ModelIdentity, Preprocessing
@@ -61,10 +61,8 @@ def load_model(
 
     Raises a `StartError` that says what is wrong and what to do.
     """
-    if settings.backend == "null":
-        checkpoint, backend_name = null_checkpoint(), "null"
-    else:
-        checkpoint, backend_name = open_served(settings, reporter, is_cancelled)
+    is_null = settings.backend == "null"
+    checkpoint = null_checkpoint() if is_null else open_served(settings, reporter, is_cancelled)
     if is_cancelled():
         raise LoadCancelled("Stopped while loading.")
     for warning in checkpoint.warnings:
@@ -73,7 +71,7 @@ def load_model(
     reporter.step(f"Building {checkpoint.architecture}")
     threads = settings.compute_thread_count
     backend: Backend = create_backend(
-        backend_name if settings.backend == "auto" else settings.backend,
+        settings.backend,
         checkpoint,
         BackendOptions(settings.device, settings.precision, threads),
     )

@@ -21,7 +21,7 @@ from .classifier import Classifier
 from .interpreter import leave, spare_requests_from_collection, take_stop_signals
 from .listening import BACKLOG, address_of, admit_no_more, listen
 from .loading import LoadedModel, ModelFacts
-from .opening import Reporter
+from .progress import Reporter
 from .resources import open_file_limit
 from .server import Hooks, Parts, create_app
 from .settings import Settings

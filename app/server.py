@@ -41,14 +41,14 @@ from .api import (
 )
 from .batching import SharedReservations
 from .classifier import Classifier
-from .errors import StartError
+from .errors import LoadCancelled, StartError
 from .images import DecodeLimits, Decoder, decode, usable_kernel
 from .images.process_decoder import ProcessDecoder
 from .images.threads import ThreadDecoder
 from .loading import Cancellation, LoadedModel, load_model, plan_decoding
 from .logs import dropped_lines
 from .metrics import Metrics
-from .opening import LoadCancelled, LogReporter, Reporter
+from .progress import LogReporter, Reporter
 from .settings import Settings
 from .threads import in_a_thread
 from .types import Pixels, Preprocessing

@@ -1,28 +1,29 @@
-"""How ONNX Runtime's threads are best used beside decoding: `python -m benchmarks.cpu_threads --help`.
+"""ONNX Runtime's threads beside decoding, divided in several ways: `python -m benchmarks.cpu_threads --weights FILE`.
 
-Each way runs in short rounds, one after another and again and again, so that what else the machine does meets all of
-them. Two threads decode the example photo and hand a token for each to the ways' own threads, which run the network.
+The ways take turns in short rounds. Two threads decode the example photo and pass a token for each image to the way's
+own threads, which run the network.
 """
 
 from __future__ import annotations
 
-import argparse
 import queue
-import statistics
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from app.artifacts import open_served
 from app.backends.onnx_sessions import session_options
-from app.exports import open_served
+from app.bench.pace import in_turns, spread
 from app.images import DecodeLimits, decode
-from app.opening import LogReporter
+from app.progress import LogReporter
 from app.resources import available_cpus
 from app.settings import Settings
+from benchmarks.report import heading, options_of, say, table
 
 PHOTO = Path(__file__).parent.parent / "app" / "data" / "example.jpg"
 LIMITS = DecodeLimits(50_000_000, 25_000_000, 16_384)
@@ -32,14 +33,13 @@ def session_of(graph: Any, threads: int, entries: dict[str, str]) -> Any:
     import onnxruntime
 
     options = session_options(threads)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     for name, value in entries.items():
         options.add_session_config_entry(name, value)
     return onnxruntime.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
 
 
 def throughput(
-    run: Callable[[], None], callers: int, batch: int, decode_one: Callable[[], None], seconds: float
+    run: Callable[[], object], callers: int, batch: int, decode_one: Callable[[], object], seconds: float
 ) -> float:
     """Images a second of `callers` threads that each call `run` on `batch` decoded images at a time."""
     decoded: queue.Queue[None] = queue.Queue(2 * callers * batch)
@@ -78,20 +78,18 @@ def throughput(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__, rounds=9, seconds=3.0)
     parser.add_argument("--weights", default=None)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a round")
-    arguments = parser.parse_args()
-    checkpoint, _ = open_served(Settings(weights=arguments.weights, backend="onnx"), LogReporter(), lambda: False)
+    options = parser.parse_args()
+    checkpoint = open_served(Settings(weights=options.weights, backend="onnx"), LogReporter(), lambda: False)
     crop, graph = checkpoint.preprocessing.crop, checkpoint.graph
     assert graph is not None
     cpus = available_cpus()
     noise = np.random.default_rng(0).integers(0, 256, (4, *crop, 3), dtype=np.uint8)
     photo = PHOTO.read_bytes()
-    # Name → session, calls at once, images a call.
     spinning, blocks = "session.intra_op.allow_spinning", "session.dynamic_block_base"
     waiting = session_of(graph, cpus, {})
+    # Name → session, calls at once, images a call.
     ways = {
         f"{cpus} threads, spinning": (session_of(graph, cpus, {spinning: "1"}), 1, 1),
         f"{cpus} threads": (waiting, 1, 1),
@@ -102,27 +100,17 @@ def main() -> None:
     }
     busy: dict[str, list[float]] = {name: [] for name in ways}
     alone: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(arguments.rounds):
-        print(f"round {number + 1} of {arguments.rounds}", flush=True)
+    for number in range(options.rounds):
+        say(f"round {number + 1} of {options.rounds}")
         for name, (session, callers, batch) in ways.items():
-
-            def run(session: Any = session, batch: int = batch) -> None:
-                session.run(None, {graph.input_name: noise[:batch]})
-
-            run()
-            for _ in range(5):
-                began = time.perf_counter()
-                run()
-                alone[name].append((time.perf_counter() - began) / batch)
-            decode_one = lambda: decode(photo, checkpoint.preprocessing, LIMITS)  # noqa: E731
-            busy[name].append(throughput(run, callers, batch, decode_one, arguments.seconds))
-    print(f"{'':36} a call alone, ms an image    beside decoding, images a second")
-    for name in ways:
-        calls, rates = sorted(alone[name]), busy[name]
-        print(
-            f"{name:36} least {calls[0] * 1e3:6.1f}  median {statistics.median(calls) * 1e3:6.1f}"
-            f"    median {statistics.median(rates):5.1f}  best {max(rates):5.1f}"
-        )
+            run = partial(session.run, None, {graph.input_name: noise[:batch]})
+            alone[name] += [seconds / batch for seconds in in_turns({name: run}, rounds=5)[name]]
+            decode_one = partial(decode, photo, checkpoint.preprocessing, LIMITS)
+            busy[name].append(throughput(run, callers, batch, decode_one, options.seconds))
+    print(heading(f"medians of {options.rounds} rounds of {options.seconds:g} s, lowest to highest in brackets"))
+    columns = ("", "a call alone, ms an image", "beside decoding, images a second")
+    milliseconds = {name: [each * 1e3 for each in taken] for name, taken in alone.items()}
+    print(table(columns, [(name, spread(milliseconds[name], ".1f"), spread(busy[name], ".1f")) for name in ways]))
 
 
 if __name__ == "__main__":

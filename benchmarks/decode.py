@@ -1,57 +1,47 @@
-"""Exact and fast decoding against decoding everything and then resizing: their speed, and how near fast is to exact.
+"""Exact and fast decoding against decoding the whole image: speed, and how close fast is to exact.
 
     python -m benchmarks.decode [--photos FOLDER] [--rounds 15]
 
-The three sides take turns on each file, on one thread; what is printed are medians, and the median of each round's own
-ratio. So do exact decoding and the same with Pillow's resize in the compiled one's place, on the folder's photos as
-they are. The large files are one photo, enlarged, with the noise that a sensor adds: without it they would be smoother
-than a camera's. How near fast mode is says a real network, the offline demo's EfficientNet-Lite0. The photos are a
-folder's, else those that scikit-image carries.
+The three sides take turns on each file, on one thread; figures are medians, and a ratio is the median of the rounds'
+ratios. In the same way exact decoding with the compiled resize is compared with Pillow's, on the folder's photos as
+they are. The large files are one photo, enlarged, with a sensor's noise: without it they would be smoother than a
+camera's. The answers of the offline demo's EfficientNet-Lite0 show how close fast mode is. The photos are a folder's,
+else those that scikit-image carries.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-import skimage.data
 from PIL import Image
 
 from app.backends import BackendOptions, create_backend
-from app.checkpoints import published_resnet50_preprocessing
+from app.bench.pace import in_turns, ratios, spread
+from app.bench.photos import as_sent, carried_pictures, encoded
+from app.checkpoints import open_checkpoint, published_resnet50_preprocessing
 from app.images import DecodeLimits, decode, resample
-from app.opening import LogReporter, open_checkpoint
+from app.progress import LogReporter
 from app.settings import Settings
 from app.types import DecodeMode, Pixels, Want
-from benchmarks.machine import describe
+from benchmarks.report import heading, options_of, photos_of, table
 
 RESNET50 = published_resnet50_preprocessing()
 MODES: tuple[DecodeMode, DecodeMode] = ("exact", "fast")
 LIMITS = DecodeLimits(50_000_000, 25_000_000, 16_384)
 TWELVE_MEGAPIXELS = (4000, 3000)
 SENSOR_NOISE = 4.0
-_JPEGS = (".jpeg", ".jpg")
-PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry")
 
 
-def photos(folder: Path | None) -> list[Image.Image]:
+def pictures_of(folder: Path | None) -> list[Image.Image]:
     if folder is None:
-        return [Image.fromarray(getattr(skimage.data, name)()).convert("RGB") for name in PHOTOS]
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".jpeg", ".jpg", ".png"))
-    return [Image.open(file).convert("RGB") for file in files]
-
-
-def encode(image: Image.Image, image_format: str = "JPEG", **options: object) -> bytes:
-    target = io.BytesIO()
-    image.save(target, image_format, **options)
-    return target.getvalue()
+        return carried_pictures()
+    return [Image.open(io.BytesIO(data)).convert("RGB") for data in photos_of(folder).bodies]
 
 
 def from_a_camera(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -63,14 +53,14 @@ def from_a_camera(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
 def files(photo: Image.Image) -> Iterator[tuple[str, bytes]]:
     large = from_a_camera(photo, TWELVE_MEGAPIXELS)
     for quality in (80, 90, 95):
-        yield f"JPEG, 12 megapixels, quality {quality}", encode(large, quality=quality)
-        yield f"JPEG, 12 megapixels, quality {quality}, progressive", encode(large, quality=quality, progressive=True)
-    yield "PNG, 12 megapixels", encode(large, "PNG", compress_level=1)
-    yield "JPEG, 500×375", encode(photo.resize((500, 375), Image.Resampling.LANCZOS), quality=90)
+        yield f"JPEG, 12 megapixels, quality {quality}", encoded(large, quality=quality)
+        yield f"JPEG, 12 megapixels, quality {quality}, progressive", encoded(large, quality=quality, progressive=True)
+    yield "PNG, 12 megapixels", encoded(large, "PNG", compress_level=1)
+    yield "JPEG, 500×375", as_sent(photo, quality=90)
 
 
 def everything(data: bytes) -> Pixels:
-    """What most services do: torchvision's road in Pillow's terms."""
+    """The whole image, as most services decode it: torchvision's transforms with Pillow."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     width, height = image.size
     size = (256, 256 * height // width) if width < height else (256 * width // height, 256)
@@ -86,46 +76,32 @@ SIDES: dict[str, Callable[[bytes], Pixels]] = {
 }
 
 
-def seconds_of(data: bytes, rounds: int) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {name: [] for name in SIDES}
-    for number in range(rounds + 1):
-        for name, side in SIDES.items():
-            began = time.perf_counter()
-            side(data)
-            if number:  # the first round warms up
-                found[name].append(time.perf_counter() - began)
-    return found
-
-
 def compiled_and_pillow(data: list[bytes], rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds that an image takes in each round: exact mode as it is, and with Pillow's resize."""
-    found: tuple[list[float], list[float]] = ([], [])
-    pillows = patch.object(resample, "usable_kernel", lambda: None)
-    for number in range(rounds + 1):
-        for side, seconds in enumerate(found):
-            if side:
-                pillows.start()
-            began = time.perf_counter()
-            for each in data:
-                decode(each, RESNET50, LIMITS)
-            took = (time.perf_counter() - began) / len(data)
-            if side:
-                pillows.stop()
-            if number:  # the first round warms up
-                seconds.append(took)
-    return found
+    """Seconds an image in each round: exact mode with the compiled resize, and with Pillow's."""
+
+    def exact() -> None:
+        for each in data:
+            decode(each, RESNET50, LIMITS)
+
+    def with_pillow() -> None:
+        with patch.object(resample, "usable_kernel", lambda: None):
+            exact()
+
+    taken = in_turns({"compiled": exact, "Pillow": with_pillow}, rounds)
+    compiled, pillow = ([seconds / len(data) for seconds in side] for side in taken.values())
+    return compiled, pillow
 
 
 class Nearness:
-    """What of a real network's answers changes between the modes."""
+    """The difference between the modes in the answers of a real network."""
 
     def __init__(self) -> None:
         checkpoint = open_checkpoint(Settings(weights="offline-demo"), LogReporter(), lambda: False)
         self._preprocessing = checkpoint.preprocessing
         self._backend = create_backend("auto", checkpoint, BackendOptions("cpu", "float32", 1))
 
-    def row(self, data: list[bytes]) -> str:
-        """Over many files: first classes that agree, and how far probabilities and pixels differ."""
+    def row(self, data: list[bytes]) -> tuple[str, ...]:
+        """Over many files: how many first classes agree, and how far probabilities and pixels differ."""
         same, changes, differences = 0, [], []
         for each in data:
             exact, fast = (decode(each, self._preprocessing, LIMITS, mode) for mode in MODES)
@@ -135,56 +111,56 @@ class Nearness:
             same += int(probabilities[0].argmax() == probabilities[1].argmax())
             changes.append(float(np.abs(probabilities[0] - probabilities[1]).max()))
             differences.append(int(np.abs(exact.astype(int) - fast).max()))
-        return (
-            f"{same} of {len(data)} | {statistics.mean(changes):.4f} | {max(changes):.4f} | "
-            f"{statistics.mean(differences):.1f} | {max(differences)}"
-        )
+        probability = f"{statistics.mean(changes):.4f}", f"{max(changes):.4f}"
+        return f"{same} of {len(data)}", *probability, f"{statistics.mean(differences):.1f}", str(max(differences))
 
 
 def guises(pictures: list[Image.Image]) -> Iterator[tuple[str, list[bytes]]]:
-    """The photos as they are, and as files that are decoded at 1/2, 1/4 and 1/8; of the largest only some."""
-    yield f"{len(pictures)} as they are", [encode(each, quality=90) for each in pictures]
+    """The photos as they are, and as files that are decoded at 1/2, 1/4 and 1/8 (of the largest only some)."""
+    yield f"{len(pictures)} as they are", [encoded(each, quality=90) for each in pictures]
     for short, divisor, count in ((1300, 2, None), (2600, 4, None), (4800, 8, 8)):
         for progressive in (False, True):
             data = []
             for each in pictures[:count]:
                 scale = short / min(each.size)
                 large = from_a_camera(each, (round(each.width * scale), round(each.height * scale)))
-                data.append(encode(large, quality=90, progressive=progressive))
+                data.append(encoded(large, quality=90, progressive=progressive))
             kind = ", progressive" if progressive else ""
             yield f"{len(data)} with a short side of {short}: decoded at 1/{divisor}{kind}", data
 
 
-def main(write: Callable[[str], object] = sys.stdout.write) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--photos", type=Path, help="a folder; without it, scikit-image's photos")
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
-    pictures = photos(options.photos)
-    write(f"{describe('torch')}\nMedians of {options.rounds} rounds, on one thread.\n\n")
-    write("| file | bytes | everything, ms | exact, ms | fast, ms | fast, times as fast as everything |\n")
-    write("| --- | --- | --- | --- | --- | --- |\n")
-    for name, data in files(pictures[0]):
-        found = seconds_of(data, options.rounds)
-        times = " | ".join(f"{statistics.median(each) * 1e3:.1f}" for each in found.values())
-        ratios = [slow / quick for slow, quick in zip(found["everything"], found["fast"], strict=True)]
-        low, high = min(ratios), max(ratios)
-        write(f"| {name} | {len(data):,} | {times} | {statistics.median(ratios):.2f} ({low:.2f}–{high:.2f}) |\n")
+def speeds(picture: Image.Image, rounds: int) -> str:
+    rows = []
+    for name, data in files(picture):
+        taken = in_turns({side: partial(decoded, data) for side, decoded in SIDES.items()}, rounds)
+        times = [f"{statistics.median(each) * 1e3:.1f}" for each in taken.values()]
+        rows.append((name, f"{len(data):,}", *times, spread(ratios(taken["everything"], taken["fast"]))))
+    columns = ("file", "bytes", "everything, ms", "exact, ms", "fast, ms", "fast, times as fast as everything")
+    return table(columns, rows)
+
+
+def resizes(folder: Path, rounds: int) -> str:
+    stored = photos_of(folder).bodies
+    compiled, pillow = compiled_and_pillow(list(stored), rounds)
+    return (
+        f"{len(stored)} photos as they are stored, exact: {statistics.median(compiled) * 1e3:.2f} ms an image; with "
+        f"Pillow's resize {statistics.median(pillow) * 1e3:.2f}: the compiled one makes decoding "
+        f"{spread(ratios(pillow, compiled))} times as fast."
+    )
+
+
+def main() -> None:
+    options = options_of(__doc__, photos=True, rounds=15).parse_args()
+    pictures = pictures_of(options.photos)
+    print(heading(f"Medians of {options.rounds} rounds, on one thread."))
+    print(speeds(pictures[0], options.rounds))
     if options.photos is not None and resample.usable_kernel() is not None:
-        stored = [file.read_bytes() for file in sorted(options.photos.iterdir()) if file.suffix.lower() in _JPEGS]
-        compiled, pillows = compiled_and_pillow(stored, options.rounds)
-        ratios = [slow / quick for quick, slow in zip(compiled, pillows, strict=True)]
-        write(
-            f"\n{len(stored)} photos as they are stored, exact: {statistics.median(compiled) * 1e3:.2f} ms an image; "
-            f"with Pillow's resize {statistics.median(pillows) * 1e3:.2f}: the compiled one makes decoding "
-            f"{statistics.median(ratios):.2f} times as fast ({min(ratios):.2f}–{max(ratios):.2f}).\n"
-        )
+        print(f"\n{resizes(options.photos, options.rounds)}")
     nearness = Nearness()
-    write(f"\nFast against exact, {len(pictures)} photos, the offline demo's EfficientNet-Lite0.\n\n")
-    write("| photos | same first class | change of a probability, mean of the largest | largest |")
-    write(" difference of a pixel, mean of the largest | largest |\n| --- | --- | --- | --- | --- | --- |\n")
-    for name, data in guises(pictures):
-        write(f"| {name} | {nearness.row(data)} |\n")
+    print(f"\nFast against exact, {len(pictures)} photos, the offline demo's EfficientNet-Lite0.\n")
+    changes = ("change of a probability, mean of the largest", "largest")
+    columns = ("photos", "same first class", *changes, "difference of a pixel, mean of the largest", "largest")
+    print(table(columns, [(name, *nearness.row(data)) for name, data in guises(pictures)]))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""Threads or processes for decoding: what each gives good traffic, and what a bad image costs it.
+"""Decoding threads against decoding processes: throughput, latency and memory, and the cost of a bad image.
 
     python -m benchmarks.decoders [--pairs 5] [--seconds 4]
 
-Each side runs in a process of its own, in turns, so that a slow minute of the machine meets both; what is printed are
-the medians. The photos are scikit-image's, at 500×375, and the decoder is used as the service uses it, under uvloop.
+Each side runs in a process of its own, in turns; figures are medians. The photos are scikit-image's, at 500×375, and
+the decoder is used as the service uses it, under uvloop.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import itertools
 import json
 import os
@@ -20,14 +19,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
-import skimage.data
 import uvloop
 from PIL import Image
 
+from app.bench.pace import spread
+from app.bench.photos import as_sent, carried_pictures, encoded
+from app.bench.processes import proportional_kilobytes
 from app.checkpoints import published_resnet50_preprocessing
 from app.errors import ImageTooComplex, ServiceError
 from app.images import DecodeLimits, Decoder
@@ -35,13 +34,12 @@ from app.images.process_decoder import ProcessDecoder
 from app.images.threads import ThreadDecoder
 from app.loading import plan_decoding
 from app.settings import Settings
-from benchmarks.machine import describe
+from benchmarks.report import heading, options_of, table
 
 CALLERS = 16
 TIME_LIMIT_SECONDS = 1.0
-PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry")
 RESNET50 = published_resnet50_preprocessing()
-# As they are by default, but for the scans: a bomb must get in, to show what it would cost.
+# The defaults but for the scans: a bomb must be decoded, to show its cost.
 LIMITS = DecodeLimits(50_000_000, 25_000_000, 16_384, max_jpeg_scans=10**6, max_jpeg_megapixel_scans=1e12)
 ROWS = {
     "images_a_second": "images/s, 16 callers",
@@ -57,34 +55,15 @@ ROWS = {
 }
 
 
-def photos() -> list[bytes]:
-    images = (Image.fromarray(getattr(skimage.data, name)()).convert("RGB") for name in PHOTOS)
-    return [_encode(image.resize((500, 375), Image.Resampling.LANCZOS), quality=90) for image in images]
-
-
 def scan_bomb(scans: int) -> bytes:
     """16 megapixels of which 1,000 scans take about 10 s, longer than any of these measurements; 2,000 at the most."""
-    data = _encode(Image.new("L", (4000, 4000), 90), progressive=True)[:-2]
+    data = encoded(Image.new("L", (4000, 4000), 90), progressive=True)[:-2]
     last_scan = [found.start() for found in re.finditer(rb"\xff[\xc4\xda]", data)][-2]
     return data + data[last_scan:] * scans + b"\xff\xd9"
 
 
-def _encode(image: Image.Image, **options: object) -> bytes:
-    target = io.BytesIO()
-    image.save(target, "JPEG", **options)
-    return target.getvalue()
-
-
-def memory_mb() -> float:
-    """Of this process and its children; what they share counts once."""
-    lists = Path("/proc/self/task").glob("*/children")
-    processes = [str(os.getpid()), *(word for each in lists for word in each.read_text().split())]
-    sizes = [re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{each}/smaps_rollup").read_text(), re.M) for each in processes]
-    return sum(int(size[1]) for size in sizes if size) / 1000
-
-
 class Traffic:
-    """Callers that send one good photo after the other, and what became of them."""
+    """Callers that decode one good photo after the other."""
 
     def __init__(self, decoder: Decoder, images: list[bytes], callers: int) -> None:
         self.finished: list[float] = []
@@ -123,7 +102,7 @@ async def measure(side: str, seconds: float) -> dict[str, float]:
             return ThreadDecoder(LIMITS, spare=plan.spare, **common)  # type: ignore[arg-type]
         return ProcessDecoder(LIMITS, memory_bytes=plan.slot_bytes, **common)  # type: ignore[arg-type]
 
-    images = photos()
+    images = [as_sent(picture, quality=90) for picture in carried_pictures()]
     found: dict[str, float] = {}
     decoder = build()
     began = time.monotonic()
@@ -153,7 +132,7 @@ async def _steady(decoder: Decoder, images: list[bytes], seconds: float, found: 
     found["images_a_second"] = crowd.rate(began, time.monotonic())
     await crowd.stop()
     found["lag_ms"] = statistics.quantiles(lags, n=100)[98] * 1e3
-    found["memory_mb"] = memory_mb()
+    found["memory_mb"] = proportional_kilobytes(os.getpid()) / 1e3
 
 
 async def _crash(decoder: ProcessDecoder, images: list[bytes], found: dict[str, float]) -> None:
@@ -186,36 +165,25 @@ async def _warm_up(decoder: Decoder, images: list[bytes]) -> None:
         await decoder.decode(image, RESNET50, time.monotonic() + 60)
 
 
-def main(write: Callable[[str], object] = sys.stdout.write) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0)
+def main() -> None:
+    parser = options_of(__doc__, pairs=5, seconds=4.0)
     parser.add_argument("--side", choices=("threads", "processes"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        write(json.dumps(uvloop.run(measure(options.side, options.seconds))))
-        sys.stdout.flush()
+        print(json.dumps(uvloop.run(measure(options.side, options.seconds))), flush=True)
         os._exit(0)  # a hanging thread is not waited for
     results: dict[str, list[dict[str, float]]] = {"threads": [], "processes": []}
     for _ in range(options.pairs):
         for side, found in results.items():
             command = [sys.executable, "-m", "benchmarks.decoders", "--side", side, "--seconds", str(options.seconds)]
             found.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
-    write(
-        f"{describe('uvloop')}\n"
-        f"Medians of {options.pairs} pairs, lowest to highest in brackets; {plan_decoding(Settings()).slots} slots, "
-        f"time limit {TIME_LIMIT_SECONDS:g} s.\n\n| | threads | processes |\n| --- | --- | --- |\n"
-    )
-    for name, title in ROWS.items():
-        cells = (_cell([each[name] for each in found if name in each]) for found in results.values())
-        write(f"| {title} | {' | '.join(cells)} |\n")
-
-
-def _cell(figures: list[float]) -> str:
-    if not figures:
-        return "–"
-    median, low, high = (f"{figure:.4g}" for figure in (statistics.median(figures), min(figures), max(figures)))
-    return median if low == high else f"{median} ({low}–{high})"
+    slots = plan_decoding(Settings()).slots
+    print(heading(f"Medians of {options.pairs} pairs; {slots} slots, time limit {TIME_LIMIT_SECONDS:g} s."))
+    rows = [
+        (title, *(spread([each[name] for each in found if name in each], ".4g") for found in results.values()))
+        for name, title in ROWS.items()
+    ]
+    print(table(("", "threads", "processes"), rows))
 
 
 if __name__ == "__main__":

@@ -1,43 +1,20 @@
-"""The load curves: what a service still answers, and how late, while more and more is asked of it."""
+"""The load curves: goodput, and the latency of accepted requests, over the offered load."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.load import Case
 
 _COLOURS = ("#1b7f5c", "#b3541e", "#2a5ea8", "#8a5aa8")
 _IDEAL = "#9aa5b1"
 
 
-class Point(Protocol):
-    """One load."""
-
-    @property
-    def load(self) -> str: ...
-    @property
-    def share(self) -> float: ...
-    @property
-    def p99_ms(self) -> float: ...
-
-
-class Curve(Protocol):
-    """One service and all its loads."""
-
-    @property
-    def limit(self) -> str: ...
-    @property
-    def processes(self) -> str: ...
-    @property
-    def deadline_ms(self) -> float: ...
-    @property
-    def rows(self) -> Sequence[Any]: ...
-
-
-def draw(curves: Sequence[Curve], path: Path) -> None:
-    """Goodput over the load above, latency of what was accepted as a share of its limit below; both for open loops on
-    the left and for storms on the right. Written to `path` as PNG.
-    """
+def draw(cases: Sequence[Case], path: Path) -> None:
+    """A PNG: goodput above, latency as a share of its limit below; open loops on the left, storms on the right."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7), layout="constrained")
@@ -48,13 +25,13 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
             each.grid(alpha=0.25)
             each.spines[["top", "right"]].set_visible(False)
             each.axhline(1.0, color=_IDEAL, linestyle="--")
-        for curve, colour in zip(curves, _COLOURS, strict=False):
-            points = [row for row in curve.rows if row.load.startswith("storm") == is_storm]
-            names = [point.load.removeprefix("storm of ").replace("x", "×") for point in points]
-            told = f"{curve.limit}, {curve.processes}"
-            line = {"color": colour, "marker": "o", "linestyle": "" if is_storm else "-", "label": told}
-            goodput.plot(names, [point.share for point in points], **line)
-            latency.plot(names, [point.p99_ms / curve.deadline_ms for point in points], **line)
+        for case, colour in zip(cases, _COLOURS, strict=False):
+            rows = [row for row in case.rows if row["load"].startswith("storm") == is_storm]
+            names = [row["load"].removeprefix("storm of ").replace("x", "×") for row in rows]
+            label = f"{case.limit}, {case.processes}"
+            line = {"color": colour, "marker": "o", "linestyle": "" if is_storm else "-", "label": label}
+            goodput.plot(names, [row["share"] for row in rows], **line)
+            latency.plot(names, [row["p99 ms"] / case.deadline_ms for row in rows], **line)
         latency.set_xlabel("clients that ask again at once" if is_storm else "requests, as multiples of the peak")
     axes[0][0].set_ylim(0, 1.15)
     axes[0][0].set_ylabel("answered in time, of the peak")

@@ -1,51 +1,62 @@
-"""What each step of an answer costs beside its decoding: the service without a model, taken apart.
+"""The service without a model against decoding alone on the same cores, whole or taken apart into steps.
 
-    python -m benchmarks.steps [--photos FOLDER] [--rounds 7] [--seconds 3] [--decoder threads|processes]
+    python -m benchmarks.steps [--steps STEP ...] [--photos FOLDER] [--rounds 7] [--seconds 3]
+                                [--decoder threads|processes] [-- FLAGS OF THE SERVICE]
 
-Four servers, started anew for each turn, against decoding alone (`benchmarks.ceiling`); 16 closed-loop clients run on
-the same CPUs:
+Decoding alone is a process for each CPU that only runs this service's exact decode, without HTTP. It takes turns with
+four servers, each with 16 closed-loop clients on the same CPUs:
 
-    decode      uvicorn with an app that reads the body, has it decoded by the service's decoder, and answers with a
-                constant: what anything that is served by uvicorn costs at the least
-    engine      that, and the pixels run through the batcher and the `null` backend
-    classify    that, and what else the classifier does: admission, metrics, ranking
-    service     `serve --backend null`: that, and limits, deadlines, JSON, headers, the log
+    decode      uvicorn with an app that reads the body, decodes it with the service's decoder, and answers with a
+                constant: the least that anything served by uvicorn costs
+    engine      the same, and the pixels run through the batcher and the `null` backend
+    classify    the same, and the rest of the classifier: admission, metrics, ranking
+    service     `serve --backend null`: the same, and limits, deadlines, JSON, headers, the log
+
+With `--steps service` it measures the service as a whole. Each turn starts its own server: one server keeps its pace,
+and two starts of the same server differ by up to a tenth.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import socket
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 import uvloop
 
+from app.bench.bodies import write_bodies
+from app.bench.children import NEEDS
+from app.bench.measuring import Rooflines
+from app.bench.pace import ratios, spread
 from app.interpreter import spare_requests_from_collection
 from app.loading import load_model
 from app.metrics import Metrics
-from app.opening import LogReporter
+from app.processes import child_environment
+from app.progress import LogReporter
 from app.server import build_classifier
 from app.settings import Settings
-from benchmarks.ceiling import Done, Parts, answered_by, photos, serve_null, started
-from benchmarks.machine import describe
+from benchmarks.report import heading, median, options_of, photos_of, say, table
+from benchmarks.turns import Load, Server, our_service
 
+CLIENTS = 16
 STEPS = ("decode", "engine", "classify")
 _ANSWER = b'{"predictions":[' + b",".join([b'{"class_id":1,"label":"a label","probability":0.123456}'] * 5) + b"]}"
 _SECONDS = 30.0
+_ROOT = Path(__file__).parent.parent
 
 Step = Callable[[bytes], Awaitable[object]]
 
 
 async def _prepared(step: str, settings: Settings) -> Step:
-    """The step as a call, once its model is warm."""
+    """The step as a call, with a warm model."""
     metrics = Metrics()
     classifier = build_classifier(settings, metrics)
     model = await asyncio.to_thread(load_model, settings, metrics, LogReporter())
@@ -66,8 +77,8 @@ async def _prepared(step: str, settings: Settings) -> Step:
     return {"decode": decode, "engine": engine, "classify": classify}[step]
 
 
-async def serve_step(step: str, settings: Settings) -> None:
-    """As little of an ASGI app as can be around the step."""
+async def serve_step(step: str, settings: Settings, port: int) -> None:
+    """The smallest ASGI app around the step."""
     call = await _prepared(step, settings)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(_ANSWER)).encode())]
 
@@ -82,61 +93,81 @@ async def serve_step(step: str, settings: Settings) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": _ANSWER})
 
-    opened = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    sys.stdout.write(f"Try: http://127.0.0.1:{opened.getsockname()[1]}\n")
-    sys.stdout.flush()
     config = uvicorn.Config(
-        app, loop="uvloop", http="httptools", lifespan="off", access_log=False, log_config=None, log_level="error"
+        app,
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        log_level="error",
     )
-    await uvicorn.Server(config).serve(sockets=[opened])
+    await uvicorn.Server(config).serve()
 
 
-def measure(options: argparse.Namespace, write: Callable[[str], object]) -> None:
-    common = ["--seconds", str(options.seconds), *(["--photos", str(options.photos)] if options.photos else [])]
-    commands = {step: ["benchmarks.steps", "--step", step, "--decoder", options.decoder] for step in STEPS}
-    commands["service"] = serve_null(["--decoder", options.decoder])
-    rates: dict[str, list[float]] = {name: [] for name in ("alone", *commands)}
-    costs: dict[str, list[float]] = {name: [] for name in ("alone", *commands)}
-
-    def note(name: str, done: Done, cpu_seconds: float, images: int) -> None:
-        rates[name].append(done.images / options.seconds)
-        costs[name].append(cpu_seconds / images * 1e3)
-
-    for number in range(options.rounds):
-        sys.stderr.write(f"round {number + 1} of {options.rounds}\n")
-        alone = Parts(len(os.sched_getaffinity(0)), "--part", "decode", *common).run()
-        note("alone", alone, alone.cpu_seconds, alone.images)
-        turn = list(commands.items())
-        for name, command in turn if number % 2 else reversed(turn):
-            with started(command) as (pid, address):
-                done, cpu = answered_by(pid, address, common)
-            note(name, done, cpu, done.with_warm_up)
-    write("| step | images/s | of decoding alone | CPU ms an image |\n| --- | --- | --- | --- |\n")
-    for name, found in rates.items():
-        ratios = [rate / alone_rate for rate, alone_rate in zip(found, rates["alone"], strict=True)]
-        write(
-            f"| {name} | {statistics.median(found):.0f} | {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f}–{max(ratios):.2f}) | {statistics.median(costs[name]):.2f} |\n"
-        )
+@asynccontextmanager
+async def decoding(images: Sequence[bytes]) -> AsyncIterator[Rooflines]:
+    """The decode roofline: a process for each CPU."""
+    with tempfile.TemporaryDirectory() as name:
+        write_bodies(Path(name) / "photos", images)
+        # The defaults, whatever this process's environment says: the servers get none of its settings.
+        settings = Settings.model_construct(backend="null", _fields_set={"backend"})
+        async with Rooflines.start(settings, Path(name)) as rooflines:
+            yield rooflines
 
 
-def main(write: Callable[[str], object] = sys.stdout.write) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--photos", type=Path, help="a folder of JPEGs; without it, scikit-image's photos")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3.0)
+def servers_of(options: argparse.Namespace, images: Sequence[bytes]) -> list[Server]:
+    servers = []
+    for step in options.steps:
+        if step == "service":
+            flags = ("--backend", "null", "--log-format", "json", "--decoder", options.decoder, *options.flags)
+            servers.append(our_service(step, *flags, bodies=images))
+        else:
+            flags = ("--step", step, "--port", "{port}", "--decoder", options.decoder)
+            command = [sys.executable, "-m", "benchmarks.steps", *flags]
+            servers.append(Server(step, command, images, child_environment(NEEDS), folder=_ROOT))
+    return servers
+
+
+async def measure(images: Sequence[bytes], options: argparse.Namespace) -> str:
+    servers = servers_of(options, images)
+    alone = []
+    async with Load.start(CLIENTS) as load, decoding(images) as rooflines:
+        for number in range(options.rounds):
+            say(f"round {number + 1} of {options.rounds}")
+            alone.append(await rooflines.decode(options.seconds))
+            for server in servers if number % 2 else reversed(servers):
+                async with load.running(server) as running:
+                    await load.turn(running, options.seconds / 4, options.seconds)
+    rates = [pace.rate for pace in alone]
+    cpu_ms = median([pace.cpu_seconds_an_image * 1e3 for pace in alone])
+    rows = [("alone", median(rates, ".0f"), "1", cpu_ms, "0")]
+    for each in servers:
+        found = spread(ratios(each.rates, rates))
+        rows.append((each.name, median(each.rates, ".0f"), found, median(each.cpu_ms), median(each.load_cpu_ms)))
+    return table(("step", "images/s", "of decoding alone", "CPU ms an image", "of the load generator"), rows)
+
+
+def main() -> None:
+    names = (*STEPS, "service")
+    parser = options_of(__doc__, photos=True, rounds=7, seconds=3.0)
+    parser.add_argument(
+        "--steps", nargs="+", choices=names, default=names, metavar="STEP", help=f"of {', '.join(names)}"
+    )
     parser.add_argument("--decoder", choices=("threads", "processes"), default="threads", help="RESNET_DECODER")
+    parser.add_argument("flags", nargs="*", help="of serve, for the service alone")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
         spare_requests_from_collection()
-        uvloop.run(serve_step(options.step, Settings(backend="null", decoder=options.decoder)))
+        uvloop.run(serve_step(options.step, Settings(backend="null", decoder=options.decoder), options.port))
         return
-    images = photos(options.photos)
-    size = statistics.mean(len(data) for data in images)
-    write(f"{describe('uvicorn', 'uvloop', 'httptools')}\n{len(images)} photos, {size:,.0f} bytes each; ")
-    write(f"decoded by {options.decoder}.\n\n")
-    measure(options, write)
+    photos = photos_of(options.photos)
+    size = statistics.mean(map(len, photos.bodies))
+    print(heading(f"{photos.source}, {size:,.0f} bytes each; decoded by {options.decoder}"))
+    print(asyncio.run(measure(photos.bodies, options)))
 
 
 if __name__ == "__main__":

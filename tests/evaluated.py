@@ -18,10 +18,10 @@ from app.checkpoints import Decision
 from app.evaluation import Evaluation, Options, evaluate, find_photos
 from app.images import decode
 from app.networks import build_network
-from app.opening import Examined, examine
 from app.settings import Settings
 from app.types import Interpolation, Pixels, Preprocessing, ResNetSwitches
 from tests.checkpoints_made import make_network, without_counters
+from tests.examined import Examined, examine
 from tests.images_made import photo
 from tests.photos import LIMITS, encode
 

@@ -14,10 +14,10 @@ from PIL import Image, ImageEnhance
 
 from app.checkpoints import Checkpoint
 from app.images import DecodeLimits
-from app.opening import examine
 from app.quantization import Options, Photos, Report, quantize, read_photos
 from app.settings import Settings
 from app.types import Pixels
+from tests.examined import examine
 from tests.images_made import photo
 from tests.photos import LIMITS, encode
 

@@ -19,8 +19,8 @@ import httpx
 from blockbuster import BlockBuster
 
 from app.loading import LoadedModel
-from app.opening import LogReporter
 from app.process import Server, address_of, build_server, listen
+from app.progress import LogReporter
 from app.server import Hooks
 from app.settings import Settings
 

@@ -31,8 +31,8 @@ from app.engine.remote import RemoteEngine
 from app.engine.segment import Segment, SlotLayout, create_segment
 from app.errors import DeviceLost, OutOfMemory
 from app.metrics import Metrics, SharedFiles
-from app.opening import LogReporter
 from app.processes.channel import Channel, Message
+from app.progress import LogReporter
 from app.settings import Settings
 from app.types import Outputs, Pixels, Want
 

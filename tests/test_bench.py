@@ -573,8 +573,10 @@ def decode_for_service(data: bytes) -> np.ndarray:
     return decode(data, null_checkpoint().preprocessing, LIMITS)
 
 
-def test_photos_are_somebodys_or_at_hand_or_made(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder's good images by name; without a folder scikit-image's; without that, made ones; and it says which."""
+def test_photos_are_the_users_or_at_hand_or_synthetic(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder's good images by name; without one scikit-image's, else synthetic ones; the source says which."""
     (folder / "photos" / "album.jpg").mkdir()
     (folder / "photos" / "lost.jpg").symlink_to("nowhere")
     own = find_photos(folder / "photos", decode_for_service)

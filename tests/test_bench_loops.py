@@ -12,9 +12,9 @@ import pytest
 from app.bench.answers import Answer, classes_of, parse_head, read_answer
 from app.bench.costs import STAGES, Round, costs_of
 from app.bench.loops import closed_loop, due_times, open_loop
+from app.bench.pace import Pace, repeat, together
 from app.bench.plan import plan_run
 from app.bench.processes import MemorySample
-from app.bench.rooflines import Pace, repeat, together
 from app.bench.search import Highest, find_highest
 from app.bench.soak import memory_of
 from app.bench.steps import Step, latency_of, percentile

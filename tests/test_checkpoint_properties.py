@@ -21,9 +21,9 @@ from torch import nn
 
 from app.agreement import probabilities
 from app.errors import StartError
-from app.opening import Examined, examine
 from app.settings import Settings
 from tests import torch_made as made
+from tests.examined import Examined, examine
 
 CLASSES = 4
 # Small, so that an example takes half a second: each stage still has several points.

@@ -12,8 +12,8 @@ import torchvision
 
 from app.errors import CheckpointError
 from app.networks import build_network
-from app.opening import Examined, examine
 from app.settings import Settings
+from tests.examined import Examined, examine
 from tests.test_command_line import run
 from tests.trained import stem_statistics
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from app.checkpoints import CheckpointFile, Contents, decide, home_of, locate, read_checkpoint, warnings_of
+from app.checkpoints import CheckpointFile, Contents, decide_all, home_of, locate, read_checkpoint, warnings_of
 from app.checkpoints.model_config import read_hugging_face, read_timm
 from app.errors import CheckpointError, StartError
 from app.labels import labels_beside
@@ -68,7 +68,7 @@ def test_hugging_face_folder_tells_everything(tmp_path: Path) -> None:
     contents = read_checkpoint(folder)
     assert set(contents.weights) == {"conv1.weight", "fc.weight", "fc.bias"}
     assert contents.container == "Hugging Face folder (safetensors)"
-    decisions = decide(Settings(), contents)
+    decisions = decide_all(Settings(), contents)
     assert (decisions.stride_in.value, decisions.stride_in.source) == ("1x1", "config.json")
     assert decisions.preprocessing.value == Preprocessing(
         256, (224, 224), Interpolation.BICUBIC, MEAN, STD, floor_crop=True
@@ -82,9 +82,9 @@ def test_hugging_face_folder_tells_everything(tmp_path: Path) -> None:
 def test_stride_is_v1_5_where_the_config_is_silent(tmp_path: Path) -> None:
     """Without downsample_in_bottleneck the stride is in the 3×3, and that is not an assumption."""
     contents = read_checkpoint(write(tmp_path, RESNET, CONVNEXT))
-    assert decide(Settings(), contents).stride_in.value == "3x3"
-    assert not decide(Settings(), contents).stride_in.is_assumed
-    assert decide(Settings(stride_in="1x1"), contents).stride_in.value == "1x1"
+    assert decide_all(Settings(), contents).stride_in.value == "3x3"
+    assert not decide_all(Settings(), contents).stride_in.is_assumed
+    assert decide_all(Settings(stride_in="1x1"), contents).stride_in.value == "1x1"
 
 
 def test_naming_the_file_inside_is_the_same(tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_image_processors_that_cannot_be_followed_are_told(tmp_path: Path, chang
 def test_missing_image_processor_is_an_assumption(tmp_path: Path) -> None:
     """Without preprocessor_config.json the preprocessing is assumed, and the warning says so."""
     contents = read_checkpoint(write(tmp_path, RESNET))
-    decisions = decide(Settings(), contents)
+    decisions = decide_all(Settings(), contents)
     assert any("assuming Hugging Face's ResNet-50" in line for line in warnings_of(contents, decisions, "pets"))
 
 
@@ -385,7 +385,7 @@ def test_timm_folder_tells_everything(tmp_path: Path) -> None:
     assert told.labels is not None
     assert told.labels.value == ("cat", "n02")
     assert preprocessing_of(contents) == _expected(235, (224, 224), floor_crop=False)
-    assert decide(Settings(), contents).stride_in == told.stride_in
+    assert decide_all(Settings(), contents).stride_in == told.stride_in
 
 
 def test_timm_wrapper_is_a_timm_folder(tmp_path: Path) -> None:

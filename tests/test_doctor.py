@@ -133,7 +133,7 @@ def test_a_damaged_checkpoint_is_wrong(tmp_path: Path) -> None:
 
 def test_what_would_be_served_is_told_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a good checkpoint: what it is, by what it would be served, and that its export is still to be made."""
-    monkeypatch.setattr("app.exports.choice.cuda_device_count", lambda: 0)
+    monkeypatch.setattr("app.backends.choice.cuda_device_count", lambda: 0)
     path = save_pth(make_network("resnet18", 5).state_dict(), tmp_path / "small.pth")
     report = report_of(weights=str(path), architecture="resnet18", cache_dir=str(tmp_path / "cache"))
     model = report.facts["model"]

@@ -26,7 +26,6 @@ from app.evaluation.facts import (
     settings_between,
 )
 from app.networks import build_network
-from app.opening import examine
 from app.settings import Settings
 from app.types import Interpolation, Preprocessing, ResNetSwitches
 from tests.evaluated import (
@@ -41,6 +40,7 @@ from tests.evaluated import (
     write_table,
     write_windows,
 )
+from tests.examined import examine
 from tests.test_command_line import run
 
 COUNT = 40

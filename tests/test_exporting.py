@@ -12,13 +12,15 @@ import pytest
 import torch
 import torchvision.models
 
-from app.backends import exporting
-from app.backends.exporting import export_graph, trace
+from app.artifacts import exporting
+from app.artifacts.exporting import export_graph, trace
 from app.checkpoints import Checkpoint, Graph, read_offline_demo
 from app.checkpoints.offline_demo import ARCHITECTURE, PREPROCESSING
 from app.checkpoints.presets import PRESETS
 from app.errors import ExportFailed
 from app.networks import build_network
+from app.networks.described import describe
+from app.networks.torch_module import DescribedNetwork
 from app.types import Pixels, Preprocessing, ResNetSwitches, Scores
 from tests.checkpoints_made import without_counters
 from tests.images_made import photo
@@ -39,14 +41,10 @@ def checkpoint_of(
     architecture: str, preprocessing: Preprocessing, switches: ResNetSwitches | None = None
 ) -> Checkpoint:
     """Seeded weights among whose logits a wrong stride, padding, epsilon or scaling shows."""
-    if architecture.startswith("resnet50"):
-        skeleton = torchvision.models.resnet50(num_classes=CLASSES)
-        if architecture != "resnet50":
-            from app.networks import build
-
-            skeleton = build._create(architecture, CLASSES)
-    else:
+    if architecture in torchvision.models.list_models():
         skeleton = torchvision.models.get_model(architecture, weights=None, num_classes=CLASSES)
+    else:
+        skeleton = DescribedNetwork(describe(architecture, CLASSES))
     state = without_counters(discriminating(skeleton).state_dict())
     weights = {name: tensor.numpy() for name, tensor in state.items()}
     return Checkpoint(weights, architecture, CLASSES, preprocessing, (), "0" * 64, "made", switches=switches)

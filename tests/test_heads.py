@@ -17,10 +17,10 @@ from app.checkpoints.base import Stored
 from app.checkpoints.names import Settled, settle_names
 from app.errors import CheckpointError, StartError
 from app.networks import count_classes
-from app.opening import Examined, examine
 from app.settings import Settings
 from tests import torch_made as made
 from tests.checkpoints_made import save_pth
+from tests.examined import Examined, examine
 
 CLASSES = 5
 State = dict[str, torch.Tensor]

@@ -23,8 +23,8 @@ from app.checkpoints import depends_on, locate, read_checkpoint
 from app.errors import CheckpointError, LabelsError, SettingError, StartError
 from app.files import NotRegularError, TooLargeError, open_regular, read_bounded
 from app.labels import choose_labels, labels_beside, read_labels
-from app.opening import examine
 from app.settings import Settings
+from tests.examined import examine
 from tests.test_directories import CONVNEXT, RESNET, write
 
 MEGABYTE = 1 << 20

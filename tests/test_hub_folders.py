@@ -18,9 +18,9 @@ from app.checkpoints import CheckpointFile, depends_on, home_of, locate, read_ch
 from app.errors import CheckpointError, SettingError
 from app.labels import labels_beside
 from app.networks import build_network
-from app.opening import examine
 from app.settings import Settings
 from tests import torch_made as made
+from tests.examined import examine
 from tests.parity.patterns import FIXTURES
 from tests.test_directories import CONVNEXT, PRETRAINED, RESNET, TIMM, preprocessing_of, write
 

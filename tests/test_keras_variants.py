@@ -23,8 +23,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from app.checkpoints import Decisions, decide_all
 from app.checkpoints.base import Contents, Stored
-from app.checkpoints.decisions import Decisions, decide
+from app.checkpoints.decisions import with_activation_for
 from app.checkpoints.keras_config import read_config
 from app.checkpoints.names import settle_names
 from app.checkpoints.readers import read_checkpoint
@@ -99,7 +100,7 @@ def contents_of(stored: Stored) -> Contents:
     settled = settle_names(stored, PATH)
     assert settled.place is not None
     told = settled.told.then(stored.told).then(settled.place.family.told)
-    return Contents(settled.weights, "", "", "", told, (*stored.warnings, *settled.warnings))
+    return Contents(Path("made"), settled.weights, "", "", "", told, (*stored.warnings, *settled.warnings))
 
 
 def respond(
@@ -121,8 +122,8 @@ def respond(
 
 
 def settled(contents: Contents) -> Decisions:
-    decisions = decide(Settings(), contents)
-    return decisions.with_classes(count_classes("resnet50", contents.weights, decisions.switches))
+    decisions = decide_all(Settings(), contents)
+    return with_activation_for(count_classes("resnet50", contents.weights, decisions.switches), decisions)
 
 
 Spoiled = tuple[Decisions, ResNetSwitches]

@@ -15,9 +15,9 @@ from app.backends import BackendOptions, create_backend
 from app.checkpoints import Checkpoint, CheckpointFile, Contents, locate, read_checkpoint
 from app.checkpoints.onnx_data import is_onnx
 from app.errors import CheckpointError, SettingError
-from app.opening import examine
 from app.settings import Settings
 from app.types import Want
+from tests.examined import examine
 from tests.onnx_graphs import CHANNELS, CLASSES, SIDE, Maker
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8)

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from app.backends import BackendOptions, create_backend
-from app.checkpoints import Contents, decide
+from app.checkpoints import Contents, decide_all
 from app.checkpoints.base import Told
 from app.checkpoints.onnx_scale import find_scale
 from app.errors import CheckpointError, SettingError
-from app.opening import Examined, examine
 from app.settings import Settings
 from app.types import Want
+from tests.examined import Examined, examine
 from tests.onnx_graphs import CHANNELS, CLASSES, SIDE, Maker, behind, node
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
@@ -333,9 +333,11 @@ def test_outputs_that_nothing_tells_apart_are_named_by_the_setting(tmp_path: Pat
 
 def test_setting_of_an_output_is_no_other_formats() -> None:
     """RESNET_ONNX_OUTPUT with a checkpoint of another format is refused, for it would change nothing."""
-    contents = Contents(weights={}, sha256="", container="safetensors", family="torchvision", told=Told())
+    contents = Contents(
+        path=Path("made"), weights={}, sha256="", container="safetensors", family="torchvision", told=Told()
+    )
     with pytest.raises(SettingError, match="RESNET_ONNX_OUTPUT is a setting of an ONNX file"):
-        decide(Settings(onnx_output="logits"), contents)
+        decide_all(Settings(onnx_output="logits"), contents)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])

@@ -18,9 +18,9 @@ from app.checkpoints.onnx_data import assemble, data_files, mapped
 from app.checkpoints.onnx_weights import Weights
 from app.checkpoints.protobuf import bytes_field, field_head
 from app.errors import CheckpointError
-from app.opening import examine
 from app.settings import Settings
 from app.types import Want
+from tests.examined import examine
 from tests.onnx_graphs import SIDE, Maker, behind, node, with_data_beside
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app.backends import BackendOptions, create_backend
-from app.checkpoints import CheckpointFile, Contents, Decision, Told, decide, depends_on, locate, warnings_of
+from app.checkpoints import CheckpointFile, Contents, Decision, Told, decide_all, depends_on, locate, warnings_of
 from app.checkpoints.own_preprocessing import read_own_preprocessing
 from app.checkpoints.presets import PRESETS
 from app.errors import CheckpointError, SettingError
 from app.images.geometry import cropped_pixels
-from app.opening import Examined, examine
 from app.preprocessing import PreprocessingFacts, document_of
 from app.settings import EXPORT_SETTINGS, PREPROCESSING_FACTS, Settings, load_settings
 from app.types import Interpolation, Preprocessing, Resizer, Want
+from tests.examined import Examined, examine
 from tests.images_made import photo
 from tests.onnx_graphs import Maker
 from tests.quantized_made import colours, made, write_network
@@ -40,13 +40,14 @@ CAFFE = (103.939, 116.779, 123.68)
 
 def contents(told: Decision[Preprocessing] | None = None, facts: dict[str, Any] | None = None) -> Contents:
     own = PreprocessingFacts.model_validate(facts) if facts is not None else None
-    return Contents({}, "0" * 64, "torch zip", "torchvision", Told(preprocessing=told), preprocessing_beside=own)
+    told_of = Told(preprocessing=told)
+    return Contents(Path("made"), {}, "0" * 64, "torch zip", "torchvision", told_of, preprocessing_beside=own)
 
 
 def decided(
     told: Decision[Preprocessing] | None = None, facts: dict[str, Any] | None = None, **settings: str
 ) -> Decision[Preprocessing]:
-    return decide(load_settings(**settings), contents(told, facts)).preprocessing
+    return decide_all(load_settings(**settings), contents(told, facts)).preprocessing
 
 
 def numbers(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
@@ -237,7 +238,7 @@ def test_what_stays_assumed_is_warned_of() -> None:
     assert some.source == "IMAGENET1K_V1's way, RESNET_RESIZE"
     (warning,) = [
         line
-        for line in warnings_of(contents(), decide(Settings(resize="256"), contents()), "pets.pth")
+        for line in warnings_of(contents(), decide_all(Settings(resize="256"), contents()), "pets.pth")
         if "how its images were prepared" in line
     ]
     assert "assuming IMAGENET1K_V1's way, RESNET_RESIZE" in warning

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app.checkpoints import decide, read_checkpoint
+from app.checkpoints import decide_all, read_checkpoint
 from app.checkpoints.model_config import read_hugging_face
 from app.images.geometry import resize_and_crop
 from app.networks import build_network
@@ -47,7 +47,7 @@ def test_logits_are_those_of_transformers(unpacked: Path, variant: str, other: s
     """Both variants' logits are transformers' within 1e-4, by their config.json alone; the other's are far off."""
     shutil.copy(FOLDER / f"config-{variant}.json", unpacked / "config.json")
     contents = read_checkpoint(unpacked)
-    decisions = decide(Settings(), contents)
+    decisions = decide_all(Settings(), contents)
     network = build_network(decisions.architecture.value, contents.weights, decisions.switches).eval()
     with torch.inference_mode():
         logits = network(torch.from_numpy(inputs().transpose(0, 3, 1, 2).copy())).numpy()

@@ -19,7 +19,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from app.checkpoints import Contents, decide, read_checkpoint
+from app.checkpoints import Contents, decide_all, read_checkpoint
 from app.errors import CheckpointError
 from app.networks import build_network, count_classes
 from app.settings import Settings
@@ -87,7 +87,7 @@ def distance(network: torch.nn.Module, photos: torch.Tensor, logits: NDArray[np.
 
 def build(contents: Contents, switches: ResNetSwitches | None = None) -> torch.nn.Module:
     """With what the checkpoint tells, or with other switches."""
-    decisions = decide(Settings(), contents)
+    decisions = decide_all(Settings(), contents)
     is_v1 = decisions.architecture.value == "resnet50"
     return build_network(
         decisions.architecture.value, contents.weights, (switches or decisions.switches) if is_v1 else None
@@ -128,7 +128,7 @@ def test_each_switch_that_is_set_wrong_shows(saved: Saved, photos: torch.Tensor)
             spoil(wrong[spoil.__name__])
     else:
         right = SWITCHES[saved.name]
-        assert decide(Settings(), saved.contents).switches == right
+        assert decide_all(Settings(), saved.contents).switches == right
         changes: list[dict[str, Any]] = [
             {"stride_in": "3x3"},
             {"stem": "same"},
@@ -158,7 +158,7 @@ def test_a_file_without_layer_names_is_read_by_their_order(saved: Saved) -> None
 def test_what_a_whole_model_tells_is_taken_from_its_config(saved: Saved, suffix: str) -> None:
     """Strides, padding, epsilon and the softmax come from the configuration where a file has one, and say so."""
     contents = saved.read(suffix)
-    decisions = decide(Settings(), contents)
+    decisions = decide_all(Settings(), contents)
     has_config = suffix != ".weights.h5"
     assert decisions.activation.value == "softmax"
     source = "the file's config" if has_config else "the family's way"
@@ -181,5 +181,5 @@ def test_a_bias_that_does_not_number_the_classes_is_refused(saved: Saved) -> Non
     contents = read_checkpoint(wrong)
     wrong.unlink()
     with pytest.raises(CheckpointError, match=r"fc.bias is 999 where 1000 was expected") as caught:
-        count_classes(decide(Settings(), contents).architecture.value, contents.weights)
+        count_classes(decide_all(Settings(), contents).architecture.value, contents.weights)
     assert "\n" not in str(caught.value)

@@ -11,9 +11,9 @@ import torch
 import torchvision
 
 from app.backends import BackendOptions, create_backend
-from app.opening import examine
 from app.settings import Settings
 from app.types import Want
+from tests.examined import examine
 from tests.parity.patterns import kernel, normalisation, photographs, tiled
 
 CLASSES = 30

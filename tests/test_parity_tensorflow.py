@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from app.checkpoints.tensor_bundle import read_tensor_bundle
 from app.errors import CheckpointError
 from app.networks import build_network
-from app.opening import Examined, examine
 from app.settings import Settings
 from app.types import ResNetSwitches
+from tests.examined import Examined, examine
 from tests.parity.patterns import FIXTURES, inputs
 
 NETWORKS = ("original", "slim")

@@ -14,8 +14,8 @@ from timm.models import save_for_hf
 
 from app.images.geometry import resize_and_crop
 from app.networks import build_network
-from app.opening import examine
 from app.settings import Settings
+from tests.examined import examine
 from tests.parity.patterns import inputs, photographs
 from tests.trained import stem_statistics
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from app.checkpoints import pickled_weights
+from app.artifacts import process as export_process
+from app.checkpoints import CheckpointFile, Found, pickled_weights
 from app.errors import CheckpointError
-from app.exports import process as export_process
 from app.images.decode import DecodeLimits
 from app.images.decoding_children import DecodingChildren
-from app.opening import LogReporter
 from app.processes import Need, child_environment, command
 from app.processes.limited import Limits, NotStarted, run_limited
+from app.progress import LogReporter
 from app.settings import Settings
 from tests.conftest import REPOSITORY
 from tests.onnx_graphs import Maker
@@ -120,9 +120,11 @@ def test_the_exporting_process_gets_no_secret(tmp_path: Path) -> None:
     settings = Settings(weights=str(tmp_path / "bad.pth"), cache_dir=tmp_path)
 
     def export() -> object:
-        return export_process.export_apart(settings, LogReporter(), lambda: False)
+        return export_process.export_apart(
+            settings, Found(CheckpointFile(tmp_path / "bad.pth")), LogReporter(), lambda: False
+        )
 
-    seen = environment_of_the_child_of(export, "app.exports.worker")
+    seen = environment_of_the_child_of(export, "app.artifacts.worker")
     assert "s3cret" not in seen
     assert "OMP_NUM_THREADS=3" in seen
 

@@ -19,7 +19,6 @@ from app.backends.onnx_sessions import session_options
 from app.backends.parts import infer_all
 from app.checkpoints import Checkpoint, Graph
 from app.errors import QuantizationError
-from app.opening import examine
 from app.quantization import MIN_PHOTOS, Options, Report
 from app.quantization.graphs import float_graph
 from app.quantization.photos import split
@@ -27,6 +26,7 @@ from app.quantization.search import Candidate, damage, smallest_good, worst_firs
 from app.resources import int8_features, saturates
 from app.settings import Settings
 from app.types import Outputs, Pixels, Want
+from tests.examined import examine
 from tests.onnx_graphs import Maker
 from tests.photos import make_jpeg
 from tests.quantized_made import CONVOLUTIONS, OUTLIER_AFTER, colours, grey, made, read, write_network, write_photos

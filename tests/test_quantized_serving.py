@@ -21,15 +21,16 @@ from PIL import Image
 
 from app.backends import BackendOptions, create_backend
 from app.checkpoints import Checkpoint, Cpu, read_checkpoint
-from app.checkpoints.quantized import RECORD_KEY
+from app.checkpoints.record import RECORD_KEY
 from app.errors import CheckpointError, QuantizationError, SettingError
 from app.labels import imagenet_labels
 from app.loading import LoadedModel, load_model
 from app.metrics import Metrics
-from app.opening import LogReporter, examine
+from app.progress import LogReporter
 from app.quantization import Options, write
 from app.settings import Settings
 from app.types import Outputs, Pixels, Want
+from tests.examined import examine
 from tests.images_made import photo
 from tests.photos import encode
 from tests.quantized_made import CLASSES, colours, made, write_network, write_photos

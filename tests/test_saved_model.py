@@ -17,7 +17,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.checkpoints import CheckpointFile, decide, home_of, locate, read_checkpoint
+from app.checkpoints import CheckpointFile, decide_all, home_of, locate, read_checkpoint
 from app.checkpoints.object_graph import read_object_graph
 from app.checkpoints.presets import PRESETS
 from app.checkpoints.saved_model import with_graph
@@ -52,7 +52,7 @@ def test_logits_are_those_of_keras(layouts: Path, layout: str, container: str) -
     contents = read_checkpoint(layouts / layout)
     assert (contents.container, contents.family) == (container, "Keras ResNet50")
     assert count_classes("resnet50", contents.weights) == 40
-    decisions = decide(Settings(), contents)
+    decisions = decide_all(Settings(), contents)
     network = build_network("resnet50", contents.weights, decisions.switches).eval()
     with torch.inference_mode():
         logits = network(torch.from_numpy(inputs().transpose(0, 3, 1, 2).copy())).numpy()

@@ -14,8 +14,8 @@ from app.checkpoints.offline_demo import PREPROCESSING
 from app.checkpoints.presets import PRESETS
 from app.checkpoints.scaling import SUSPICIOUS, fitting_presets, spread_error
 from app.errors import SettingError
-from app.opening import examine
 from app.settings import Settings
+from tests.examined import examine
 from tests.trained import stem_statistics
 
 

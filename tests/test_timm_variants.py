@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.checkpoints import decide, read_checkpoint
+from app.checkpoints import decide_all, read_checkpoint
 from app.checkpoints.deep_stems import told_by_stem
 from app.checkpoints.presets import PRESETS
 from app.networks import RESNET50_VARIANTS, build_network
@@ -71,7 +71,7 @@ def test_a_whole_pickled_variant_is_read(tmp_path: Path) -> None:
 def test_its_preprocessing_is_timms_and_assumed(tmp_path: Path) -> None:
     """Without a word from the file, images are prepared as timm does for most of them, and that is marked."""
     torch.save(timm.create_model("resnet50d").state_dict(), tmp_path / "w.pth")
-    decisions = decide(Settings(), read_checkpoint(tmp_path / "w.pth"))
+    decisions = decide_all(Settings(), read_checkpoint(tmp_path / "w.pth"))
     assert decisions.preprocessing.value == PRESETS["timm"]
     assert decisions.preprocessing.is_assumed
     assert not decisions.stride_in.is_assumed

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from app.backends.torch.faults import Fault, fault_of, first_line
+from app.backends.torch.faults import Fault, fault_of
+from app.errors import first_line
 
 
 def cuda_error(words: str, name: str) -> str:

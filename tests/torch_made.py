@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 import torchvision.models
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from app.checkpoints import Contents, Decisions, decide, read_checkpoint
-from app.networks import build_network
-from app.networks.layers import set_altered, set_head
-from app.networks.resnet50 import set_switches
-from app.opening import Examined, examine
+from app.checkpoints import Contents, Decisions, decide_all, read_checkpoint
+from app.networks import build_network, write_graph
+from app.networks.alterations import with_altered, with_head
+from app.networks.build import module_of
+from app.networks.description import Description
+from app.networks.fitting import check_fit
+from app.networks.resnet import ResNet as DescribedResNet
+from app.networks.resnet import describe_resnet
 from app.settings import Settings
+from tests.examined import Examined, examine
 from tests.parity.patterns import inputs
 
 torch.set_num_threads(1)
@@ -81,10 +86,17 @@ class Served:
 
     contents: Contents
     decisions: Decisions
-    network: torch.nn.Module
+    description: Description
 
     def logits(self, images: torch.Tensor) -> np.ndarray:
-        return own_logits(self.network, images)
+        """The torch module's; the ONNX graph of the same description must have them too."""
+        found = own_logits(module_of(self.description, self.contents.weights).eval(), images)
+        _, _, height, width = images.shape
+        graph = write_graph(self.description, self.contents.weights, (height, width), None)
+        session = onnxruntime.InferenceSession(b"".join(graph.pieces()), providers=["CPUExecutionProvider"])
+        (others,) = session.run(["logits"], {"planes": images.numpy()})
+        assert distance(found, others) <= PARITY
+        return found
 
     def answers(self, images: torch.Tensor) -> np.ndarray:
         """What is served, before a softmax that nothing in the file states."""
@@ -98,19 +110,15 @@ class Served:
 def opened_thin(path: Path, **settings: Any) -> Served:
     """A thin network's file, read and decided as any, in a network that has a ResNet-50's layers and these shapes."""
     contents = read_checkpoint(path)
-    decisions = decide(Settings(**settings), contents)
-    network = Thin()
-    set_switches(network, decisions.switches)
-    set_altered(network, decisions.switches.altered)
-    if decisions.switches.head:
-        set_head(network, decisions.switches.head, contents.weights, "resnet50")
-    else:
-        network.fc = torch.nn.Linear(*contents.weights["fc.weight"].shape[::-1])
-    state = network.state_dict()
-    assert contents.weights.keys() == {name for name in state if not name.endswith("num_batches_tracked")}
-    state |= {name: torch.tensor(values) for name, values in contents.weights.items()}
-    network.load_state_dict(state)
-    return Served(contents, decisions, network.eval())
+    decisions = decide_all(Settings(**settings), contents)
+    switches, weights = decisions.switches, contents.weights
+    classes = len(weights["fc.weight"]) if "fc.weight" in weights else 1
+    description = describe_resnet(DescribedResNet((3, 4, 6, 3), width=4), classes, switches)
+    description = with_altered(description, switches.altered)
+    if switches.head:
+        description = with_head(description, switches.head, weights, "resnet50")
+    check_fit("resnet50", description.shapes(), weights)
+    return Served(contents, decisions, description)
 
 
 def photos() -> torch.Tensor:

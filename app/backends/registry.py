@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ..checkpoints import Checkpoint
 from ..errors import SettingError
 from .base import Backend, BackendOptions
+from .choice import backend_name
 
 
 def _torch(checkpoint: Checkpoint, options: BackendOptions) -> Backend:
@@ -35,12 +36,11 @@ _FACTORIES: dict[str, Callable[[Checkpoint, BackendOptions], Backend]] = {
 
 
 def create_backend(name: str, checkpoint: Checkpoint, options: BackendOptions) -> Backend:
-    """The backend called `name`, holding `checkpoint`; "auto" picks by what the checkpoint is.
+    """The backend called `name`, holding `checkpoint`; for "auto" the one that `choice.backend_name` names.
 
     Raises `SettingError` for a name or a device that is not to be had, `CheckpointError` where the weights do not fit.
     """
-    if name == "auto":
-        name = "onnx" if checkpoint.graph else "torch"
+    name = backend_name(name, checkpoint)
     if name not in _FACTORIES:
         raise SettingError(f"RESNET_BACKEND cannot be {name!r}: supported are auto, {', '.join(sorted(_FACTORIES))}.")
     return _FACTORIES[name](checkpoint, options)

@@ -1,5 +1,4 @@
-"""How fast the service is, and how close that is to what its machine allows.
+"""The benchmark of a service: load generator, rooflines of its stages, and the report that compares the two.
 
-Nothing is imported here: the load generator is a process of its own that shares the machine with the server, and loads
-no more than it needs.
+Nothing is imported here: the load generator is a separate process beside the server, and imports only what it needs.
 """

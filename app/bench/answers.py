@@ -1,15 +1,16 @@
-"""What became of one request: whether it was answered, rightly, and what the answer says of its stages."""
+"""The outcome of one request: status or error, right or wrong, and the times of its stages."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 STAGES = ("decode", "queue", "inference")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 _TIMING = re.compile(rb"\r\nserver-timing: *([^\r]*)", re.IGNORECASE)
 _BATCH = re.compile(rb"\r\nx-batch-size: *(\d+)", re.IGNORECASE)
@@ -22,13 +23,13 @@ class Answer:
 
     status: int | None
     error: str | None = None
-    """What the connection failed with: "refused", "reset", "closed", …"""
+    """How the connection failed: "refused", "reset", "closed", …"""
     code: str | None = None
-    """Of a problem, its code."""
+    """The code of a problem."""
     is_wrong: bool = False
-    """A 200 that is no prediction, or not the one it should be."""
+    """A 200 without a prediction, or with that of another image."""
     stages_ms: tuple[float, ...] = ()
-    """As `STAGES`; empty where the answer does not say."""
+    """In the order of `STAGES`; empty where the answer has no Server-Timing."""
     batch_size: int | None = None
 
     @property
@@ -41,22 +42,32 @@ class Head:
     """The part of an answer's head that the connection needs."""
 
     status: int
-    length: int
+    length: int | None
+    """Bytes of the body; None for a chunked one."""
     closes: bool
 
 
 def parse_head(head: bytes) -> Head:
-    """Raises `ValueError` for what is no HTTP/1.1 answer of a known length; this service gives no other."""
+    """Raises `ValueError` where it is not HTTP/1, or does not say where the body ends."""
     if head[:7] != b"HTTP/1." or not head[9:12].isdigit():
         raise ValueError("not HTTP")
     length = _LENGTH.search(head)
-    if length is None:
+    if length is None and _CHUNKED.search(head) is None:
         raise ValueError("no content-length")
-    return Head(int(head[9:12]), int(length[1]), _CLOSE.search(head) is not None)
+    return Head(int(head[9:12]), int(length[1]) if length else None, _CLOSE.search(head) is not None)
+
+
+Read = Callable[[bytes, int, bytes, Sequence[int] | None], Answer]
+"""Head, status, body and the expected classes of one answer → its outcome."""
+
+
+def read_status(head: bytes, status: int, body: bytes, expected: Sequence[int] | None) -> Answer:
+    """The status alone: costs the generator least, and works with any server."""
+    return Answer(status)
 
 
 def read_answer(head: bytes, status: int, body: bytes, expected: Sequence[int] | None) -> Answer:
-    """`expected`, where it is known, are the best classes that a right answer begins with."""
+    """`expected`: the classes that a right answer begins with, where they are known."""
     if status != 200:
         return Answer(status, code=_code(body))
     timing, batch = _TIMING.search(head), _BATCH.search(head)

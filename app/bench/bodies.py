@@ -1,4 +1,4 @@
-"""The images that are sent, in a folder that every process of a run reads: one file each, and an index."""
+"""The images of a run, in a folder that all its processes read: one file each, and an index."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _INDEX = "index.json"
 
 
 def write_bodies(folder: Path, bodies: Sequence[bytes], expected: Sequence[Sequence[int] | None] | None = None) -> None:
-    """`expected`: for each body the classes that a right answer begins with, where they are known."""
+    """`expected`: for each image the classes that a right answer begins with, where they are known."""
     folder.mkdir(exist_ok=True)
     names = [f"{number:04}" for number in range(len(bodies))]
     for name, body in zip(names, bodies, strict=True):

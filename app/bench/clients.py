@@ -1,6 +1,6 @@
-"""HTTP clients that cost little: sockets that are kept, requests prepared once, no library in between.
+"""HTTP clients that cost little CPU: connections are kept, requests prepared once, no library in between.
 
-On a small machine the load generator takes its CPU from the server, so that what it costs is part of every figure.
+On a small machine the load generator takes its CPU time from the server, so its cost is part of every figure.
 """
 
 from __future__ import annotations
@@ -10,29 +10,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from .answers import Answer, Head, parse_head, read_answer
+from .answers import Answer, Head, Read, parse_head, read_answer
 from .target import Target
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prepared request, head and body, and what a right answer begins with where that is known."""
+    """One prepared request, head and body."""
 
     data: bytes
     expected: tuple[int, ...] | None = None
+    """The classes that a right answer begins with, where they are known."""
 
 
-def prepare(target: Target, body: bytes, expected: Sequence[int] | None = None) -> Request:
-    """`POST /predict` with an image as its body."""
+def prepare(
+    target: Target,
+    body: bytes,
+    expected: Sequence[int] | None = None,
+    *,
+    path: str = "/predict",
+    content_type: str = "application/octet-stream",
+) -> Request:
+    """A POST of one image."""
     head = (
-        f"POST {target.prefix}/predict HTTP/1.1\r\nHost: {target.authority}\r\nUser-Agent: resnet-serve-bench\r\n"
-        f"Content-Type: application/octet-stream\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"POST {target.prefix}{path} HTTP/1.1\r\nHost: {target.authority}\r\nUser-Agent: resnet-serve-bench\r\n"
+        f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return Request(head.encode() + body, None if expected is None else tuple(expected))
 
 
 class ConnectionFailed(Exception):
-    """No answer came; the message is one of a few words to count by."""
+    """No answer came; the message is a short reason, the same for all failures of its kind."""
 
 
 class Connection(asyncio.Protocol):
@@ -77,9 +85,11 @@ class Connection(asyncio.Protocol):
             except ValueError as error:
                 self._fail(str(error))
                 return
-        if len(self._received) < self._head.length:
+        # A chunked body keeps its framing: only other servers send one, and of those only the status is read.
+        length = self._head.length
+        if not self._received.endswith(b"0\r\n\r\n") if length is None else len(self._received) < length:
             return
-        head, body = self._head, bytes(self._received[: self._head.length])
+        head, body = self._head, bytes(self._received[:length])
         self._head = None
         self._received.clear()
         if head.closes:
@@ -97,11 +107,12 @@ class Connection(asyncio.Protocol):
 
 
 class Clients:
-    """As many connections as requests are on their way, up to `most`; beyond that requests wait for one."""
+    """A pool of up to `most` connections; further requests wait for one."""
 
-    def __init__(self, target: Target, requests: Sequence[Request], most: int = 4096) -> None:
+    def __init__(self, target: Target, requests: Sequence[Request], most: int = 4096, read: Read = read_answer) -> None:
         self._target = target
         self._requests = requests
+        self._read = read
         self._tls = target.tls()
         self._idle: list[Connection] = []
         self._open = asyncio.Semaphore(most)
@@ -124,7 +135,7 @@ class Clients:
                 raise
             if connection.is_open:
                 self._idle.append(connection)
-        return read_answer(head_bytes, head.status, body, request.expected)
+        return self._read(head_bytes, head.status, body, request.expected)
 
     async def body_of(self, number: int) -> bytes:
         """The body of the answer to request `number`. Raises `ConnectionFailed` or `OSError`."""
@@ -154,7 +165,7 @@ class Clients:
 
 
 def _kind(error: BaseException) -> str:
-    """A few words to count by."""
+    """A short reason, the same for all failures of its kind."""
     if isinstance(error, ConnectionRefusedError):
         return "refused"
     if isinstance(error, ConnectionResetError | BrokenPipeError):

@@ -1,4 +1,4 @@
-"""From what each part can do alone to what the whole can do, and how much of that it does."""
+"""The cost of each stage, the throughput that follows from them as possible, and the share of it that is reached."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .rooflines import Pace
+from .pace import Pace
 from .steps import Step
 
 STAGES = ("decode", "http", "transfer", "model")
@@ -14,46 +14,46 @@ STAGES = ("decode", "http", "transfer", "model")
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Everything measured once, one right after the other: a slow minute of the machine meets all of it."""
+    """One pass over all measurements: a slow minute of the machine affects all of them."""
 
     decode: Pace
-    """In as many processes as there are CPUs."""
+    """In a process for each CPU."""
     decode_alone: Pace
     """In one process."""
     smallest: Pace
-    """Decoding the image that the HTTP roofline sends, in one process."""
+    """Decoding the HTTP roofline's image, in one process."""
     model: Pace
     """The bare loop at the planned batch."""
     model_alone: Pace
     """The bare loop at batch 1, one call at a time."""
     transfer: Pace
     http: Step
-    """Closed loop on the null backend: bodies as large as the photos, which cost nothing to decode."""
+    """Closed loop on the null backend: one-pixel images with bodies as large as the photos."""
     http_cpu_seconds: float
-    """Of that server, meanwhile."""
+    """CPU time of that server meanwhile."""
     served: Step
-    """Closed loop on the service that is measured."""
+    """Closed loop on the service under measurement."""
     single: Step
     """The same with one client."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds an image, and what follows from them. Each is the median of the rounds."""
+    """Seconds an image, and the rates and ratios that follow; each is the median of the rounds."""
 
     cpus: int
     side_by_side: bool
-    """Whether the model runs beside the CPUs, on a device of its own, and not on them."""
+    """Whether the model runs on its own device beside the CPUs."""
     decode_cpu_seconds: float
     http_cpu_seconds: float
     transfer_seconds: float
     model_seconds: float
     """1 / the bare loop's rate at the planned batch."""
     shares: dict[str, float]
-    """Of a request's cost, by stage; they sum to 1."""
+    """Shares of a request's cost by stage; they sum to 1."""
     bottleneck: str
     decode_rate: float
-    """Images a second that these CPUs decode where they do nothing else."""
+    """Images a second that these CPUs decode when they do nothing else."""
     http_rate: float
     model_rate: float
     possible_rate: float
@@ -61,14 +61,14 @@ class Costs:
     served_of_possible: float
     served_of_decode: float
     single_ms: float | None
-    """One client's median latency; None where it was answered in no round …"""
+    """One client's median latency; None where no round had an answer."""
     single_parts_ms: float
-    """… and a lone decode and a lone call of the backend, which it cannot be under."""
+    """A lone decode and a lone call of the backend: the lower bound of `single_ms`."""
     single_ratio: float | None
 
 
 def costs_of(rounds: Sequence[Round], cpus: int, side_by_side: bool) -> Costs:
-    """Ratios are taken within each round, so that what slows the whole machine down is in both sides."""
+    """Ratios are taken within each round, so that a slowdown of the whole machine is in both sides."""
 
     def median(value: Callable[[Round], float]) -> float:
         return statistics.median(value(each) for each in rounds)
@@ -79,8 +79,8 @@ def costs_of(rounds: Sequence[Round], cpus: int, side_by_side: bool) -> Costs:
     def possible(each: Round) -> float:
         if side_by_side:
             return min(each.model.rate, cpus / max(cpu(each), 1e-9))
-        # A model on all CPUs takes them from decoding; one on fewer threads leaves it the others. Those that other
-        # programs take are not left: there are as many as decoding alone got in this round.
+        # A model on all CPUs takes them from decoding; one on fewer threads leaves the others to it. The CPUs available
+        # are those that decoding alone got in this round: other programs may take a part.
         got = min(cpus, each.decode.rate * each.decode.cpu_seconds_an_image)
         return min(each.model.rate, got / max(each.model.cpu_seconds_an_image + cpu(each), 1e-9))
 
@@ -114,7 +114,7 @@ def costs_of(rounds: Sequence[Round], cpus: int, side_by_side: bool) -> Costs:
 
 
 def _http_cpu(each: Round) -> float:
-    """The server's CPU an image beside decoding: what it took for the smallest image, but for decoding that."""
+    """The server's CPU time an image without decoding: its time for the smallest image less that of decoding it."""
     answered = max(each.http.good, 1)
     return max(0.0, each.http_cpu_seconds / answered - each.smallest.cpu_seconds_an_image)
 
@@ -124,7 +124,7 @@ def _parts_ms(each: Round) -> float:
 
 
 def _bottleneck(seconds: dict[str, float], side_by_side: bool) -> str:
-    """The stage to look at: of what everybody waits for, the largest."""
+    """The largest stage; with the model on its own device, the larger stage of the busier side."""
     if not side_by_side:
         return max(seconds, key=lambda name: seconds[name])
     on_device = seconds["model"] + seconds["transfer"] >= seconds["decode"] + seconds["http"]

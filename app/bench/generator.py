@@ -1,4 +1,4 @@
-"""The load generator's process: it runs one loop after the other, as it is told."""
+"""The load generator's process: runs the loops that its parent asks for, one after the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import uvloop
 
 from ..errors import StartError
-from .answers import classes_of
+from .answers import classes_of, read_answer, read_status
 from .bodies import read_bodies
 from .children import answer_commands
 from .clients import Clients, ConnectionFailed, Request, prepare
@@ -23,21 +23,24 @@ from .steps import Step
 from .target import Target
 
 _GIVE_UP_SECONDS = 60.0
-# One answer may be lost; a service that loses more holds the run for ever.
+# One lost answer is tolerated. Waiting for each lost answer would hold the run for too long.
 _MOST_LOST = 3
 
 
 def run_step(told: dict[str, Any], on_done: Callable[[int], None]) -> dict[str, Any]:
-    """One loop: {"loop": "open" or "closed", "target": …, "bodies": folder, and the loop's own arguments}."""
+    """One loop: {"loop": "open" or "closed", "target": …, "bodies": folder, "request": …, "status_alone": bool, and the
+    loop's own arguments}.
+    """
     target, requests = _requests(told)
+    read = read_status if told.pop("status_alone", False) else read_answer
     loop = told.pop("loop")
     began = time.process_time()
-    step = uvloop.run(_step(loop, Clients(target, requests), told, on_done))
+    step = uvloop.run(_step(loop, Clients(target, requests, read=read), told, on_done))
     return asdict(replace(step, generator_cpu_seconds=time.process_time() - began))
 
 
 async def _step(loop: str, clients: Clients, told: dict[str, Any], on_done: Callable[[int], None]) -> Step:
-    # Answered before anything is measured: what the step before left in the server's queue is gone by then.
+    # One answer before the loop begins: by then the server's queue is empty.
     with suppress(TimeoutError):
         async with asyncio.timeout(told.get("give_up_seconds", _GIVE_UP_SECONDS)):
             await clients.ask(0)
@@ -48,7 +51,7 @@ async def _step(loop: str, clients: Clients, told: dict[str, Any], on_done: Call
 
 
 def learn(told: dict[str, Any], on_done: Callable[[int], None]) -> list[list[int]]:
-    """What the server answers to each body where nobody else asks: the two best classes, or nothing."""
+    """The two best classes of each image, asked for one at a time; [] where the server gave no prediction."""
     target, requests = _requests(told)
     return uvloop.run(_learn(Clients(target, requests), requests, told.get("give_up_seconds", _GIVE_UP_SECONDS)))
 
@@ -73,11 +76,11 @@ async def _learn(clients: Clients, requests: list[Request], give_up_seconds: flo
 
 def _requests(told: dict[str, Any]) -> tuple[Target, list[Request]]:
     target = Target(**told.pop("target"))
-    folder = Path(told.pop("bodies"))
-    return target, [prepare(target, body, expected) for body, expected in read_bodies(folder)]
+    folder, request = Path(told.pop("bodies")), told.pop("request", {})
+    return target, [prepare(target, body, expected, **request) for body, expected in read_bodies(folder)]
 
 
 if __name__ == "__main__":
-    # Nothing of this lives in cycles, and the collector would stop everything now and then.
+    # The generator makes no reference cycles, and each collection would pause all clients.
     gc.disable()
     answer_commands({"step": run_step, "learn": learn})

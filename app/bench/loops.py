@@ -1,9 +1,9 @@
-"""Closed and open loops.
+"""Closed-loop and open-loop load.
 
-In a closed loop each client asks again when it is answered: the server sets the pace, and while it stalls nobody asks,
-so that a stall is in one latency of each client and no more. It tells throughput. In an open loop requests are due at
-times fixed beforehand, whatever becomes of those before them, and each latency counts from when its request was due: a
-stall is in the latency of every request that was due meanwhile. It tells latency.
+In a closed loop each client sends its next request when the last one is answered. The server sets the pace: while it
+stalls no request is sent, so that the stall is in only one latency of each client. A closed loop measures throughput.
+In an open loop requests are due at times fixed in advance, and each latency counts from when its request was due: a
+stall is in the latency of every request that was due meanwhile. An open loop measures latency.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .answers import Answer
 from .steps import Step, Tally
 
 Ask = Callable[[int], Awaitable[Answer]]
-"""Sends request number n, and says what became of it; raises nothing but its own cancellation."""
+"""Sends request number n and returns its outcome; raises only `CancelledError`."""
 Arrivals = Literal["poisson", "steady"]
 Done = Callable[[int], None]
 Clock = Callable[[], float]
@@ -36,9 +36,9 @@ async def closed_loop(
     on_done: Done = lambda done: None,
     clock: Clock = time.monotonic,
 ) -> Step:
-    """`clients` that ask again as soon as they are answered: for so many `seconds`, or `requests` in all.
+    """`clients` that send their next request as soon as they are answered: for `seconds`, or `requests` in all.
 
-    A request that is not answered within `give_up_seconds` is given up, and its client goes on.
+    A client waits `give_up_seconds` for an answer, and then sends its next request.
     """
     tally = Tally(target_ms)
     numbers = itertools.count() if requests is None else iter(range(requests))
@@ -63,7 +63,7 @@ async def closed_loop(
             if last_at >= ends_at:
                 return
             if answer.status is None:
-                # A server that refuses connections would be asked thousands of times a second.
+                # Refused connections would be tried thousands of times a second.
                 await asyncio.sleep(0.05)
 
     tasks = [asyncio.create_task(client()) for _ in range(clients)]
@@ -83,9 +83,9 @@ async def open_loop(
     on_done: Done = lambda done: None,
     clock: Clock = time.monotonic,
 ) -> Step:
-    """`requests` that are due at `rate` a second, whatever becomes of those before them.
+    """`requests` that are due at `rate` a second, whether or not earlier ones are answered.
 
-    What is not answered `give_up_seconds` after the last was due is given up and counted.
+    Requests without an answer `give_up_seconds` after the last one was due are counted as unanswered.
     """
     tally = Tally(target_ms)
     began = clock()
@@ -93,7 +93,7 @@ async def open_loop(
 
     async def one(number: int, due: float) -> None:
         nonlocal last_at
-        # A timer may be early too, by a part of a millisecond.
+        # A timer may also be early, by a part of a millisecond.
         due = min(due, clock())
         answer = await ask(number)
         last_at = clock()
@@ -115,22 +115,21 @@ async def open_loop(
 
 
 def due_times(rate: float, requests: int, arrivals: Arrivals, seed: int) -> Iterator[float]:
-    """Seconds after the start at which each request is due.
+    """Seconds after the start at which each request is due, all within `requests / rate` seconds.
 
-    "poisson": independent of each other, as the requests of many people are; "steady": evenly spaced. Either way they
-    come within `requests / rate` seconds.
+    "poisson": independent of each other, like the requests of many users; "steady": evenly spaced.
     """
     if arrivals == "steady":
         yield from (number / rate for number in range(requests))
         return
-    # A Poisson process of which the number of arrivals is known: independent moments. A sum of so many free gaps would
-    # be at another rate each time, by a tenth where it is a hundred of them.
+    # A Poisson process with a known number of arrivals: independent uniform times. Exponential gaps would give another
+    # rate each time, by a tenth for a hundred requests.
     generator = random.Random(seed)
     yield from sorted(generator.random() * requests / rate for _ in range(requests))
 
 
 async def _finish(tasks: list[asyncio.Task[None]], most_seconds: float | None) -> None:
-    """Wait for all, and cancel what is not done in time."""
+    """Wait for all tasks, and cancel those that are not done in time."""
     if not tasks:
         return
     done, pending = await asyncio.wait(tasks, timeout=None if most_seconds is None else max(0.0, most_seconds))

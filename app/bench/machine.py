@@ -1,4 +1,4 @@
-"""On what it was measured."""
+"""The machine and the versions of a measurement."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from PIL import features
 
 from .. import __version__
 from ..resources import available_cpus, available_memory_bytes
@@ -27,17 +29,22 @@ _PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where this process runs; a container's limits are what counts."""
+    """The machine of this process, within its container's limits."""
 
     cpu: str
     host_cpus: int
     usable_cpus: int
-    """After affinity and the cgroup's quota: what the service plans with."""
+    """Within affinity and the cgroup's quota: the CPUs that the service plans with."""
     memory_bytes: int
-    """After the cgroup's limit."""
+    """Within the cgroup's limit."""
     system: str
     gpu: str | None = None
-    """The device that the model runs on, where that is none of the CPUs."""
+    """The GPU that the model runs on."""
+
+    def __str__(self) -> str:
+        gpu = f", {self.gpu}" if self.gpu else ""
+        limits = f"{self.usable_cpus} of {self.host_cpus} CPUs, {self.memory_bytes / 1e9:.1f} GB"
+        return f"{self.cpu}, {limits}{gpu}, {self.system}"
 
 
 def this_machine(gpu: str | None = None) -> Machine:
@@ -52,14 +59,14 @@ def this_machine(gpu: str | None = None) -> Machine:
 
 
 def versions() -> dict[str, str]:
-    """Of this service, Python, and what is on the road of a request, as they are installed here."""
+    """The installed versions of this service, Python, and the libraries that a request passes through."""
     found = {"resnet-serve": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return found | {"libjpeg-turbo": features.version("libjpeg_turbo") or "none"}
 
 
 def _cpu_name() -> str:

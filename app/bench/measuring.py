@@ -1,9 +1,9 @@
-"""The processes of a run, and what is asked of them."""
+"""The child processes of a run (load generator, decoders, model), and the measurements made with them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +13,9 @@ from ..resources import available_cpus
 from ..settings import Settings
 from .children import Child
 from .costs import Round
+from .pace import Pace, together
 from .plan import Plan
 from .processes import cpu_seconds
-from .rooflines import Pace, together
 from .search import Highest, find_highest
 from .serving import Serving, environment_of
 from .steps import Latency, Step
@@ -23,78 +23,87 @@ from .target import Target
 
 
 class Progress(Protocol):
-    """Who is told what a run does."""
+    """Receives the progress of a run."""
 
     def begin(self, text: str, seconds: float | None = None, total: int | None = None) -> None:
-        """Something starts: how long it will take, or how many requests it has, where that is known."""
+        """A measurement starts, with its expected length or number of requests where known."""
         ...
 
     def done(self, requests: int) -> None:
-        """So many of them, of what has begun."""
+        """So many requests of the current measurement are done."""
         ...
 
     def end(self, found: str) -> None:
-        """What has begun is done; `found` is for a person."""
+        """The current measurement is done; `found` is its result as text."""
         ...
 
 
 class Generator:
-    """The load generator's process, and the images that it sends."""
+    """The load generator's process and its images."""
 
-    def __init__(self, child: Child, folder: Path, plan: Plan, progress: Progress) -> None:
+    def __init__(self, child: Child, folder: Path, target_ms: float, on_done: Callable[[int], None]) -> None:
         self._child = child
         self._folder = folder
-        self._plan = plan
-        self._progress = progress
+        self._target_ms = target_ms
+        self._on_done = on_done
         self._steps = 0
 
-    async def closed(self, target: Target, *, clients: int, seconds: float, bodies: str = "photos") -> Step:
-        return await self._step(target, bodies, loop="closed", clients=clients, seconds=seconds)
+    @classmethod
+    @asynccontextmanager
+    async def start(
+        cls, folder: Path, target_ms: float, on_done: Callable[[int], None] = lambda done: None
+    ) -> AsyncIterator[Generator]:
+        """Bodies are read from folders in `folder`; `on_done` is called with the number of answers so far."""
+        child = await Child.start("generator", ".bench.generator", folder)
+        try:
+            yield cls(child, folder, target_ms, on_done)
+        finally:
+            await child.close()
 
-    async def soak(self, target: Target, requests: int) -> Step:
-        """A closed loop of so many requests."""
-        return await self._step(target, "photos", loop="closed", clients=self._plan.clients, requests=requests)
+    async def closed(self, target: Target, *, clients: int, bodies: str = "photos", **values: Any) -> Step:
+        """A closed loop of so many `seconds` or `requests`; further values are those of `generator.run_step`."""
+        return await self._step(target, bodies, loop="closed", clients=clients, **values)
 
-    async def open(self, target: Target, rate: float) -> Step:
-        """Requests that are due at `rate`; no two steps have them due at the same moments."""
+    async def open(self, target: Target, rate: float, plan: Plan) -> Step:
+        """Requests due at `rate`; each step has its own arrival times."""
         self._steps += 1
         return await self._step(
             target,
             "photos",
             loop="open",
             rate=rate,
-            requests=self._plan.requests_at(rate),
-            arrivals=self._plan.arrivals,
+            requests=plan.requests_at(rate),
+            arrivals=plan.arrivals,
             seed=self._steps,
-            give_up_seconds=self._plan.give_up_seconds,
+            give_up_seconds=plan.give_up_seconds,
         )
 
     async def learn(self, target: Target, bodies: str = "photos") -> list[list[int]]:
-        """The two best classes of each image as the server answers it alone."""
+        """The two best classes of each image, sent one at a time."""
         found: list[list[int]] = await self._child.ask(
             "learn", target=asdict(target), bodies=str(self._folder / bodies)
         )
         return found
 
     async def _step(self, target: Target, bodies: str, **values: Any) -> Step:
-        told = {"target": asdict(target), "bodies": str(self._folder / bodies), "target_ms": self._plan.p99_ms}
-        return step_of(await self._child.ask("step", self._progress.done, **told, **values))
+        told = {"target": asdict(target), "bodies": str(self._folder / bodies), "target_ms": self._target_ms}
+        return _step_of(await self._child.ask("step", self._on_done, **told, **values))
 
 
-def step_of(document: dict[str, Any]) -> Step:
+def _step_of(document: dict[str, Any]) -> Step:
     latency = document.pop("latency_ms")
     return Step(**document, latency_ms=None if latency is None else Latency(**latency))
 
 
 class Rooflines:
-    """One process a CPU that decodes, and one that holds the model."""
+    """A decoding process for each CPU, and one process with the model."""
 
     def __init__(self, decoders: list[Child], model: Child, folder: Path, loaded: dict[str, Any]) -> None:
         self._decoders = decoders
         self._model = model
         self._folder = folder
         self.loaded = loaded
-        """What the model's process says of it."""
+        """The model's facts, from its process."""
 
     @classmethod
     @asynccontextmanager
@@ -127,7 +136,7 @@ class Rooflines:
 def telling(
     progress: Progress, text: str, seconds: float | None = None, total: int | None = None
 ) -> Iterator[list[str]]:
-    """Tell that something is done; what is put into the list is what was found."""
+    """Report the start and the end of a measurement; its results go into the list."""
     found: list[str] = []
     progress.begin(text, seconds, total)
     try:
@@ -145,7 +154,7 @@ async def measure_round(
     progress: Progress,
     name: str,
 ) -> Round:
-    """Everything once, one after the other."""
+    """Each measurement once, one after the other."""
     seconds, half = plan.seconds, plan.seconds / 2
     planned = rooflines.loaded["planned_batch"]
     with telling(progress, f"{name}: decode only", seconds + 2 * half) as found:
@@ -189,7 +198,7 @@ async def measure_load(
     async def step(rate: float) -> Step:
         expected = plan.requests_at(rate) / rate
         with telling(progress, f"Open loop at {rate:.1f}/s", expected, plan.requests_at(rate)) as found:
-            taken = await generator.open(serving.target, rate)
+            taken = await generator.open(serving.target, rate, plan)
             p99 = f"p99 {taken.latency_ms.p99:.0f} ms" if taken.latency_ms else "no answer"
             share = taken.in_time / max(taken.requests, 1)
             found.append(f"{p99}, {share:.1%} within {plan.p99_ms:g} ms")

@@ -1,4 +1,4 @@
-"""The photos that are sent: somebody's own, scikit-image's, or made ones; the report says which."""
+"""The images that are sent: a user's photos, scikit-image's photos, or synthetic pictures."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ..types import Pixels
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
 _MOST = 200
-# The usual size of ImageNet's photos, and a quality that makes files as large as those are (60 to 100 kB).
+# JPEGs of this size and quality have 60 to 100 kB, as ImageNet's photos do.
 _SIZE, _QUALITY = (500, 375), 95
 _CARRIED = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry")
-_MADE = 8
+_SYNTHETIC = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Photos:
-    """Encoded images, and where they are from."""
+    """Encoded images and their source."""
 
     source: str
     bodies: tuple[bytes, ...]
     skipped: tuple[str, ...] = ()
-    """Files that the service would refuse."""
+    """Files that the service would refuse, with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,12 @@ def facts_of(photos: Photos) -> PhotoFacts:
 
 
 def find_photos(folder: Path | None, decode: Callable[[bytes], Pixels]) -> Photos:
-    """The first 200 images in `folder`, by name; without one, photos that are at hand. Blocks.
+    """The first 200 images in `folder`, by name; without one, scikit-image's photos or synthetic pictures. Blocks.
 
-    Raises `SettingError` for a folder without an image that `decode` takes.
+    Raises `SettingError` for a folder without an image that `decode` accepts.
     """
     if folder is None:
-        return _carried() or _made()
+        return _carried() or _synthetic()
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and not path.is_dir())
     except OSError as error:
@@ -81,7 +81,7 @@ def find_photos(folder: Path | None, decode: Callable[[bytes], Pixels]) -> Photo
 
 
 def smallest_image(padded_to_bytes: int) -> bytes:
-    """A BMP of one pixel with bytes behind it that no decoder reads: it costs HTTP what a photo of that size does."""
+    """A BMP of one pixel, followed by bytes that no decoder reads: its decoding is free, its size is a photo's."""
     return encoded(Image.new("RGB", (1, 1), (120, 130, 140)), "BMP").ljust(padded_to_bytes, b"\0")
 
 
@@ -91,27 +91,33 @@ def encoded(image: Image.Image, image_format: str = "JPEG", **options: Any) -> b
     return target.getvalue()
 
 
+def as_sent(image: Image.Image, quality: int = _QUALITY) -> bytes:
+    """A JPEG of the size of ImageNet's photos."""
+    return encoded(image.resize(_SIZE, Image.Resampling.LANCZOS), quality=quality)
+
+
+def carried_pictures() -> list[Image.Image]:
+    """The photos in the package scikit-image, at their own sizes. Raises `ImportError` without it."""
+    data = importlib.import_module("skimage.data")
+    return [Image.fromarray(getattr(data, name)()).convert("RGB") for name in _CARRIED]
+
+
 def _carried() -> Photos | None:
     try:
-        data = importlib.import_module("skimage.data")
+        images = carried_pictures()
     except ImportError:
         return None
-    images = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in _CARRIED]
     source = f"{len(images)} photos that scikit-image carries, at {_SIZE[0]}×{_SIZE[1]}"
-    return Photos(source, tuple(_as_sent(image) for image in images))
+    return Photos(source, tuple(as_sent(image) for image in images))
 
 
-def _made() -> Photos:
-    source = f"{_MADE} made pictures of {_SIZE[0]}×{_SIZE[1]}: no photos (give yours with --photos)"
-    return Photos(source, tuple(_as_sent(made_picture(seed)) for seed in range(_MADE)))
+def _synthetic() -> Photos:
+    source = f"{_SYNTHETIC} synthetic pictures of {_SIZE[0]}×{_SIZE[1]}: no photos (give yours with --photos)"
+    return Photos(source, tuple(as_sent(synthetic_picture(seed)) for seed in range(_SYNTHETIC)))
 
 
-def _as_sent(image: Image.Image) -> bytes:
-    return encoded(image.resize(_SIZE, Image.Resampling.LANCZOS), quality=_QUALITY)
-
-
-def made_picture(seed: int) -> Image.Image:
-    """Noise whose strength falls with its frequency, as in photos: a JPEG of it costs about what a photo's does."""
+def synthetic_picture(seed: int) -> Image.Image:
+    """Noise whose amplitude falls with its frequency, as in photos: a JPEG of it costs about as much as a photo's."""
     generator = np.random.default_rng(seed)
     picture = np.zeros((_SIZE[1], _SIZE[0], 3), np.float32)
     for octave in range(2, 9):

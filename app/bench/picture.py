@@ -1,4 +1,4 @@
-"""The report as a picture: latency over load, goodput, and the stages' shares. Or, of a soak, memory over time."""
+"""The report as a picture: latency and goodput over load, and the stages' shares; for a soak, memory over time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SERVED_COLOURS = {"decode": "#3b76af", "queue": "#b9b9b9", "inference": "#c1543
 
 
 def check_matplotlib() -> None:
-    """Before minutes of measuring. Raises `SettingError`."""
+    """Checked before minutes of measuring. Raises `SettingError`."""
     if importlib.util.find_spec("matplotlib") is None:
         raise SettingError(
             "The picture needs matplotlib, which is not installed: pip install 'resnet-serve[pictures]', or leave the "

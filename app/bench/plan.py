@@ -1,4 +1,4 @@
-"""How long a run takes over each thing."""
+"""The length of each measurement of a run."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ Kind = Literal["standard", "quick", "soak"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run measures, and for how long."""
+    """The measurements of a run and their lengths."""
 
     kind: Kind
     p99_ms: float
     clients: int
     arrivals: Arrivals
     seconds: float
-    """For one measurement; some take half of it."""
+    """Length of one measurement; of some the half."""
     step_requests: int
-    """Fewest requests of an open-loop step."""
+    """Fewest requests in an open-loop step."""
     step_targets: float
-    """Shortest length of an open-loop step, in targets. Where a rate is over what the service can do by a part x, the
-    queue takes a target / x to grow so long that the target is missed: 20 of them show 5% too much."""
+    """Shortest open-loop step, in multiples of the latency target. At a rate that is too high by a part x, the queue
+    takes target / x to grow until the target is missed: 20 targets show an excess of 5%."""
     most_step_seconds: float
-    """However few requests those are: a slow service would hold the run for ever. What a person asked for is more."""
+    """Longest open-loop step, so that a slow service does not hold the run; `asked_…` may exceed it."""
     rounds: int
     tolerance: float
     most_steps: int
     curve: tuple[float, ...]
-    """Rates beside the search's, as parts of the closed loop's throughput."""
+    """Rates measured beside the search's, as parts of the closed loop's throughput."""
     soak_requests: int = 0
     wait_seconds: float = 300.0
     asked_seconds: float = 0.0
-    """By a person, for an open-loop step; 0 where it is the plan's own …"""
+    """Length of an open-loop step that the user asked for; 0: none."""
     asked_requests: int = 0
 
     def requests_at(self, rate: float) -> int:
-        """How many requests a step at this rate has."""
+        """The number of requests in a step at this rate."""
         wanted = max(self.step_requests, math.ceil(rate * max(self.seconds, self.step_targets * self.p99_ms / 1e3)))
         asked = max(self.asked_requests, math.ceil(rate * self.asked_seconds))
         return max(1, asked, min(wanted, int(rate * self.most_step_seconds)))
 
     @property
     def give_up_seconds(self) -> float:
-        """After a step's last arrival: what is later than that has missed every target."""
+        """How long answers are waited for after a step's last arrival; later ones have missed every target."""
         return max(2.0, 4 * self.p99_ms / 1e3)
 
 

@@ -1,9 +1,10 @@
-"""What a process and its children take of the machine, read from /proc (Linux)."""
+"""CPU time, memory and open files of a process with its children, read from /proc (Linux)."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -17,7 +18,7 @@ _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class MemorySample:
-    """A process with all its children at one moment; memory that several of them share counts in each."""
+    """A process with its children at one moment; memory that several of them share counts once for each."""
 
     seconds: float
     """Since the watch began."""
@@ -26,7 +27,7 @@ class MemorySample:
 
 
 def family(pid: int) -> list[int]:
-    """The process and everything it started that lives."""
+    """The process and its living descendants."""
     found = [pid]
     for each in found:
         for children in Path(f"/proc/{each}/task").glob("*/children"):
@@ -36,7 +37,7 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of the process and its children that live, in all their threads."""
+    """CPU time of the process and its living children, in all their threads."""
     return sum(_cpu_seconds(each) for each in family(pid))
 
 
@@ -44,8 +45,14 @@ def rss_bytes(pid: int) -> int:
     return sum(resident_memory_bytes(each) for each in family(pid))
 
 
+def proportional_kilobytes(pid: int) -> int:
+    """Memory (PSS) of the process and its children: a page that several of them share counts once in all."""
+    rollups = [Path(f"/proc/{each}/smaps_rollup").read_text(encoding="ascii") for each in family(pid)]
+    return sum(int(size) for each in rollups for size in re.findall(r"^Pss: +(\d+) kB", each, re.MULTILINE))
+
+
 def open_files(pid: int) -> int:
-    """Files, sockets and pipes that are open."""
+    """Open files, sockets and pipes."""
     return sum(_open_files(each) for each in family(pid))
 
 
@@ -65,7 +72,7 @@ def _open_files(pid: int) -> int:
 
 @asynccontextmanager
 async def memory_watch(pid: int | None, every_seconds: float = 1.0) -> AsyncIterator[list[MemorySample]]:
-    """Samples of a process, added while the block runs: one at its beginning, one at its end. None: no samples."""
+    """Samples of a process, added while the block runs, the first at its start and the last at its end; None: none."""
     samples: list[MemorySample] = []
     if pid is None:
         yield samples

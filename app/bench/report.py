@@ -1,4 +1,4 @@
-"""A run's report: what is written as JSON, and what text and picture are made of."""
+"""The report of a run, which is written as JSON, text and picture; its warnings and failures."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from .search import Highest
 from .soak import Memory
 from .steps import Step
 
-# A 99th percentile of fewer requests hangs on four of them.
+# With fewer requests a 99th percentile depends on four of them.
 ENOUGH_REQUESTS = 500
 _LAG_MS = 5.0
 _QUIET = 0.9
 
 
 class ServerFacts(BaseModel):
-    """What was measured."""
+    """The server under measurement."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: str
     was_started: bool
-    """By the run itself, with these settings."""
+    """Whether the run started it, with these settings."""
     settings: dict[str, str]
     version: str
     model: str
@@ -40,12 +40,12 @@ class ServerFacts(BaseModel):
     backend: str
     device: str
     planned_batch: int | None
-    """What the warm-up chooses here; None where it was not measured."""
+    """The batch size that the warm-up chooses; None where it was not measured."""
     ready_seconds: float | None
 
 
 class Report(BaseModel):
-    """Everything that a run found, with what it was found on."""
+    """All results of a run, with machine, versions and server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,7 +56,7 @@ class Report(BaseModel):
     seconds: float
     kind: Literal["standard", "quick", "soak"]
     machine: Machine
-    """Where the load came from; the server too, if it was started by the run."""
+    """The load generator's machine; the server's too, if the run started it."""
     versions: dict[str, str]
     server: ServerFacts
     photos: PhotoFacts
@@ -65,12 +65,12 @@ class Report(BaseModel):
     clients: int
     rounds: tuple[Round, ...]
     rooflines_missing: str | None
-    """Why there are none."""
+    """Why there are no rounds."""
     costs: Costs | None
     closed: Step
     """The last closed loop, or the soak."""
     single: Step | None
-    """The last one with one client."""
+    """The last closed loop with one client."""
     curve: tuple[Step, ...]
     """Open-loop steps by their rate."""
     highest: Highest | None
@@ -79,7 +79,7 @@ class Report(BaseModel):
 
     @property
     def failures(self) -> list[str]:
-        """What makes the run a failed one: wrong answers, and in a soak those that did not come, and growth."""
+        """Reasons why the run failed: wrong answers, and in a soak missing answers and growth."""
         found = []
         if wrong := sum(step.wrong for step in self.all_steps):
             found.append(f"{wrong} answers were wrong: no prediction, or not that of the image that was sent.")
@@ -101,9 +101,9 @@ def steps_of(rounds: Sequence[Round], closed: Step, single: Step | None, curve: 
 
 
 def warnings_of(steps: list[Step], rounds: Sequence[Round], cpus: int, skipped: tuple[str, ...]) -> tuple[str, ...]:
-    """What a reader must know before believing the figures."""
+    """Facts that limit how far the figures can be trusted."""
     found = [f"Not sent: {each}" for each in skipped]
-    # Decoding needs nothing but CPU: where it got less than all of it, others had the rest.
+    # Decoding needs only CPU: where it got less than all of it, other processes had the rest.
     got = min((each.decode.rate * each.decode.cpu_seconds_an_image / cpus for each in rounds), default=1.0)
     if got < _QUIET:
         found.append(
@@ -126,7 +126,7 @@ def warnings_of(steps: list[Step], rounds: Sequence[Round], cpus: int, skipped: 
 
 
 def check_writable(path: Path) -> None:
-    """Before minutes of measuring. Raises `SettingError`."""
+    """Checked before minutes of measuring. Raises `SettingError`."""
     if not path.name or path.is_dir():
         raise SettingError(
             f"--output: {path} is a folder; name the report's file in it, such as {path / 'bench.json'}."
@@ -138,5 +138,5 @@ def check_writable(path: Path) -> None:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """As JSON, whole or not at all."""
+    """Write JSON, whole or not at all."""
     write_whole(path, (json.dumps(report.model_dump(mode="json"), indent=1) + "\n").encode())

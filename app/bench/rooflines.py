@@ -1,6 +1,6 @@
-"""What each part of a request's road can do alone, measured in processes that do nothing else.
+"""The child process that measures the stages of a request alone: decoding, copies to the device, the model.
 
-One process measures one part at a time; the settings are in its environment, as a server's are.
+A process measures one stage at a time. The settings are in its environment, like a server's.
 """
 
 from __future__ import annotations
@@ -8,12 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import statistics
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,75 +24,17 @@ from ..errors import SettingError
 from ..images.decoding_messages import document_of, preprocessing_of
 from ..loading import load_model
 from ..metrics import Metrics
-from ..opening import LogReporter
+from ..progress import LogReporter
 from ..server import decode_as_served
 from ..settings import Settings, load_settings
 from ..types import Pixels, Preprocessing, Want
 from .bodies import read_bodies
 from .children import answer_commands
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Something done again and again."""
-
-    images: int
-    seconds: float
-    cpu_seconds: float
-    call_ms: float
-    """One call's median: an image decoded, or a batch answered."""
-
-    @property
-    def rate(self) -> float:
-        """Images a second."""
-        return self.images / self.seconds if self.seconds else 0.0
-
-    @property
-    def cpu_seconds_an_image(self) -> float:
-        return self.cpu_seconds / self.images if self.images else 0.0
-
-
-def together(paces: list[Pace]) -> Pace:
-    """Of processes that ran side by side: what they did in all."""
-    return Pace(
-        images=sum(each.images for each in paces),
-        seconds=sum(each.images for each in paces) / max(sum(each.rate for each in paces), 1e-9),
-        cpu_seconds=sum(each.cpu_seconds for each in paces),
-        call_ms=statistics.median(each.call_ms for each in paces),
-    )
-
-
-def repeat(
-    call: Callable[[int], None],
-    images_a_call: int,
-    seconds: float,
-    pool: ThreadPoolExecutor | None = None,
-    threads: int = 1,
-) -> Pace:
-    """Call for so many `seconds`, on so many threads of `pool` at once; `call` is given a number that counts up."""
-    times: list[list[float]] = [[] for _ in range(threads)]
-    ends_at = time.perf_counter() + seconds
-
-    def one(mine: list[float], number: int) -> None:
-        while not mine or time.perf_counter() < ends_at:
-            began = time.perf_counter()
-            call(number)
-            mine.append(time.perf_counter() - began)
-            number += threads
-
-    began, began_cpu = time.perf_counter(), time.process_time()
-    if pool is None:
-        one(times[0], 0)
-    else:
-        for future in [pool.submit(one, mine, number) for number, mine in enumerate(times)]:
-            future.result()
-    took, cpu = time.perf_counter() - began, time.process_time() - began_cpu
-    calls = [each for mine in times for each in mine]
-    return Pace(len(calls) * images_a_call, took, cpu, statistics.median(calls) * 1e3)
+from .pace import repeat
 
 
 class Measurer:
-    """The commands of this process; what one of them loads the next ones use."""
+    """The commands of this process, which share the loaded model and images."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -105,7 +45,7 @@ class Measurer:
         self._images: list[Pixels] = []
 
     def decode(self, told: dict[str, Any], on_done: Callable[[int], None]) -> dict[str, Any]:
-        """{"bodies": folder, "preprocessing": …, "seconds": s}: decode one after the other, as the service does."""
+        """{"bodies": folder, "preprocessing": …, "seconds": s}: decode one image at a time, as the service does."""
         bodies = self._read(told["bodies"])
         preprocessing = preprocessing_of(json.dumps(told["preprocessing"]).encode())
 
@@ -116,7 +56,7 @@ class Measurer:
         return asdict(repeat(one, 1, told["seconds"]))
 
     def load(self, told: dict[str, Any], on_done: Callable[[int], None]) -> dict[str, Any]:
-        """{"bodies": folder}: load the model that the settings name, warm it up, and plan its batches."""
+        """{"bodies": folder}: load the model of the settings, warm it up, and plan its batches."""
         model = load_model(self._settings, Metrics(), LogReporter())
         if not isinstance(model.engine, InProcessEngine):
             raise SettingError("The bare loop of this engine cannot be measured: it does not run in this process.")
@@ -124,7 +64,7 @@ class Measurer:
         settings = self._settings
         fixed = None if settings.max_batch_size == "auto" else settings.max_batch_size
         slo = None if settings.slo_p99_ms is None else settings.slo_p99_ms / 1e3
-        # On as many threads as it serves from, and the same ones for all: each may have a slot of the device.
+        # The same threads for all calls, as many as in the service: each may have a slot of the device.
         pool = ThreadPoolExecutor(backend.concurrency)
         plan = pool.submit(
             plan_batches,
@@ -146,7 +86,7 @@ class Measurer:
         }
 
     def model(self, told: dict[str, Any], on_done: Callable[[int], None]) -> dict[str, Any]:
-        """{"batch": n, "seconds": s, "alone": bool}: the bare loop; not alone, as many calls at once as it takes."""
+        """{"batch": n, "seconds": s, "alone": bool}: the bare loop; unless alone, on all slots of the device."""
         backend, pool, batch = self._backend, self._pool, self._batch(told["batch"])
         assert backend is not None
         assert pool is not None
@@ -158,12 +98,12 @@ class Measurer:
 
         for each in [pool.submit(warm) for _ in range(backend.concurrency)]:
             each.result()
-        # One call at a time tells what a lone request waits for; at the planned batch all slots are kept busy.
+        # A lone request waits for one call; at the planned batch all slots are busy.
         threads = 1 if told["alone"] else backend.concurrency
         return asdict(repeat(lambda number: _infer(backend, batch), len(batch), told["seconds"], pool, threads))
 
     def transfer(self, told: dict[str, Any], on_done: Callable[[int], None]) -> dict[str, Any]:
-        """{"batch": n, "seconds": s}: images to one batch where the device reads it."""
+        """{"batch": n, "seconds": s}: copy images into one batch in the memory that the device reads."""
         from ..backends.transfer import batch_copy
 
         assert self._backend is not None
@@ -198,5 +138,5 @@ if __name__ == "__main__":
             "transfer": measurer.transfer,
         }
     )
-    # A device's threads are not waited for.
+    # The device's threads are not waited for.
     os._exit(0)

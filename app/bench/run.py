@@ -1,4 +1,4 @@
-"""One run: start what is needed, measure each part and the whole in turns, search, and put it all together."""
+"""One benchmark run: starts the processes, measures each stage and the whole in turn, and makes the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from ..server import decode_as_served
 from ..settings import Settings
 from ..types import Pixels
 from .bodies import write_bodies
-from .children import Child
 from .costs import Round, costs_of
 from .machine import this_machine, versions
 from .measuring import Generator, Progress, Rooflines, measure_closed, measure_load, measure_round, telling
@@ -41,7 +40,7 @@ _ELSEWHERE = (
 
 @dataclass
 class _Found:
-    """What a run has found so far."""
+    """The results of a run so far."""
 
     serving: Serving
     loaded: dict[str, object] | None = None
@@ -58,7 +57,7 @@ async def run(
 ) -> Report:
     """Measure the service of `settings`, started for it, or the one at `target`.
 
-    Raises a `StartError` that says what is missing: photos, a server that starts or can be reached, a model.
+    Raises `StartError` without photos, a reachable server or a model.
     """
     began, began_at = time.monotonic(), datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="resnet-serve-bench-") as name:
@@ -119,17 +118,17 @@ async def _measure(
             else:
                 serving = await stack.enter_async_context(started(settings, "server", folder, plan.wait_seconds))
             told.append(f"{serving.health['model']['name']} on {serving.health['device']}")
-        child = await Child.start("generator", ".bench.generator", folder)
-        stack.push_async_callback(child.close)
-        generator = Generator(child, folder, plan, progress)
+        generator = await stack.enter_async_context(Generator.start(folder, plan.p99_ms, progress.done))
         if target and serving.health["backend"] == "null":
-            # Its decoding is not known here, but what it answers to each alone is: under load it must answer the same.
+            # Under load each image must get the answer that it got alone.
             write_bodies(folder / "photos", photos.bodies, await generator.learn(target))
         found = _Found(serving)
         async with memory_watch(serving.pid) as found.memory:
             if plan.soak_requests:
                 with telling(progress, f"{plan.soak_requests:,} requests", total=plan.soak_requests) as told:
-                    found.closed = await generator.soak(serving.target, plan.soak_requests)
+                    found.closed = await generator.closed(
+                        serving.target, clients=plan.clients, requests=plan.soak_requests
+                    )
                     told.append(f"{found.closed.throughput:.1f} answers/s")
                 if not found.closed.good:
                     raise _no_right_answer(serving, found.closed)
@@ -167,7 +166,7 @@ async def _measure_rounds(
 
 
 def prepare_photos(folder: Path, settings: Settings, photos_folder: Path | None) -> Photos:
-    """The photos in `folder`/photos, and images as large that cost nothing to decode in `folder`/smallest."""
+    """Write the photos to `folder`/photos, and one-pixel images of the same file sizes to `folder`/smallest."""
     checkpoint = null_checkpoint()
     null = NullBackend(checkpoint)
     decode = decode_as_served(settings)
@@ -185,7 +184,7 @@ def prepare_photos(folder: Path, settings: Settings, photos_folder: Path | None)
 
     of_smallest = classes(as_served(smallest[0]))
     write_bodies(folder / "smallest", smallest, [of_smallest] * len(smallest))
-    # Only the null backend's answers are known beforehand.
+    # Only the null backend's answers are known in advance.
     known = [classes(as_served(body)) for body in photos.bodies] if settings.backend == "null" else None
     write_bodies(folder / "photos", photos.bodies, known)
     return photos

@@ -14,16 +14,16 @@ _RETREAT = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Highest:
-    """What the search found."""
+    """The result of the search."""
 
     rate: float | None
-    """Requests a second; None where the target was kept at no rate."""
+    """Requests a second; None where no rate kept the target."""
     confirmed: bool
-    """Whether a second step at that rate kept the target too."""
+    """Whether a second step at that rate also kept the target."""
     reason: str
-    """One sentence on how it ended."""
+    """How the search ended, in one sentence."""
     steps: tuple[Step, ...]
-    """In the order they were taken."""
+    """In the order of measurement."""
 
 
 async def find_highest(
@@ -44,7 +44,7 @@ async def find_highest(
     kept: float | None = None
     missed: float | None = None
     rate = max(start, lowest)
-    # One step is kept back for the confirmation.
+    # One step is reserved for the confirmation.
     while len(steps) < most_steps - 1:
         if await keeps(rate):
             kept = rate

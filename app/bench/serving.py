@@ -1,4 +1,4 @@
-"""The server that is measured: one that is started for it, or one that a person's URL names."""
+"""The server under measurement: one that is started for the run, or one at a user's URL."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -21,6 +21,7 @@ from ..settings import ENV_PREFIX, ModelSettings, Settings
 from . import children
 from .target import Target
 
+T = TypeVar("T")
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 30.0
 _FIELDS = ("state", "ready", "version")
@@ -32,21 +33,21 @@ class Serving:
 
     target: Target
     health: dict[str, Any]
-    """What its /readyz says: model, backend, device, version."""
+    """The answer of /readyz: model, backend, device, version."""
     pid: int | None = None
-    """Of one that was started here."""
+    """None for a server that the run did not start."""
     ready_seconds: float | None = None
     """From its start to the first 200 of /readyz."""
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The environment of a process of this service: what it needs of this one's, and exactly these settings."""
+    """The environment of a child that runs this service with exactly these settings."""
     own = {f"{ENV_PREFIX}{name.upper()}": value for name, value in given(settings).items()}
     return child_environment(children.NEEDS, own)
 
 
 def given(settings: Settings) -> dict[str, str]:
-    """The settings that somebody set, by flag or environment, as text that says the same."""
+    """The settings that were set by flag or environment, as text."""
     values = {
         name: getattr(settings, name) for name in type(settings).model_fields if name in settings.model_fields_set
     }
@@ -67,72 +68,107 @@ def null_settings(settings: Settings) -> Settings:
     return type(settings).model_construct(**kept, backend="null", _fields_set={*kept, "backend"})
 
 
-@asynccontextmanager
-async def started(settings: Settings, name: str, folder: Path, wait_seconds: float) -> AsyncIterator[Serving]:
-    """`resnet-serve serve` as a process of its own, ready on a free port of this machine; it ends with the block.
+class ServerProcess:
+    """A server as a child process, with its log in a file."""
 
-    Raises `StartError` with what it said last where it ends, at its start or later, or is not ready in time.
-    """
-    port = _free_port()
-    log = folder / f"{name}.log"
-    own = {f"{ENV_PREFIX}HOST": "127.0.0.1", f"{ENV_PREFIX}PORT": str(port)}
-    began = time.monotonic()
-    with log.open("wb") as output:
-        process = Child(children.command("", "serve"), environment_of(settings) | own, stdout=output, stderr=output)
-    target = Target("http", "127.0.0.1", port)
-    ready = asyncio.create_task(_ready(target, wait_seconds, is_starting=True))
-    ended = asyncio.create_task(process.ended())
-    try:
-        await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            raise StartError(f"The server ended with status {ended.result()}.{children.last_words(log)}")
+    def __init__(self, child: Child, log: Path) -> None:
+        self.began = time.monotonic()
+        self.pid = child.id
+        self._child = child
+        self._log = log
+        self._ended = asyncio.create_task(child.ended())
+
+    async def ready(self, answer: Coroutine[Any, Any, T]) -> T:
+        """The result of `answer`. Raises `StartError`, with the log's last lines, where it fails or the server ends."""
+        task = asyncio.create_task(answer)
         try:
-            health = await ready
-        except StartError as error:
-            raise StartError(f"{error}{children.last_words(log)}") from None
-        with _ends_with(ended, log):
-            yield Serving(target, health, process.id, time.monotonic() - began)
-    finally:
-        ready.cancel()
-        # Ctrl-C's signal: nobody else sends it requests, so that it need not linger.
-        process.send_signal(signal.SIGINT)
-        try:
-            await asyncio.wait_for(asyncio.shield(ended), _STOP_SECONDS)
-        except TimeoutError:
-            process.kill()
-            await ended
-
-
-@contextmanager
-def _ends_with(ended: asyncio.Task[int], log: Path) -> Iterator[None]:
-    """A block that ends when the server does: minutes of refused connections are no measurement."""
-    task = asyncio.current_task()
-    assert task is not None
-    is_inside, is_stopped = True, False
-
-    def stop(_: asyncio.Task[int]) -> None:
-        nonlocal is_stopped
-        if is_inside:
-            is_stopped = True
+            await asyncio.wait((task, self._ended), return_when=asyncio.FIRST_COMPLETED)
+            if self._ended.done():
+                raise StartError(f"The server ended with status {self._ended.result()}.{self._last_words}")
+            try:
+                return await task
+            except StartError as error:
+                raise StartError(f"{error}{self._last_words}") from None
+        finally:
             task.cancel()
 
-    ended.add_done_callback(stop)
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A block that is cancelled, with a `StartError`, where the server ends before it."""
+        task = asyncio.current_task()
+        assert task is not None
+        is_inside, is_stopped = True, False
+
+        def stop(_: asyncio.Task[int]) -> None:
+            nonlocal is_stopped
+            if is_inside:
+                is_stopped = True
+                task.cancel()
+
+        self._ended.add_done_callback(stop)
+        try:
+            yield
+        except (asyncio.CancelledError, StartError):
+            # A server's end looks like no answer from outside. Any other cancellation is passed on.
+            has_ended = self._ended.done()
+            if not has_ended or (is_stopped and task.uncancel() > 0) or (not is_stopped and task.cancelling()):
+                raise
+        finally:
+            is_inside = False
+        if self._ended.done():
+            raise StartError(f"The server ended with status {self._ended.result()} during the run.{self._last_words}")
+
+    async def end(self, by: signal.Signals) -> None:
+        """Signal the server's processes, as Ctrl-C in a terminal does; kill those that do not end in time."""
+        self._child.send_signal(by)
+        await asyncio.wait((self._ended,), timeout=_STOP_SECONDS)
+        # Other servers may leave children of theirs behind.
+        self._child.kill_group()
+        await self._ended
+
+    @property
+    def _last_words(self) -> str:
+        return children.last_words(self._log)
+
+
+@asynccontextmanager
+async def server_process(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    folder: Path | None = None,
+    # Ctrl-C's signal ends our service at once: there is no load balancer to wait for.
+    ends_by: signal.Signals = signal.SIGINT,
+) -> AsyncIterator[ServerProcess]:
+    """Run a server in `folder` until the block ends."""
+    with log.open("wb") as output:
+        child = Child(command, environment, stdout=output, stderr=output, folder=folder)
+    server = ServerProcess(child, log)
     try:
-        yield
-    except (asyncio.CancelledError, StartError):
-        # That nothing answered is what a server's end looks like from outside. Who else cancels is not kept from it.
-        if not ended.done() or (is_stopped and task.uncancel() > 0) or (not is_stopped and task.cancelling()):
-            raise
+        yield server
     finally:
-        is_inside = False
-    if ended.done():
-        raise StartError(f"The server ended with status {ended.result()} during the run.{children.last_words(log)}")
+        await server.end(ends_by)
+
+
+@asynccontextmanager
+async def started(settings: Settings, name: str, folder: Path, wait_seconds: float) -> AsyncIterator[Serving]:
+    """`resnet-serve serve` as a child process, ready on a free port of this machine; it ends with the block.
+
+    Raises `StartError` with the log's last lines where it ends, at its start or later, or is not ready in time.
+    """
+    target = Target("http", "127.0.0.1", free_port())
+    own = {f"{ENV_PREFIX}HOST": target.host, f"{ENV_PREFIX}PORT": str(target.port)}
+    command, environment = children.command("", "serve"), environment_of(settings) | own
+    async with server_process(command, environment, folder / f"{name}.log") as server:
+        health = await server.ready(_ready(target, wait_seconds, is_starting=True))
+        with server.held():
+            yield Serving(target, health, server.pid, time.monotonic() - server.began)
 
 
 async def reached(target: Target, wait_seconds: float) -> Serving:
-    """The service at a person's URL, once it is ready. No redirect is followed, and no proxy is used.
+    """The service at a user's URL, once it is ready. No redirect is followed, and no proxy is used.
 
-    Raises `StartError`: nobody listens, who answers is not this service, or it is not ready in time.
+    Raises `StartError`: no server listens there, it is not this service, or it is not ready in time.
     """
     return Serving(target, await _ready(target, wait_seconds, is_starting=False))
 
@@ -165,7 +201,7 @@ async def _ready(target: Target, wait_seconds: float, *, is_starting: bool) -> d
 
 
 def _document(target: Target, response: httpx.Response) -> dict[str, Any]:
-    """What /readyz says. Raises `SettingError` for an answer that is not this service's."""
+    """The answer of /readyz. Raises `SettingError` for that of another service."""
     if response.is_redirect:
         raise SettingError(
             f"{target.url} answers with a redirect to {response.headers.get('location')!r}, which is not followed. "
@@ -187,7 +223,7 @@ def _document(target: Target, response: httpx.Response) -> dict[str, Any]:
     return document
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

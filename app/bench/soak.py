@@ -1,4 +1,4 @@
-"""Whether a server grows: its memory and open files over many requests."""
+"""Growth of a server over many requests: its memory and open files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from .processes import MemorySample
 
-# Its pools, caches and allocator fill up first; that is no growth.
+# Pools, caches and the allocator fill up first: this is not growth.
 _WARM_UP_SHARE = 0.2
 ENOUGH_TO_GROW = 20_000
-"""Requests from which on a soak tells growth from warming up."""
+"""Fewest requests with which a soak tells growth from warm-up."""
 _ALLOWED_SHARE = 0.02
 _ALLOWED_BYTES = 4_000_000
 _ALLOWED_FILES = 8
@@ -19,27 +19,26 @@ _ALLOWED_FILES = 8
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A server's memory over a run: it and its children, read once a second."""
+    """The memory of a server and its children over a run, read once a second."""
 
     before_bytes: int
-    """Ready, before the first request."""
+    """When ready, before the first request."""
     peak_bytes: int
     early_bytes: float
-    """The median of the second fifth of the samples …"""
+    """Median of the second fifth of the samples."""
     late_bytes: float
-    """… and of the last one."""
+    """Median of the last fifth."""
     files_before: int
     files_peak: int
     files_early: float
     files_late: float
     grew: bool | None
-    """Late over early by more than 2% and 4 MB, or by more than 8 files; None in a run that is no soak, or a short one,
-    which is all warm-up."""
+    """Whether late exceeds early by more than 2% and 4 MB, or by more than 8 files; None without a long enough soak."""
     samples: tuple[MemorySample, ...]
 
 
 def memory_of(samples: Sequence[MemorySample], is_long: bool) -> Memory | None:
-    """None without samples: a server elsewhere. Growth is judged only of a soak that `is_long`."""
+    """None without samples, for a server elsewhere. Growth is judged only in a soak that `is_long`."""
     if not samples:
         return None
     early, late = _part(samples, _WARM_UP_SHARE, 2 * _WARM_UP_SHARE), _part(samples, 1 - _WARM_UP_SHARE, 1.0)

@@ -1,4 +1,4 @@
-"""What a step of load came to: counts, latencies, and where the time of an answer went."""
+"""The result of one load step: counts, latencies, and the mean time of each stage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .answers import STAGES, Answer
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds, of good answers: from when each request was due (open loop) or sent (closed loop)."""
+    """Latencies of right answers in milliseconds, from when each request was due (open loop) or sent (closed loop)."""
 
     p50: float
     p90: float
@@ -25,16 +25,16 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one loop found."""
+    """The result of one loop."""
 
     loop: Literal["open", "closed"]
     offered_rate: float | None
-    """Requests a second that were due; None in a closed loop."""
+    """Requests due a second; None in a closed loop."""
     clients: int | None
     requests: int
     """Sent, or due."""
     seconds: float
-    """From the first request to the last answer, or to when no more was sent if that is later."""
+    """From the first request to the last answer, or to the end of sending if that is later."""
     good: int
     """Right answers …"""
     in_time: int
@@ -42,16 +42,16 @@ class Step:
     target_ms: float
     wrong: int
     unanswered: int
-    """Given up at the end of the loop."""
+    """Without an answer at the end of the loop."""
     statuses: dict[str, int]
     codes: dict[str, int]
     connection_errors: dict[str, int]
     latency_ms: Latency | None
     stages_ms: dict[str, float]
-    """Means over good answers that tell their stages; "other" is what the stages do not: sockets, HTTP, waiting."""
+    """Means over right answers with Server-Timing; "other" is the rest of the latency: sockets, HTTP, waiting."""
     batch_sizes: dict[str, int]
     send_lag_p99_ms: float
-    """How late the generator itself was, in an open loop; it is part of the latencies."""
+    """How late the generator sent requests, in an open loop; part of the latencies."""
     generator_cpu_seconds: float = 0.0
 
     @property
@@ -66,14 +66,14 @@ class Step:
 
     @property
     def outcomes(self) -> str:
-        """What became of the requests, for a person."""
+        """The outcomes of all requests as text."""
         counts = {**self.statuses, **self.codes, **self.connection_errors}
         told = ", ".join(f"{count} × {name}" for name, count in counts.items()) or "no answer at all"
         return f"{told}, {self.wrong} wrong."
 
     @property
     def keeps_target(self) -> bool:
-        """99 of 100 requests were answered rightly within the target: a refusal is no answer."""
+        """Whether 99 of 100 requests got a right answer within the target; a refusal counts as a miss."""
         return self.requests > 0 and self.in_time >= 0.99 * self.requests
 
 

@@ -1,4 +1,4 @@
-"""The address that is measured."""
+"""The address of the service under measurement."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..errors import SettingError
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go, from one URL; what a server answers leads nowhere else."""
+    """The address of all requests, from one URL; redirects are not followed."""
 
     scheme: str
     host: str
     port: int
     prefix: str = ""
-    """A path that stands before the service's own, without a slash at its end."""
+    """Path prefix of the service, without a slash at its end."""
 
     @property
     def authority(self) -> str:
@@ -34,7 +34,7 @@ class Target:
 
 
 def parse_target(url: str) -> Target:
-    """Raises `SettingError` for what is no http:// or https:// URL of a service."""
+    """Raises `SettingError` where it is not an http:// or https:// URL."""
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -1,4 +1,4 @@
-"""The report for a person at a terminal."""
+"""The report as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OF = {
 
 
 def render(report: Report) -> RenderableType:
-    """Tables and lines; width is the terminal's affair."""
+    """Tables and lines that adapt to the terminal's width."""
     return Group(*_parts(report))
 
 
@@ -55,11 +55,9 @@ def _facts(report: Report) -> Table:
         show_header=False,
         title_justify="left",
     )
-    gpu = f", {machine.gpu}" if machine.gpu else ""
-    limit = f"{machine.usable_cpus} of {machine.host_cpus} CPUs, {machine.memory_bytes / 1e9:.1f} GB"
-    # What runs elsewhere says neither what it runs on nor with what.
+    # The machine and versions of a server elsewhere are not known.
     names = ("machine", "versions") if server.was_started else ("load from", "its versions")
-    table.add_row(names[0], escape(f"{machine.cpu}, {limit}{gpu}, {machine.system}"))
+    table.add_row(names[0], escape(str(machine)))
     table.add_row(names[1], escape(", ".join(f"{name} {version}" for name, version in report.versions.items())))
     table.add_row("command", escape(report.command))
     if server.was_started:

@@ -1,4 +1,4 @@
-"""The result of every checkpoint reader."""
+"""The types on a checkpoint's road: a reader's findings, the contents of a file, the decisions, the checkpoint."""
 
 from __future__ import annotations
 
@@ -80,8 +80,10 @@ class Graph:
     """Of a graph that normalises its input itself: whether that is from 0 to 1, or from 0 to 255."""
     takes_pixels: bool = False
     """Whether it takes RGB levels as they are decoded, in uint8: channel order and normalisation are in it."""
-    is_optimised: bool = False
-    """Whether ONNX Runtime's optimisations for this CPU are done already."""
+    is_exported: bool = False
+    """Whether this service wrote it from a checkpoint's weights; else it is the user's own."""
+    trial_scores: str = ""
+    """Of one that this service wrote: the network's logits for the images of `backends.trial`, float32 in base64."""
     computes_in: str = ""
     """Its numbers, for a person; empty where they are its input's."""
     path: Path | None = None
@@ -107,6 +109,8 @@ class Stored:
 class Contents:
     """A checkpoint read and renamed: weights under torchvision's names, and all that it tells."""
 
+    path: Path
+    """The file or folder that was read."""
     weights: Weights
     sha256: str
     """Hex digest of the file, or of all files of the checkpoint in their order."""
@@ -120,6 +124,41 @@ class Contents:
     """What was left out or passed over and cannot change an answer, a sentence each."""
     preprocessing_beside: PreprocessingFacts | None = None
     """What the user's own file beside the checkpoint states; it goes before what the checkpoint tells."""
+    is_offline_demo: bool = False
+    """Whether it is the offline demo: settings of the network and its preprocessing are meant for other weights."""
+    fallback_warning: str | None = None
+    """Set where it stands in for weights that could not be downloaded: a sentence that says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """Every decision that serving a checkpoint needs, each with its source."""
+
+    architecture: Decision[str]
+    stride_in: Decision[Literal["3x3", "1x1"]]
+    stem: Decision[Literal["symmetric", "same"]]
+    pool: Decision[Literal["symmetric", "ceil", "valid"]]
+    epsilon: Decision[float]
+    preprocessing: Decision[Preprocessing]
+    altered: Decision[tuple[Layer, ...]]
+    head: Decision[tuple[Layer, ...]]
+    activation: Decision[Activation]
+    labels: Decision[tuple[str, ...]] = Decision((), "decided once the classes are counted")
+
+    @property
+    def switches(self) -> ResNetSwitches:
+        return ResNetSwitches(
+            *(self.stride_in.value, self.stem.value, self.pool.value, self.epsilon.value),
+            altered=self.altered.value,
+            head=self.head.value,
+        )
+
+    def switches_of(self, architecture: str) -> ResNetSwitches | None:
+        """The switches that a network of this name takes; None where it takes none."""
+        if architecture == "resnet50":
+            return self.switches
+        altered, head = self.altered.value, self.head.value
+        return ResNetSwitches(altered=altered, head=head) if altered or head else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +173,7 @@ class Checkpoint:
     sha256: str
     """Hex digest of the weights file."""
     source: str
-    """Where the weights came from, for a person."""
+    """The path of the weights file."""
     warnings: tuple[str, ...] = ()
     """Assumptions that could be wrong, each a sentence."""
     switches: ResNetSwitches | None = None
@@ -145,3 +184,7 @@ class Checkpoint:
     """What turns the network's scores into probabilities."""
     is_fallback: bool = False
     """Whether it stands in for other weights that were not to be had."""
+    decisions: Decisions | None = None
+    """Each decision with its source; None of a checkpoint that comes from an artifact, whose record names them."""
+    notes: tuple[str, ...] = ()
+    """What was passed over and cannot change an answer, a sentence each."""

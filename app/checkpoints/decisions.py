@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 from ..errors import SettingError
 from ..settings import ENV_PREFIX, SWITCHES, CheckpointSettings
-from ..types import Activation, Layer, Preprocessing, ResNetSwitches
-from .base import Contents, Decision
+from .base import Contents, Decision, Decisions
 from .own_preprocessing import decide_preprocessing, preprocessing_notes, preprocessing_warnings
 from .scaling import SUSPICIOUS, fitting_presets, spread_error
 from .state_dict import never_trained
@@ -19,52 +18,23 @@ T = TypeVar("T")
 _USUAL = "the usual way"
 
 
-@dataclass(frozen=True, slots=True)
-class Decisions:
-    """Every decision that serving a checkpoint needs, each with its source. Labels follow once classes are counted."""
+def with_activation_for(count: int, decisions: Decisions) -> Decisions:
+    """`decisions` for a network with `count` outputs: one output means a sigmoid.
 
-    architecture: Decision[str]
-    stride_in: Decision[Literal["3x3", "1x1"]]
-    stem: Decision[Literal["symmetric", "same"]]
-    pool: Decision[Literal["symmetric", "ceil", "valid"]]
-    epsilon: Decision[float]
-    preprocessing: Decision[Preprocessing]
-    altered: Decision[tuple[Layer, ...]]
-    head: Decision[tuple[Layer, ...]]
-    activation: Decision[Activation]
-
-    @property
-    def switches(self) -> ResNetSwitches:
-        return ResNetSwitches(
-            *(self.stride_in.value, self.stem.value, self.pool.value, self.epsilon.value),
-            altered=self.altered.value,
-            head=self.head.value,
-        )
-
-    def switches_of(self, architecture: str) -> ResNetSwitches | None:
-        """The switches that a network of this name takes; None where it takes none."""
-        if architecture == "resnet50":
-            return self.switches
-        altered, head = self.altered.value, self.head.value
-        return ResNetSwitches(altered=altered, head=head) if altered or head else None
-
-    def with_classes(self, count: int) -> Decisions:
-        """These for a network with `count` outputs: one output means a sigmoid.
-
-        Raises `SettingError` where a softmax of one output is asked for, which is 1 whatever the image.
-        """
-        if count != 1 or self.activation.value != "softmax":
-            return self
-        if self.activation.source == _USUAL:
-            return replace(self, activation=Decision("sigmoid", "its one output"))
-        raise SettingError(
-            f"{self.activation.source} has softmax for an activation, and of the one output that this checkpoint has a "
-            f"softmax is 1 for every image. Set {ENV_PREFIX}ACTIVATION to sigmoid, or to none if it is a probability."
-        )
+    Raises `SettingError` where a softmax of one output is asked for, which is 1 whatever the image.
+    """
+    if count != 1 or decisions.activation.value != "softmax":
+        return decisions
+    if decisions.activation.source == _USUAL:
+        return replace(decisions, activation=Decision("sigmoid", "its one output"))
+    raise SettingError(
+        f"{decisions.activation.source} has softmax for an activation, and of the one output that this checkpoint has "
+        f"a softmax is 1 for every image. Set {ENV_PREFIX}ACTIVATION to sigmoid, or to none if it is a probability."
+    )
 
 
-def decide(settings: CheckpointSettings, contents: Contents) -> Decisions:
-    """Settle what `contents` leaves open.
+def decide_all(settings: CheckpointSettings, contents: Contents) -> Decisions:
+    """Settle what `contents` leaves open, but for the labels, which need the number of classes.
 
     Raises `SettingError` or `CheckpointError` for a preprocessing that does not exist or does not fit.
     """

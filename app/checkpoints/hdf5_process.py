@@ -26,6 +26,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..errors import clause_of
 from ..processes.framing import write_document
 
 MAX_TEXT_BYTES = 2 * 1024 * 1024
@@ -173,5 +174,4 @@ def main(name: str, member: str | None = None) -> None:
         write_document(output, {"refused": str(refusal)})
     except Exception as error:
         # Damage fails with whatever the library meets: OSError, KeyError, RuntimeError, TypeError, …
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        write_document(output, {"damaged": reason[:160].rstrip(". ")})
+        write_document(output, {"damaged": clause_of(error, 160)})

@@ -12,16 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..networks import ResNet, describe_resnet, layers
 from ..types import Layer, ResNetSwitches
 from .base import Decision, Told
 
 Body = Mapping[str, Layer]
 BLOCKS = (3, 4, 6, 3)
-
-
-def blocks() -> Iterator[str]:
-    for stage, count in enumerate(BLOCKS, start=1):
-        yield from (f"layer{stage}.{number}" for number in range(count))
 
 
 def convolution(
@@ -54,52 +50,10 @@ class Shape:
 
 
 def expected_body(shape: Shape, switches: ResNetSwitches | None = None) -> dict[str, Layer]:
-    """torchvision's layers (torchvision/models/resnet.py), or those of a deep stem (timm/models/resnet.py)."""
-    switches = switches or ResNetSwitches()
-    body: dict[str, Layer] = {}
-
-    def add(*layers: Layer) -> None:
-        body.update({layer.name: layer for layer in layers})
-
-    epsilon = switches.epsilon
-
-    def normalised(convolution: Layer, norm: str) -> None:
-        add(convolution, Layer(norm, "batch_norm", value=epsilon))
-
-    if shape.is_deep:
-        normalised(convolution("conv1.0", stride=2, padding=1), "conv1.1")
-        normalised(convolution("conv1.3", padding=1), "conv1.4")
-        add(Layer("conv1.2", "relu"), Layer("conv1.5", "relu"))
-        normalised(convolution("conv1.6", padding=1), "bn1")
-    else:
-        normalised(convolution("conv1", stride=2, padding=3), "bn1")
-    add(Layer("relu", "relu"), _expected_pool(switches), Layer("avgpool", "adaptive_average_pool", (1, 1)))
-    for block in blocks():
-        stride = 2 if block.endswith(".0") and block != "layer1.0" else 1
-        first, second = (stride, 1) if switches.stride_in == "1x1" else (1, stride)
-        normalised(convolution(f"{block}.conv1", stride=first), f"{block}.bn1")
-        normalised(convolution(f"{block}.conv2", stride=second, padding=1), f"{block}.bn2")
-        normalised(convolution(f"{block}.conv3"), f"{block}.bn3")
-        add(*(Layer(f"{block}.act{number}", "relu") for number in (1, 2, 3)))
-        if not block.endswith(".0"):
-            continue
-        if shape.is_pooled:
-            add(_expected_projection_pool(f"{block}.downsample.0", stride))
-            normalised(convolution(f"{block}.downsample.1"), f"{block}.downsample.2")
-        else:
-            normalised(convolution(f"{block}.downsample.0", stride=stride), f"{block}.downsample.1")
-    return body
-
-
-def _expected_pool(switches: ResNetSwitches) -> Layer:
-    padding = (1, 1) if switches.pool == "symmetric" else (0, 0)
-    return Layer("maxpool", "max_pool", (3, 3), (2, 2), padding, (1, 1), switches.pool == "ceil")
-
-
-def _expected_projection_pool(name: str, stride: int) -> Layer:
-    if stride == 1:
-        return Layer(name, "identity")
-    return Layer(name, "average_pool", (2, 2), (2, 2), (0, 0), None, True, count_include_pad=False)
+    """The layers of the ResNet-50 with these switches, by name; of a deep stem's layers the widths do not matter."""
+    resnet = ResNet(BLOCKS, stem=(32, 32, 64) if shape.is_deep else None, is_pooled=shape.is_pooled)
+    steps = describe_resnet(resnet, 1, switches or ResNetSwitches()).steps
+    return {layer.name: layer for layer in layers(steps) if layer.kind != "linear"}
 
 
 def told_by_body(body: Body, shape: Shape, source: str, has_same_stem: bool = False) -> Told:
@@ -113,11 +67,7 @@ def told_by_body(body: Body, shape: Shape, source: str, has_same_stem: bool = Fa
             epsilon=_epsilon(body) or 1e-5,
         )
     expected = expected_body(shape, switches)
-    altered = [
-        layer
-        for name, layer in body.items()
-        if name in expected and layer != expected[name] and not (name == "conv1" and has_same_stem)
-    ]
+    altered = [layer for name, layer in body.items() if name in expected and layer != expected[name]]
     told = Told(altered=Decision(tuple(_merged(altered)), source))
     if shape.is_deep:
         return told
@@ -148,7 +98,7 @@ def _stride_in(body: Body) -> Literal["3x3", "1x1"] | None:
 def _pool(body: Body) -> Literal["symmetric", "ceil", "valid"] | None:
     pool = body.get("maxpool")
     for name in ("symmetric", "ceil", "valid"):
-        if pool == _expected_pool(ResNetSwitches(pool=name)):
+        if pool == expected_body(Shape(), ResNetSwitches(pool=name))["maxpool"]:
             return name
     return None
 

@@ -18,7 +18,8 @@ from .base import Decision, Graph, Stored, Told
 from .examination import examining
 from .onnx_data import assemble, cannot_be_served, damaged, data_files, mapped
 from .presets import PRESETS
-from .quantized import SOURCE, QuantizedRecord, read_record
+from .quantized import QuantizedRecord, read_record
+from .record import SOURCE, ArtifactRecord, Record
 
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own
 _MORE_MEMORY_BYTES = 2 << 30
@@ -56,6 +57,8 @@ def read_onnx(path: Path, output: str | None = None) -> Stored:
             if found["pieces"] is None
             else assemble(path, list(beside.values()), small, found["pieces"])
         )
+        # An artifact of weights: this service's own graph, and the record's digest says that it still is.
+        is_exported = isinstance(record, ArtifactRecord) and record.takes_pixels
         graph = Graph(
             model=model,
             input_name=found["input"],
@@ -67,8 +70,9 @@ def read_onnx(path: Path, output: str | None = None) -> Stored:
             class_count=found["classes"],
             scale=found["scale"],
             takes_pixels=record is not None and record.takes_pixels,
-            computes_in="int8" if found["quantized"] else "",
-            quantized=record,
+            is_exported=is_exported,
+            computes_in="int8" if found["quantized"] else "float32" if is_exported else "",
+            quantized=record if isinstance(record, QuantizedRecord) else None,
         )
         told = Told(activation=Decision(found["activation"], _GRAPH) if found["activation"] else None)
         return Stored(
@@ -97,7 +101,7 @@ def settle(graph: Graph, told: Told) -> Told:
     return replace(told, preprocessing=preprocessing).then(Told(architecture=Decision("onnx", _GRAPH)))
 
 
-def _record(path: Path, found: dict[str, Any]) -> QuantizedRecord | None:
+def _record(path: Path, found: dict[str, Any]) -> Record | None:
     """Raises `CheckpointError` for a record that is damaged, or that was made of another graph."""
     if found["record"] is None:
         return None
@@ -109,13 +113,14 @@ def _record(path: Path, found: dict[str, Any]) -> QuantizedRecord | None:
         or not are_labels_of(record.labels, found["classes"])
         or (record.takes_pixels and (found["dtype"], found["layout"]) != ("uint8", "nhwc"))
     ):
+        again = "Quantize" if isinstance(record, QuantizedRecord) else "Export"
         raise CheckpointError(
-            f"{path} holds another graph than the one that its record was made of. Quantize the checkpoint again."
+            f"{path} holds another graph than the one that its record was made of. {again} the checkpoint again."
         )
     return record
 
 
-def _told_by(record: QuantizedRecord | None) -> Told:
+def _told_by(record: Record | None) -> Told:
     if record is None:
         return Told()
     return Told(

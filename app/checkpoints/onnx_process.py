@@ -3,9 +3,9 @@
     {"path": the model's, "beside": {name in the model: path}, "output": name or null}
 
 onnx's checker and ONNX Runtime can crash on a hostile graph, so this is a process of its own, and it imports nothing of
-this package but the modules `onnx_…`, `protobuf`, and two of `processes`. The graph is checked first, then run on
-images: several at once must give the same scores as each alone. The answer on standard output is one document (see
-`processes/framing.py`), and behind it, where the model is to be changed, the small parts of the changed model:
+this package but the modules `onnx_…`, `protobuf`, `errors`, and two of `processes`. The graph is checked first, then
+run on images: several at once must give the same scores as each alone. The answer on standard output is one document
+(see `processes/framing.py`), and behind it, where the model is to be changed, the small parts of the changed model:
 
     {"input": name, "output": name, "dtype": "float32", "layout": "nchw", "size": [224, 224] or null,
      "batch": 8 or null, "classes": 1000, "activation": null or "softmax" or "none", "scale": null or "unit" or
@@ -28,6 +28,7 @@ import mmap
 import sys
 from typing import Any, BinaryIO
 
+from ..errors import clause_of
 from ..processes.framing import write_document
 from ..processes.limits import limit, with_growth
 from .onnx_graph import pruned
@@ -182,7 +183,7 @@ def main() -> None:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     except (ImportError, OSError, MemoryError) as error:
-        write_document(answer, {"not_run": first_line(error)})
+        write_document(answer, {"not_run": clause_of(error, 160)})
         return
     try:
         examine(json.loads(sys.stdin.buffer.read()), answer)
@@ -192,8 +193,4 @@ def main() -> None:
         write_document(answer, {"refused": "reading it takes over twice its size and 200 MB of memory"})
     except Exception as error:
         # Damage fails with whatever the libraries meet: DecodeError, ValidationError, InferenceError, Fail, …
-        write_document(answer, {"damaged": first_line(error)})
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(". ")
+        write_document(answer, {"damaged": clause_of(error, 160)})

@@ -42,6 +42,27 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             raise ValueError(f"a field has the unknown wire type {wire}")
 
 
+def spans(data: bytes | mmap.mmap) -> Iterator[tuple[int, int, int, int]]:
+    """Where the fields of a message lie: number, where its tag begins, where its value begins, and where it ends."""
+    position = 0
+    while position < len(data):
+        at = position
+        tag, begin = varint(data, position)
+        wire = tag & 7
+        if wire == 0:
+            _, position = varint(data, begin)
+        elif wire in (1, 5):
+            position = begin + (8 if wire == 1 else 4)
+        elif wire == 2:
+            length, begin = varint(data, begin)
+            position = begin + length
+        else:
+            raise ValueError(f"a field has the unknown wire type {wire}")
+        if position > len(data):
+            raise ValueError("a field is longer than its message")
+        yield tag >> 3, at, begin, position
+
+
 def field_head(number: int, length: int) -> bytes:
     """What stands before a field of `length` bytes."""
     return _written(number << 3 | 2) + _written(length)

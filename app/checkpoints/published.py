@@ -1,15 +1,23 @@
-"""Weights that torchvision publishes: their addresses, checksums and preprocessing, asked of torchvision itself."""
+"""Weights that torchvision publishes: their addresses, checksums and preprocessing, from a table of its own.
+
+`tests/parity/make_published.py` writes the table from torchvision, and a test compares the two.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from ..errors import SettingError
 from ..types import Interpolation, Preprocessing
 from .presets import PRESETS
 
+_FOLDER = "https://download.pytorch.org/models/"
 # torchvision ends a file's name with the first 8 hex digits of its SHA-256 (torch.hub.download_url_to_file).
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.pth$")
 
@@ -34,15 +42,8 @@ class PublishedWeights:
 
 
 def published_resnet50_preprocessing() -> Preprocessing:
-    """What ResNet-50's IMAGENET1K_V1 takes, known without loading torchvision; a test compares the two."""
+    """What ResNet-50's IMAGENET1K_V1 takes, known without reading the table; a test compares the two."""
     return PRESETS["torchvision-v1"]
-
-
-def is_published(architecture: str) -> bool:
-    """Whether torchvision has this architecture; of our own networks and timm's it publishes no weights."""
-    import torchvision.models
-
-    return architecture in torchvision.models.list_models(module=torchvision.models)
 
 
 def find_by_name(architecture: str, name: str) -> PublishedWeights:
@@ -59,9 +60,7 @@ def find_by_name(architecture: str, name: str) -> PublishedWeights:
 
 def find_by_sha256(architecture: str, sha256: str) -> PublishedWeights | None:
     """The published file with this digest, if it is one: then its preprocessing is known and not assumed."""
-    if not is_published(architecture):
-        return None
-    for weights in _all_of(architecture):
+    for weights in _published().get(architecture, ()):
         if weights.sha256_prefix and sha256.startswith(weights.sha256_prefix):
             return weights
     return None
@@ -76,30 +75,38 @@ def default_preprocessing(architecture: str) -> tuple[Preprocessing, str]:
     return oldest.preprocessing, oldest.name
 
 
-def _all_of(architecture: str) -> list[PublishedWeights]:
-    import torchvision.models
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    if architecture not in known:
+def _all_of(architecture: str) -> tuple[PublishedWeights, ...]:
+    published = _published()
+    if architecture not in published:
         raise SettingError(
             f"RESNET_ARCHITECTURE cannot be {architecture!r}: torchvision has no such classifier. "
-            f"It has: {', '.join(known)}."
+            f"It has: {', '.join(published)}."
         )
-    return [
-        PublishedWeights(architecture, member.name, member.url, _preprocessing_of(member.transforms()))
-        for member in torchvision.models.get_model_weights(architecture)
-    ]
+    return published[architecture]
 
 
-def _preprocessing_of(transforms: Any) -> Preprocessing:
-    """torchvision.transforms._presets.ImageClassification, in our terms."""
-    (resize,) = transforms.resize_size
-    crop = transforms.crop_size
-    height, width = crop if len(crop) == 2 else (crop[0], crop[0])
-    return Preprocessing(
-        resize_short_side=resize,
+@cache
+def _published() -> Mapping[str, tuple[PublishedWeights, ...]]:
+    """Of each classifier that torchvision has, its weights, the oldest first."""
+    table = files(__package__.rpartition(".")[0]) / "data" / "torchvision_weights.json"
+    return {
+        architecture: tuple(_weights(architecture, entry) for entry in entries)
+        for architecture, entries in json.loads(table.read_text(encoding="utf-8")).items()
+    }
+
+
+def _weights(architecture: str, entry: Mapping[str, Any]) -> PublishedWeights:
+    height, width = entry["crop"]
+    preprocessing = Preprocessing(
+        resize_short_side=entry["resize"],
         crop=(height, width),
-        interpolation=Interpolation(transforms.interpolation.value),
-        mean=tuple(transforms.mean),
-        std=tuple(transforms.std),
+        interpolation=Interpolation(entry["interpolation"]),
+        mean=_three(entry["mean"]),
+        std=_three(entry["std"]),
     )
+    return PublishedWeights(architecture, entry["name"], _FOLDER + entry["file"], preprocessing)
+
+
+def _three(values: list[float]) -> tuple[float, float, float]:
+    first, second, third = values
+    return first, second, third

@@ -1,9 +1,10 @@
-"""The record in a quantized ONNX file: its source, its agreement with float32, and images to check it again."""
+"""The record of a quantized model: how it was made, how well it agrees with float32, and images to check that with."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
 import platform
 import zlib
 from pathlib import Path
@@ -11,28 +12,21 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ..agreement import Agreement
 from ..errors import CheckpointError
 from ..resources import int8_features
-from ..types import Activation, Pixels, Preprocessing
+from ..types import Pixels
+from .record import ArtifactRecord, Record, Written
 
-RECORD_KEY = "resnet_serve"
-SOURCE = "the file's own word"
 MAX_CHECK_IMAGES = 64
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Written(BaseModel):
-    """A later version adds members and changes none."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
-
-
-class Cpu(_Written):
+class Cpu(Written):
     """What decides how 8-bit products are added up."""
 
     machine: str = Field(max_length=64)
@@ -47,7 +41,7 @@ class Cpu(_Written):
         return f"{self.machine} with {', '.join(self.features) or 'none of the instruction sets for 8 bits'}"
 
 
-class Speeds(_Written):
+class Speeds(Written):
     """Single images, both networks measured in turn in one run: medians in seconds."""
 
     float32_seconds: float = Field(gt=0)
@@ -59,7 +53,7 @@ class Speeds(_Written):
         return self.float32_seconds / self.int8_seconds
 
 
-class CheckImages(_Written):
+class CheckImages(Written):
     """Images that were held out, as the network takes them, and what float32 answers to each."""
 
     shape: tuple[int, int, int, int]
@@ -106,21 +100,9 @@ class CheckImages(_Written):
         return np.frombuffer(data, np.uint8).reshape(self.shape)
 
 
-class QuantizedRecord(_Written):
+class QuantizedRecord(Record):
     """The whole record of a quantized model."""
 
-    version: Literal[1] = 1
-    architecture: str = Field(max_length=64)
-    preprocessing: Preprocessing
-    labels: tuple[str, ...]
-    activation: Activation = "softmax"
-    takes_pixels: bool
-    """Whether channel order and normalisation are in the graph."""
-    source: str
-    """The checkpoint's file name."""
-    source_sha256: str
-    graph_sha256: str
-    """Of the graph as `onnx_process` digests it: a record beside another graph says nothing."""
     method: Literal["entropy", "percentile", "minmax"]
     per_channel: bool
     reduce_range: bool
@@ -133,12 +115,7 @@ class QuantizedRecord(_Written):
     """With float32, on images that calibration has not seen."""
     speeds: Speeds
     cpu: Cpu
-    versions: dict[str, str]
     check: CheckImages
-
-    @property
-    def class_count(self) -> int:
-        return len(self.labels)
 
     @model_validator(mode="after")
     def _fits(self) -> QuantizedRecord:
@@ -156,11 +133,19 @@ class QuantizedRecord(_Written):
         return f"int8 ({kept}), agrees with float32: {self.agreement.describe()}"
 
 
-def read_record(text: str, path: Path) -> QuantizedRecord:
+def parse_record(text: str) -> QuantizedRecord | ArtifactRecord:
+    """Raises ValueError where the text is no record."""
+    document = json.loads(text)
+    if isinstance(document, dict) and "kind" in document:
+        return ArtifactRecord.model_validate_json(text)
+    return QuantizedRecord.model_validate_json(text)
+
+
+def read_record(text: str, path: Path) -> QuantizedRecord | ArtifactRecord:
     """Raises `CheckpointError` where the text is no record."""
     try:
-        return QuantizedRecord.model_validate_json(text)
-    except ValidationError:
+        return parse_record(text)
+    except (ValueError, RecursionError):
         raise CheckpointError(
             f"{path} has a damaged record of how it was quantized. Quantize the checkpoint again."
         ) from None

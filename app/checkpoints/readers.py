@@ -82,7 +82,7 @@ def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES, output: s
     `output` names the output of an ONNX file that has the scores; with None it is found.
     Runs nothing that is in the file. Raises `CheckpointError` with what was expected and what was found.
     """
-    folder = find_folder(path)
+    given, folder = path, find_folder(path)
     own = read_own_preprocessing(home_of(path))
     path = weights_in(path)
     beside = read_beside(path)
@@ -101,6 +101,7 @@ def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES, output: s
         check_plain(told, path)
     _check_labels(weights, stored.graph, beside, path)
     return Contents(
+        path=given,
         weights=weights,
         sha256=_digest(reader.files(path)),
         container=f"{folder.name} ({reader.name})" if folder else reader.name,

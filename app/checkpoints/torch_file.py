@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from ..types import Activation
@@ -17,9 +15,6 @@ from .normalisation_inside import find_normalisation
 from .pickled_document import WRAPPERS, Located, attributes_of, entries_of, locate_weights
 from .pickled_weights import MAX_PICKLE_BYTES, Pickled, ReadStorage, load_arrays, unpickle
 from .zip_file import Archive, open_zip, require_stored
-
-if TYPE_CHECKING:
-    import torch
 
 # The pickled magic number at the start of a file from before torch 1.6 (torch/serialization.py, MAGIC_NUMBER).
 _LEGACY_HEAD = bytes.fromhex("80028a0a6cfc9c46f920")
@@ -128,28 +123,3 @@ def _legacy_storages(path: Path, pickled: Pickled) -> ReadStorage:
         return values
 
     return read
-
-
-def check_dense(name: str, tensor: torch.Tensor, path: Path) -> None:
-    """Raises `CheckpointError` for a tensor that is no plain array of floats or integers, or has too few values."""
-    import torch
-
-    is_dense = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
-    is_float = tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    if not is_dense or tensor.is_complex() or (tensor.is_floating_point() and not is_float):
-        raise CheckpointError(
-            f"{path}: {name} is sparse, quantized, without data or of a number format that does not fit "
-            f"({tensor.dtype}). Expected dense float16, bfloat16, float32 or float64."
-        )
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise CheckpointError(f"{path}: {name} claims shape {tuple(tensor.shape)} but stores fewer values.")
-
-
-def to_float32(name: str, tensor: torch.Tensor, path: Path) -> NDArray[Any]:
-    """A float tensor as a float32 array; integers (batch counters) as they are."""
-    import torch
-
-    check_dense(name, tensor, path)
-    if not tensor.is_floating_point():
-        return np.asarray(tensor.numpy())
-    return np.asarray(tensor.detach().to(torch.float32).contiguous().numpy())

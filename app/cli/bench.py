@@ -35,7 +35,7 @@ def bench(
         str | None, typer.Option(help="Measure the service at this address instead of starting one.", metavar="URL")
     ] = None,
     photos: Annotated[
-        Path | None, typer.Option(help="A folder of photos to send. Unset: photos that are at hand, or made ones.")
+        Path | None, typer.Option(help="A folder of photos to send. Unset: photos that are at hand, or synthetic ones.")
     ] = None,
     p99_ms: Annotated[float, typer.Option(min=0.1, help="Target: 99 of 100 requests answered within it.")] = 500.0,
     clients: Annotated[int, typer.Option(min=1, help="Clients of the closed loop.")] = 16,

@@ -16,9 +16,8 @@ def download(
     name: Annotated[str, typer.Argument(help="A torchvision weight name of the architecture.")] = "IMAGENET1K_V2",
 ) -> None:
     """Download published weights into the cache folder and print where they are."""
-    from ..checkpoints import find_by_name
-    from ..opening import download as fetch
-    from ..opening import published_architecture
+    from ..checkpoints import download as fetch
+    from ..checkpoints import find_by_name, published_architecture
     from .progress import TerminalReporter
 
     set_up_logging(settings.log_level)

@@ -16,7 +16,7 @@ from ..settings import Settings
 from .console import stderr, stdout
 
 if TYPE_CHECKING:
-    from ..checkpoints import Checkpoint, Decisions
+    from ..checkpoints import Checkpoint
     from ..evaluation import Evaluation, Options
 
 
@@ -100,12 +100,12 @@ def evaluate(
         if is_url(checkpoint):
             evaluation = _service(checkpoint, found, options, outputs, bar)
         else:
-            model, decisions = _open(settings, checkpoint)
+            model = _open(settings, checkpoint)
             if write is not None and model.graph is not None:
                 raise SettingError("--write cannot write an ONNX graph: what is better is printed as settings.")
             from ..evaluation import evaluate as run
 
-            evaluation = run(model, decisions, found, options, bar)
+            evaluation = run(model, model.decisions, found, options, bar)
     written = _write(evaluation, write, write_labels)
     document = evaluation.document() | {"written": [str(path) for path in written]}
     text = json.dumps(document, ensure_ascii=False)
@@ -134,22 +134,19 @@ def _service(url: str, found: Any, options: Options, outputs: dict[str, Path | N
     return evaluate_service(url, found, options, bar)
 
 
-def _open(settings: Settings, checkpoint: str) -> tuple[Checkpoint, Decisions | None]:
-    """The checkpoint at a path, with its decisions; the offline demo too, which has none."""
-    from ..checkpoints import OfflineDemo, PublishedName, locate
+def _open(settings: Settings, checkpoint: str) -> Checkpoint:
+    """The checkpoint at a path, or the offline demo."""
+    from ..checkpoints import Found, PublishedName, decide, locate, read
     from ..errors import CheckpointError
-    from ..opening import Found, LogReporter, examine, read_found
 
     source = locate(checkpoint)
     if isinstance(source, PublishedName):
         raise CheckpointError(f"{checkpoint} is no file or folder here.")
     with stderr.status(f"Reading {escape(checkpoint)} …"):
-        if isinstance(source, OfflineDemo):
-            return read_found(settings, Found(source), LogReporter()), None
-        examined = examine(settings, source.path)
-    for warning in examined.warnings:
+        opened = decide(read(Found(source), settings), settings)
+    for warning in opened.warnings:
         stderr.print(f"[bold yellow]Warning:[/] {escape(warning)}")
-    return examined.checkpoint, examined.decisions
+    return opened
 
 
 def _check_target(flag: str, path: Path | None, force: bool) -> None:

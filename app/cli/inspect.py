@@ -17,7 +17,7 @@ from ..settings import SWITCHES, Settings
 from .console import stderr, stdout
 
 if TYPE_CHECKING:
-    from ..opening import Examined
+    from ..checkpoints import Checkpoint, Contents
 
 
 _LAYERS = ("altered", "head")
@@ -29,7 +29,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a checkpoint is and how it would be served: each decision, and where it comes from."""
-    document = _describe(_examine(settings, checkpoint))
+    document = _describe(*_open(settings, checkpoint))
     if as_json:
         stdout.print(json.dumps(document, ensure_ascii=False), markup=False)
         return
@@ -61,43 +61,45 @@ def convert(
     """Write a checkpoint's weights with every decision in the file, which then needs no guess."""
     from ..checkpoints import write_converted
 
-    examined = _examine(settings, checkpoint)
-    write_converted(examined.checkpoint, target)
-    for warning in examined.warnings:
+    _, decided = _open(settings, checkpoint)
+    write_converted(decided, target)
+    for warning in decided.warnings:
         stderr.print(f"[bold yellow]Warning:[/] written as settled: {escape(warning)}")
     stdout.print(str(target), markup=False)
 
 
-def _examine(settings: Settings, checkpoint: str) -> Examined:
-    from ..checkpoints import CheckpointFile, locate
+def _open(settings: Settings, checkpoint: str) -> tuple[Contents, Checkpoint]:
+    """What is at a path, read and decided."""
+    from ..checkpoints import CheckpointFile, Found, decide, locate, read
     from ..errors import CheckpointError
-    from ..opening import examine
 
     set_up_logging("warning" if settings.log_level == "info" else settings.log_level)
     source = locate(checkpoint)
     if not isinstance(source, CheckpointFile):
         raise CheckpointError(f"{checkpoint} is no file or folder here.")
     with stderr.status(f"Reading {escape(printable(str(source.path)))} …"):
-        return examine(settings, source.path)
+        contents = read(Found(source), settings)
+        return contents, decide(contents, settings)
 
 
-def _describe(examined: Examined) -> dict[str, Any]:
-    """What `inspect` shows, as JSON."""
+def _describe(contents: Contents, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The output of `inspect`, as JSON."""
     from ..preprocessing import document_of
     from ..types import Preprocessing
 
-    contents = examined.contents
+    decided = checkpoint.decisions
+    assert decided is not None
     decisions: dict[str, dict[str, Any]] = {}
-    named = {each.name: getattr(examined.decisions, each.name) for each in fields(examined.decisions)}
-    if examined.checkpoint.switches is None:
+    named = {each.name: getattr(decided, each.name) for each in fields(decided)}
+    if checkpoint.switches is None:
         # They are a ResNet-50's, and would say of another network what is not so.
         named = {name: decision for name, decision in named.items() if name not in SWITCHES}
     # Where the pool is another layer altogether, its padding is no fact of it.
-    if any(layer.name == "maxpool" for layer in examined.decisions.altered.value):
+    if any(layer.name == "maxpool" for layer in decided.altered.value):
         named.pop("pool", None)
     # Most checkpoints have neither.
     named = {name: decision for name, decision in named.items() if name not in _LAYERS or decision.value}
-    for name, decision in (named | {"labels": examined.labels}).items():
+    for name, decision in named.items():
         value: Any = decision.value
         shown: Any = value
         if isinstance(value, Preprocessing):
@@ -112,15 +114,15 @@ def _describe(examined: Examined) -> dict[str, Any]:
     graph = contents.graph
     record = graph.quantized if graph is not None else None
     document = {
-        "path": str(examined.path),
+        "path": str(contents.path),
         "container": contents.container,
         "family": contents.family,
-        "classes": examined.class_count,
+        "classes": checkpoint.class_count,
         "parameters": sum(values.size for name, values in contents.weights.items() if "running_" not in name),
         "sha256": contents.sha256,
         "decisions": decisions,
-        "notes": list(examined.notes),
-        "warnings": list(examined.warnings),
+        "notes": list(checkpoint.notes),
+        "warnings": list(checkpoint.warnings),
     }
     if record is not None:
         about = record.model_dump(mode="json", exclude={"check", "labels", "preprocessing"})

@@ -18,7 +18,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from ..opening import LogReporter
+from ..progress import LogReporter
 from .console import stderr
 
 logger = logging.getLogger(__name__)

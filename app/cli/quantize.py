@@ -53,8 +53,8 @@ def quantize(
 
     It is written only if its top-1 agreement reaches --min-agreement; otherwise the exit status is 1.
     """
+    from ..checkpoints import open_checkpoint
     from ..images import DecodeLimits
-    from ..opening import open_checkpoint
     from ..quantization import FEW_PHOTOS, Options, check_can_draw, draw, read_photos, write
     from ..quantization import quantize as make
     from .progress import StepBar, TerminalReporter

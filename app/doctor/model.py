@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from ..artifacts.key import key_of
+from ..artifacts.store import Store
+from ..backends.choice import is_for_cpu
 from ..backends.onnx import check_onnx_options
 from ..checkpoints import (
     CheckpointFile,
+    Found,
     OfflineDemo,
     PublishedName,
     PublishedWeights,
     Source,
+    decide,
+    find_by_name,
     locate,
     offline_demo_file,
+    published_architecture,
+    read,
 )
 from ..errors import StartError
-from ..exports.choice import is_for_cpu
-from ..exports.key import key_of, key_parts
-from ..exports.store import Store
-from ..opening import Found, examine, published_architecture
 from ..outbound import is_web_address, redacted
 from ..resources import cuda_device_count
 from ..settings import Settings
@@ -51,13 +55,16 @@ def _see_source(settings: Settings, source: Source, report: Report) -> None:
         _see_export(settings, Found(source), report)
     else:
         report.add("model", "weights", f"{source.path}: {why}")
-        examined = examine(settings, source.path)
-        report.add("model", "container", examined.contents.container)
-        report.add("model", "architecture", _decided(examined.decisions.architecture))
-        report.add("model", "classes", examined.class_count)
-        preprocessing = examined.decisions.preprocessing
+        contents = read(Found(source), settings)
+        checkpoint = decide(contents, settings)
+        decisions = checkpoint.decisions
+        assert decisions is not None
+        report.add("model", "container", contents.container)
+        report.add("model", "architecture", _decided(decisions.architecture))
+        report.add("model", "classes", checkpoint.class_count)
+        preprocessing = decisions.preprocessing
         report.add("model", "preprocessing", f"{preprocessing.value.describe()} (because of {preprocessing.source})")
-        for warning in examined.warnings:
+        for warning in checkpoint.warnings:
             report.note(warning)
         _see_export(settings, Found(source), report)
 
@@ -67,10 +74,10 @@ def _decided(decision: object) -> str:
 
 
 def _see_published(settings: Settings, source: PublishedName, report: Report) -> None:
-    """Whether the file is there already. What its name is only torchvision knows, at a first start."""
-    weights = Store(settings.cache_dir).published(published_architecture(settings), source.name)
-    file = settings.cache_dir / "checkpoints" / weights.file_name if weights else None
-    if file is not None and file.is_file():
+    """Whether the file is there already. Raises `SettingError` for a name that torchvision does not have."""
+    weights = find_by_name(published_architecture(settings), source.name)
+    file = settings.cache_dir / "checkpoints" / weights.file_name
+    if file.is_file():
         report.add("model", "download", f"is there: {file}")
         _see_export(settings, Found(CheckpointFile(file)), report)
     else:
@@ -89,10 +96,10 @@ def _see_published(settings: Settings, source: PublishedName, report: Report) ->
         )
 
 
-def _origin(settings: Settings, weights: PublishedWeights | None) -> str:
+def _origin(settings: Settings, weights: PublishedWeights) -> str:
     if settings.download_mirror:
         return redacted(settings.download_mirror)
-    return redacted(weights.url) if weights else "download.pytorch.org"
+    return redacted(weights.url)
 
 
 def _see_backend(settings: Settings, report: Report) -> None:
@@ -128,7 +135,7 @@ def _see_export(settings: Settings, found: Found, report: Report) -> None:
         return
     store = Store(settings.cache_dir)
     try:
-        key = key_of(key_parts(settings, found))
+        key = key_of(settings, found)
     except OSError as error:
         report.problem(f"The checkpoint cannot be read: {error}.")
         return

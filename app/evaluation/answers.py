@@ -17,7 +17,8 @@ from ..backends.torch.precision import plan_device
 from ..checkpoints import Checkpoint, Graph
 from ..errors import EvaluationError, ModelOutputInvalid, ServiceError
 from ..images import DecodeLimits, decode_for_each
-from ..networks import build_network
+from ..networks import LOGITS, PLANES, build_network, describe_fitted, is_described, write_graph
+from ..resources import cuda_device_count
 from ..types import Pixels, Preprocessing, ResNetSwitches, Scores, Want
 from .facts import geometry
 from .photos import Photo
@@ -193,7 +194,41 @@ class Answers:
 def _open(checkpoint: Checkpoint, switches: ResNetSwitches | None, device: str, threads: int) -> Network:
     if checkpoint.graph is not None:
         return _GraphNetwork(checkpoint.graph, checkpoint, threads)
+    on_cpu = device == "cpu" or (device == "auto" and cuda_device_count() == 0)
+    if on_cpu and is_described(checkpoint.architecture):
+        return _DescribedNetwork(replace(checkpoint, switches=switches), threads)
     return _TorchNetwork(replace(checkpoint, switches=switches), device, threads)
+
+
+class _DescribedNetwork:
+    """A network written as an ONNX graph of prepared images, for each size that is asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
+        self._checkpoint = checkpoint
+        self._threads = threads
+        self._description = describe_fitted(checkpoint.architecture, checkpoint.weights, checkpoint.switches)
+        self._network: tuple[tuple[int, int], _GraphNetwork] | None = None
+
+    def __call__(self, pixels: Pixels, preprocessing: Preprocessing) -> Scores:
+        size = preprocessing.crop
+        if self._network is None or self._network[0] != size:
+            # The last one alone is kept: two would be 200 MB.
+            self._network = None
+            self._network = size, _GraphNetwork(self._graph(size), self._checkpoint, self._threads)
+        return self._network[1](pixels, preprocessing)
+
+    def _graph(self, size: tuple[int, int]) -> Graph:
+        file = write_graph(self._description, self._checkpoint.weights, size, None)
+        return Graph(
+            model=b"".join(file.pieces()),
+            input_name=PLANES,
+            output_name=LOGITS,
+            dtype="float32",
+            layout="nchw",
+            size=size,
+            batch_size=None,
+            class_count=self._checkpoint.class_count,
+        )
 
 
 class _TorchNetwork:
@@ -220,7 +255,7 @@ class _TorchNetwork:
 
 
 class _GraphNetwork:
-    """An ONNX file's graph, by ONNX Runtime."""
+    """A graph run by ONNX Runtime."""
 
     def __init__(self, graph: Graph, checkpoint: Checkpoint, threads: int) -> None:
         self._backend = OnnxBackend(

@@ -2,66 +2,57 @@
 
 Names, which `checkpoints.families` maps Keras's to: `stem`; `layer{1…4}.{block}.` with `preact, reduce, reduce_bn,
 spatial, spatial_bn, expand` and, in a stage's first block, `shortcut`; `norm`; `fc`. The stem, `expand` and `shortcut`
-have biases: what comes behind them is a sum, or a pool, and no normalisation that could take the bias up.
+have biases: they are followed by a sum or a pool, and by no normalisation that could take the bias up.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from ..types import Layer
+from .description import Chain, Description
 
-EPSILON = 1.001e-5  # keras/applications/resnet.py
+_EPSILON = 1.001e-5  # keras/applications/resnet.py
 _STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
 
 
-class _Block(nn.Module):
-    """`x + expand(spatial(reduce(preact(x))))`; a projection starts from preact(x), an identity from x."""
-
-    def __init__(self, inputs: int, width: int, stride: int, is_first: bool) -> None:
-        super().__init__()
-        outputs = 4 * width
-        self.preact = nn.BatchNorm2d(inputs, EPSILON)
-        self.reduce = nn.Conv2d(inputs, width, 1, bias=False)
-        self.reduce_bn = nn.BatchNorm2d(width, EPSILON)
-        self.spatial = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
-        self.spatial_bn = nn.BatchNorm2d(width, EPSILON)
-        self.expand = nn.Conv2d(width, outputs, 1)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1) if is_first else None
-        # Keras skips points with a 1×1 pool where the stride is.
-        self.skip = nn.MaxPool2d(1, stride) if stride > 1 else nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch.relu(self.preact(x))
-        x = self.skip(x) if self.shortcut is None else self.shortcut(y)
-        y = torch.relu(self.reduce_bn(self.reduce(y)))
-        y = torch.relu(self.spatial_bn(self.spatial(y)))
-        total: torch.Tensor = x + self.expand(y)
-        return total
+def describe_resnet50v2(classes: int) -> Description:
+    chain = Chain()
+    chain.convolution("stem", 3, 64, 7, stride=2, padding=3, bias=True)
+    # Zeros around the pool and not minus infinity: no activation has cut off values below zero yet.
+    chain.layer(Layer("pool", "max_pool", (3, 3), (2, 2), (0, 0), (1, 1)), zeros=(1, 1, 1, 1))
+    inputs = 64
+    for stage, (width, blocks) in enumerate(_STAGES, start=1):
+        for number in range(blocks):
+            # The stride is in a stage's last block; the last stage has none.
+            stride = 2 if stage < len(_STAGES) and number == blocks - 1 else 1
+            _add_block(chain, f"layer{stage}.{number}", inputs, width, stride)
+            inputs = 4 * width
+    chain.batch_norm("norm", inputs, _EPSILON)
+    chain.layer(Layer("relu", "relu"))
+    chain.layer(Layer("avgpool", "adaptive_average_pool", (1, 1)))
+    chain.classifier("fc", inputs, classes)
+    return chain.description()
 
 
-class ResNet50V2(nn.Module):
-    """`(N, 3, H, W)` → `(N, classes)` logits."""
-
-    def __init__(self, num_classes: int = 1000) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 64, 7, stride=2, padding=3)
-        # Zeros around the pool and not minus infinity: nothing has cut off what is below zero yet.
-        self.pool = nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, stride=2))
-        inputs = 64
-        for number, (width, blocks) in enumerate(_STAGES, start=1):
-            # The stride stands in a stage's last block; the last stage has none.
-            stride = 2 if number < len(_STAGES) else 1
-            stage = nn.Sequential()
-            for block in range(blocks):
-                stage.append(_Block(inputs, width, stride if block == blocks - 1 else 1, is_first=block == 0))
-                inputs = 4 * width
-            self.add_module(f"layer{number}", stage)
-        self.norm = nn.BatchNorm2d(inputs, EPSILON)
-        self.fc = nn.Linear(inputs, num_classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.pool(self.stem(x))
-        for number in range(1, len(_STAGES) + 1):
-            x = self.get_submodule(f"layer{number}")(x)
-        scores: torch.Tensor = self.fc(torch.relu(self.norm(x)).mean((2, 3)))
-        return scores
+def _add_block(chain: Chain, name: str, inputs: int, width: int, stride: int) -> None:
+    """`x + expand(spatial(reduce(preact(x))))`; a stage's first block projects preact(x) in the place of x."""
+    source, outputs = chain.last, 4 * width
+    chain.batch_norm(f"{name}.preact", inputs, _EPSILON)
+    chain.layer(Layer(f"{name}.preact_relu", "relu"))
+    start = chain.last
+    chain.convolution(f"{name}.reduce", inputs, width, 1)
+    chain.batch_norm(f"{name}.reduce_bn", width, _EPSILON)
+    chain.layer(Layer(f"{name}.reduce_relu", "relu"))
+    chain.convolution(f"{name}.spatial", width, width, 3, stride=stride, padding=1)
+    chain.batch_norm(f"{name}.spatial_bn", width, _EPSILON)
+    chain.layer(Layer(f"{name}.spatial_relu", "relu"))
+    chain.convolution(f"{name}.expand", width, outputs, 1, bias=True)
+    main = chain.last
+    if inputs != outputs:
+        chain.convolution(f"{name}.shortcut", inputs, outputs, 1, bias=True, source=start)
+        source = chain.last
+    elif stride > 1:
+        # Keras skips points with a 1×1 pool.
+        chain.last = source
+        chain.layer(Layer(f"{name}.skip", "max_pool", (1, 1), (stride, stride), (0, 0), (1, 1)))
+        source = chain.last
+    chain.sum(f"{name}.sum", source, main)

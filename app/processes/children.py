@@ -1,4 +1,4 @@
-"""The parent's side of a child process: start it in its own session, wait for its end, kill it and its process group.
+"""The parent's side of a child process: start it in its own process group, wait for its end, kill it and its group.
 
 The only module that starts processes. `start.py` builds command lines, `environment.py` environments.
 """
@@ -35,9 +35,14 @@ class Child:
         stdout: Stream = NOTHING,
         stderr: Stream = INHERITED,
         descriptors: Sequence[int] = (),
-        folder: str | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        has_own_session: bool = True,
     ) -> None:
-        """Start `command`. The child has `descriptors` under the same numbers. Raises `OSError`."""
+        """Start `command`. The child has `descriptors` under the same numbers. Raises `OSError`.
+
+        Linux's autogroup scheduling divides CPU time between sessions, and within a session between its processes. A
+        child without a session of its own has a process group of its own.
+        """
         self._process = subprocess.Popen(
             command,
             env=environment,
@@ -46,7 +51,8 @@ class Child:
             stderr=stderr,
             pass_fds=descriptors,
             cwd=folder,
-            start_new_session=True,
+            start_new_session=has_own_session,
+            process_group=None if has_own_session else 0,
         )
         self.id = self._process.pid
 
@@ -69,11 +75,19 @@ class Child:
         """To the child's process group; nothing happens where the child has ended."""
         # Afterwards the number may be another process's.
         if not self.has_ended:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.id, number)
+            self._signal_group(number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def kill_group(self) -> None:
+        """Kill the child, and the processes of its group that a child which has just ended has left behind."""
+        # As long as the group has a member, its number is not given to another process.
+        self._signal_group(signal.SIGKILL)
+
+    def _signal_group(self, number: int) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.id, number)
 
     def wait(self, at_most_seconds: float | None = None) -> int:
         """The exit status, with a minus the signal's number; one that does not end in time is killed. Blocks."""

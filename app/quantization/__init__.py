@@ -1,6 +1,6 @@
 """int8 quantization for CPUs: a checkpoint and photos → an ONNX file that is served like any other, and a report."""
 
-from .artefact import write
+from .output import write
 from .photos import FEW_PHOTOS, MIN_PHOTOS, Photos, read_photos
 from .picture import check_can_draw, draw
 from .quantize import Options, Progress, quantize

@@ -8,11 +8,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..backends.exporting import described, export_graph
+from ..artifacts.exporting import described, export_graph
 from ..backends.onnx import OnnxBackend
 from ..backends.onnx_sessions import session_options
 from ..checkpoints import Checkpoint, Graph
 from ..errors import QuantizationError
+from ..networks import is_described
 
 LAYERS = ("Conv", "Gemm", "MatMul")
 # What is quantized between them, so that numbers stay in 8 bits from one layer to the next.
@@ -38,9 +39,10 @@ def float_graph(checkpoint: Checkpoint, threads: int) -> Graph:
     """The network of `checkpoint` in float32. Raises `QuantizationError` for a graph that cannot be quantized."""
     graph = checkpoint.graph
     if graph is None:
-        import torch
+        if not is_described(checkpoint.architecture):
+            import torch
 
-        torch.set_num_threads(threads)
+            torch.set_num_threads(threads)
         return described(checkpoint, export_graph(checkpoint))
     if graph.computes_in == "int8":
         raise QuantizationError(f"{checkpoint.source} is quantized already. Name the float32 checkpoint it is made of.")

@@ -17,9 +17,10 @@ from ..agreement import Probabilities, compare, probabilities
 from ..backends.onnx import OnnxBackend
 from ..backends.parts import infer_all
 from ..checkpoints import CheckImages, Checkpoint, Cpu, Graph, QuantizedRecord, Speeds
+from ..checkpoints.onnx_metadata import graph_digest, metadata_entry, without_metadata
+from ..checkpoints.record import RECORD_KEY
 from ..resources import saturates
 from ..types import Pixels, Want
-from .artefact import graph_digest, with_record
 from .calibration import Method, Quantizer
 from .graphs import Prepared, backend_of, float_graph, prepare
 from .photos import Photos, split
@@ -90,7 +91,8 @@ def quantize(checkpoint: Checkpoint, photos: Photos, options: Options, progress:
         versions={name: version(name) for name in ("onnxruntime", "onnx", "numpy")} | {"resnet-serve": __version__},
         check=CheckImages.of(pixels[:MOST_CHECK_IMAGES], reference[:MOST_CHECK_IMAGES]),
     )
-    model = with_record(chosen.graph.model, record)
+    entry = metadata_entry(RECORD_KEY, record.model_dump_json())
+    model = b"".join((*without_metadata(chosen.graph.model), entry))
     report = Report(
         record=record,
         skipped=photos.skipped,

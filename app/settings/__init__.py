@@ -6,7 +6,7 @@ from .decoding import DecodingSettings
 from .flat import GROUPS, Settings, load_settings, unknown_variables
 from .group import ENV_PREFIX, VALUE_ERROR, Group, named_settings
 from .limits import LimitSettings
-from .model import EXPORT_SETTINGS, ModelSettings
+from .model import EXPORT_SETTINGS, BackendSettings, ModelSettings
 from .preprocessing import PREPROCESSING_FACTS
 from .server import LogSettings
 from .tables import show_default
@@ -18,6 +18,7 @@ __all__ = [
     "PREPROCESSING_FACTS",
     "SWITCHES",
     "VALUE_ERROR",
+    "BackendSettings",
     "BatchingSettings",
     "CheckpointSettings",
     "DecodingSettings",

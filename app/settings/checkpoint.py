@@ -105,7 +105,7 @@ class StorageSettings(Group):
     title: ClassVar[str] = "Files"
 
     max_checkpoint_bytes: int = Field(1_073_741_824, ge=1, description="Largest checkpoint file that is read.")
-    cache_dir: Path = Field(default_factory=_default_cache_dir, description="Where downloads and exports are kept.")
+    cache_dir: Path = Field(default_factory=_default_cache_dir, description="Where downloads and artifacts are kept.")
     download_mirror: str | None = Field(
         None,
         description="Base URL of a mirror that holds torchvision's weight files under their own names.",

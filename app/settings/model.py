@@ -60,16 +60,16 @@ class ModelSettings(BackendSettings, CheckpointSettings):
         )
 
     def export_settings(self) -> dict[str, str]:
-        """The settings that an export depends on, as text: a part of its key."""
+        """The settings that an artifact depends on, as text: a part of its key."""
         return {name: str(getattr(self, name)) for name in EXPORT_SETTINGS}
 
 
-# An export is the same whatever these are. A new setting of the model counts as one that changes it.
+# An artifact is the same whatever these are. A new setting of the model counts as one that changes it.
 _NOT_EXPORTED = frozenset(
     {
         *("weights_fallback", "cache_dir", "download_mirror"),  # where files come from: their bytes are in the key
         *("model_name", "min_agreement"),  # read when the model is loaded
-        *("backend", "device", "precision", "compute_threads"),  # an export is made by one backend, for the CPU
+        *("backend", "device", "precision", "compute_threads"),  # read when the artifact is loaded
     }
 )
 EXPORT_SETTINGS = tuple(name for name in ModelSettings.model_fields if name not in _NOT_EXPORTED)

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 
 from ..loading import ModelFacts, describe_fitted_limits, fit_image_limits
-from ..opening import Reporter
+from ..progress import Reporter
 from ..settings import Settings
 from .division import count_workers
 

@@ -49,6 +49,8 @@ class Child:
                     child_environment(_NEEDS[role], environment),
                     stdout=children.INHERITED,
                     descriptors=(theirs.fileno(),),
+                    # The service's processes share CPU time as the threads of one would.
+                    has_own_session=False,
                 )
             except BaseException:
                 control.close()

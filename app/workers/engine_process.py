@@ -14,13 +14,13 @@ from ..engine import InProcessEngine
 from ..engine.board import Board
 from ..engine.host import EngineHost
 from ..engine.segment import Segment, SlotLayout
-from ..errors import StartError
+from ..errors import LoadCancelled, StartError
 from ..interpreter import leave, spare_requests_from_collection
 from ..loading import Cancellation, LoadedModel, load_model
 from ..metrics import Metrics
-from ..opening import LoadCancelled
 from ..processes.channel import Channel, Message
 from ..processes.shared_memory import put_in_memory
+from ..progress import ChannelReporter
 from ..settings import Settings
 from .facts import facts_of, facts_to_json, layout_for
 
@@ -39,22 +39,6 @@ def serve_engine(settings: Settings, control: Channel, metrics: Metrics, board: 
         status = runner.run(_Engine(settings, control, metrics, Board(board)).serve())
         # A call that does not come back, or a load, holds a thread that a runner would wait for.
         leave(status)
-
-
-class _ToSupervisor:
-    """Loading's progress, told by its own thread."""
-
-    def __init__(self, control: Channel) -> None:
-        self._control = control
-
-    def step(self, text: str) -> None:
-        self._control.tell("step", text=text)
-
-    def warn(self, text: str) -> None:
-        self._control.tell("warn", text=text)
-
-    def downloading(self, name: str, received: int, expected: int | None) -> None:
-        self._control.tell("downloading", name=name, received=received, expected=expected)
 
 
 class _Engine:
@@ -89,7 +73,7 @@ class _Engine:
     async def _work(self) -> int:
         """Load, warm up, serve, until the engine is beyond repair: for ever, if all goes well. The exit status."""
         loop = asyncio.get_running_loop()
-        reporter = _ToSupervisor(self._control)
+        reporter = ChannelReporter(self._control)
         try:
             model = await loop.run_in_executor(
                 None, load_model, self._settings, self._metrics, reporter, self._cancellation.is_cancelled

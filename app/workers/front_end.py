@@ -20,10 +20,10 @@ from ..errors import EngineUnavailable
 from ..interpreter import leave, spare_requests_from_collection
 from ..loading import LoadedModel
 from ..metrics import Metrics
-from ..opening import LogReporter
 from ..process import Server, build_server
 from ..processes.channel import Channel, Message
 from ..processes.shared_memory import take_from_memory
+from ..progress import LogReporter
 from ..server import Hooks, Parts
 from ..settings import Settings
 from .facts import facts_from_json, with_engine

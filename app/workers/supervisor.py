@@ -19,8 +19,8 @@ from ..interpreter import hold_stop_signals, take_stop_signals
 from ..loading import ModelFacts
 from ..logs import share_output
 from ..metrics import SharedFiles
-from ..opening import Reporter
 from ..processes.channel import Message
+from ..progress import Reporter, report
 from ..settings import Settings
 from .child import Child
 from .pairing import Pairing
@@ -258,13 +258,9 @@ class Supervisor:
 
     def _from_engine(self, child: Child, message: Message) -> None:
         fields = message.fields
-        if message.kind == "step":
-            self._reporter.step(fields["text"])
-        elif message.kind == "warn":
-            self._reporter.warn(fields["text"])
-        elif message.kind == "downloading":
-            self._reporter.downloading(fields["name"], fields["received"], fields["expected"])
-        elif message.kind == "loaded":
+        if report(message, self._reporter):
+            return
+        if message.kind == "loaded":
             self._pairing.has_loaded(message)
             for front_end in self._front_ends.values():
                 self._pairing.pair(child, front_end)

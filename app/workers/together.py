@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import SettingError
 from ..listening import address_of, listen_together
 from ..metrics import SharedFiles
-from ..opening import Reporter
+from ..progress import Reporter
 from ..settings import Settings
 from .division import divide
 from .supervisor import ENGINE, OnReady, Supervisor, front_end_name

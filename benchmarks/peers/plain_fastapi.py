@@ -1,4 +1,4 @@
-"""What is written first: FastAPI, a thread for each request, no batches. Run by uvicorn."""
+"""The simplest service: FastAPI, a thread for each request, no batches. Run by uvicorn."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What every peer does with an image: torchvision's transform, and a ResNet-50 with the weights of one file.
+"""The classification that every peer runs: torchvision's transforms, and a ResNet-50 with the weights of one file.
 
-`PEER_WEIGHTS` names that file, a state dict in safetensors; empty, the network is left out and only the server's own
-cost remains. Runs in the peer's environment, which shares PyTorch with this project's.
+`PEER_WEIGHTS` names that file, a state dict in safetensors. If it is empty the network is left out, and only the
+server's own cost remains. Runs in the peer's environment, which shares PyTorch with this project's.
 """
 
 from __future__ import annotations

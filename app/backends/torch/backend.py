@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...checkpoints import Checkpoint
-from ...errors import DeviceLost, OutOfMemory, SettingError
+from ...errors import DeviceLost, OutOfMemory, SettingError, first_line
 from ...networks import build_network
 from ...types import Activation, InputSpec, Outputs, Pixels, Preprocessing, Want
 from ..base import BackendOptions
 from .devices import CpuDevice, Device
-from .faults import Fault, fault_of, first_line
+from .faults import Fault, fault_of
 from .precision import DevicePlan, place_network, plan_device
 from .runners import EagerRunner, Runner
 from .slots import Slot
@@ -34,8 +34,13 @@ def create_torch_backend(checkpoint: Checkpoint, options: BackendOptions) -> Tor
     Raises `SettingError` where that device is not to be had or does not hold the network, `CheckpointError` where the
     weights do not fit.
     """
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        raise SettingError(
+            "The torch backend needs PyTorch, which is not installed: pip install torch torchvision. On a CPU, "
+            "RESNET_BACKEND=onnx serves a ResNet without it."
+        ) from None
     if checkpoint.graph is not None:
         raise SettingError(f"RESNET_BACKEND is torch, but {checkpoint.source} is an ONNX file. Set it to auto or onnx.")
     plan = plan_device(options.device, options.precision)

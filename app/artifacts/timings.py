@@ -1,4 +1,4 @@
-"""How long batches took, kept beside the export that they were measured with."""
+"""How long batches took, kept beside the artifact that they were measured with."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from ..checkpoints import Graph
 from ..files import write_whole
 from ..resources import available_memory_bytes
+from .machine import machine_digest
 
 
 class KeptTimings:
@@ -34,9 +35,12 @@ class KeptTimings:
 
 
 def timings_of(graph: Graph | None, threads: int, max_batch_size: int | str) -> KeptTimings | None:
-    """Those of `graph` on `threads` threads, of the sizes that setting and memory let in; None if it is not kept."""
+    """Those of `graph` here: by its threads, its memory, the sizes that the setting allows, and this machine.
+
+    None where the graph is not kept.
+    """
     if graph is None or graph.path is None:
         return None
     megabytes = available_memory_bytes() // 1_000_000
-    name = f"seconds-{threads}-threads-{megabytes}-MB-batch-{max_batch_size}.json"
-    return KeptTimings(graph.path.with_name(name))
+    name = f"seconds-{threads}-threads-{megabytes}-MB-batch-{max_batch_size}-{machine_digest()}.json"
+    return KeptTimings(graph.path.with_name(f"{graph.path.stem}.{name}"))

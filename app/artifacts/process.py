@@ -1,26 +1,27 @@
-"""The parent's side of the process that exports: start it, answer its requests, pass on its progress and its errors."""
+"""The parent's side of the process that exports: start it, pass on its progress and its errors."""
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import closing
 
+from pydantic import TypeAdapter
+
 from .. import errors
-from ..errors import MAY_FALL_BACK, DownloadError, ExportFailed, StartError
-from ..opening import LoadCancelled, Reporter, download
+from ..checkpoints import Found
+from ..errors import ExportFailed, LoadCancelled, StartError
 from ..processes import Need, child_environment, command
 from ..processes.channel import Channel, Message
 from ..processes.children import PIPE, WITH_STDOUT, Child, describe_status
 from ..processes.error_codec import ErrorCodec
+from ..progress import Reporter, report
 from ..settings import ModelSettings
-from .store import PUBLISHED
 
-logger = logging.getLogger(__name__)
-
+ASKED = TypeAdapter(tuple[ModelSettings, Found])
+"""The argument of the child's `start` message, as JSON."""
 _LOOK_SECONDS = 0.1
 _EXIT_SECONDS = 10.0
 _LAST_LINES = 5
@@ -42,13 +43,8 @@ EXPORT_ERRORS = ErrorCodec[Exception](
 )
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of a library's error, for use in a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(". ")
-
-
-def export_apart(settings: ModelSettings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> str:
-    """Have a child process export the checkpoint of `settings` into the cache; returns its key there. Blocks.
+def export_apart(settings: ModelSettings, found: Found, reporter: Reporter, is_cancelled: Callable[[], bool]) -> str:
+    """Have a child process export the weights `found` into the cache; returns their key there. Blocks.
 
     Raises the `StartError` that was raised there, one that says how the process ended if it was killed, `CannotWrite`,
     `CannotExport`, and `LoadCancelled`.
@@ -57,7 +53,7 @@ def export_apart(settings: ModelSettings, reporter: Reporter, is_cancelled: Call
         channel, theirs = Channel.pair()
         with theirs:
             child = Child(
-                command("app.exports.worker", str(theirs.fileno())),
+                command("app.artifacts.worker", str(theirs.fileno())),
                 child_environment(Need.COMPUTE, {"PYTHONIOENCODING": "utf-8"}),
                 # Libraries' own output, whose last lines are shown if the process crashes.
                 stdout=PIPE,
@@ -71,14 +67,12 @@ def export_apart(settings: ModelSettings, reporter: Reporter, is_cancelled: Call
         with closing(channel):
             # The child downloads nothing, so the password of a mirror is left out.
             given = settings.model_settings().model_copy(update={"download_mirror": None})
-            channel.tell("start", settings=given.model_dump_json())
+            channel.tell("start", asked=ASKED.dump_python((given, found), mode="json"))
             while (message := _next(channel, is_cancelled)) is not None:
                 if message.kind == "done":
                     return str(message.fields["key"])
-                if message.kind == "download":
-                    channel.tell(**_download(message.fields["weights"], settings, reporter, is_cancelled))
-                else:
-                    _pass_on(message, reporter)
+                if not report(message, reporter):
+                    raise EXPORT_ERRORS.decode(message.fields)
     finally:
         # It ends when its channel is closed.
         status = child.wait(_EXIT_SECONDS)
@@ -127,34 +121,3 @@ def _ended(status: int, last_lines: Collection[str]) -> Exception:
     if status < 0:
         return ExportFailed(f"{ended} ({describe_status(status)}).{said}", may_pass=True)
     return CannotExport(f"its process ended with status {status}{'.' if said else ''}{said.rstrip('. ')}")
-
-
-def _download(
-    weights: str, settings: ModelSettings, reporter: Reporter, is_cancelled: Callable[[], bool]
-) -> dict[str, str]:
-    """The answer to a request for published weights. Raises `DownloadError` and `LoadCancelled`."""
-    try:
-        file = download(settings, PUBLISHED.validate_json(weights), reporter, is_cancelled)
-        return {"kind": "file", "path": str(file)}
-    except MAY_FALL_BACK as error:
-        if settings.weights_fallback != "none":
-            # The fallback is served, and this is why.
-            logger.warning("%s", error)
-        return {"kind": "unreachable", "reason": str(error)}
-    except DownloadError:
-        if is_cancelled():
-            raise LoadCancelled("Stopped while loading.") from None
-        raise
-
-
-def _pass_on(message: Message, reporter: Reporter) -> None:
-    """Progress goes to the reporter; an error that ended the process is raised."""
-    fields = message.fields
-    if message.kind == "step":
-        reporter.step(fields["text"])
-    elif message.kind == "warn":
-        reporter.warn(fields["text"])
-    elif message.kind == "downloading":
-        reporter.downloading(fields["name"], fields["received"], fields["expected"])
-    else:
-        raise EXPORT_ERRORS.decode(fields)

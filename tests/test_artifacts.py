@@ -1,8 +1,10 @@
-"""Exports kept on disk: made once, used by every later start without torch, made again when anything has changed."""
+"""Artifacts kept on disk: made once, used by every later start without torch, made again when anything has changed."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import importlib.metadata
 import json
 import os
 import resource
@@ -10,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,23 +21,28 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 import torchvision.models
 
-from app.backends import BackendOptions, create_backend
+from app.artifacts import artifact, checking, open_served, opening, process, timings_of, worker
+from app.artifacts.artifact import serialized
+from app.artifacts.key import SCHEMA_VERSION, key_of
+from app.artifacts.machine import cpu_features
+from app.artifacts.store import Store
+from app.backends import BackendOptions, choice, create_backend
+from app.backends.choice import backend_name
 from app.backends.null import NULL_CHECKPOINT
 from app.backends.onnx import OnnxBackend
 from app.backends.onnx_sessions import Sessions, open_session, session_options
-from app.checkpoints import Checkpoint, CheckpointFile, Graph, PublishedWeights
-from app.errors import CheckpointError, ExportFailed, SettingError, StartError
-from app.exports import build, choice, key, open_served, process, store, timings_of, worker
-from app.exports.key import code_digest, cpu_features, key_of, key_parts
-from app.exports.store import Entry, Store
-from app.opening import Found, LoadCancelled, open_checkpoint
+from app.checkpoints import Checkpoint, CheckpointFile, Found, Graph, open_checkpoint
+from app.errors import CheckpointError, ExportFailed, LoadCancelled, SettingError, StartError
 from app.settings import EXPORT_SETTINGS, Settings
 from app.types import Want
 from tests.checkpoints_made import Told
+from tests.examined import examine
 from tests.onnx_graphs import Maker
 from tests.running import service_process, wait_until
 from tests.test_exporting import pixels_of
@@ -56,10 +63,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SqueezeNet of seven classes, which torch exports."""
+    path = tmp_path_factory.mktemp("traced") / "small.pth"
+    torch.save(discriminating(torchvision.models.squeezenet1_1(num_classes=CLASSES)).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
 def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder that has the export of `weights`, made by the process that makes them."""
     cache = tmp_path_factory.mktemp("exported")
-    process.export_apart(settings_of(weights, cache), Told(), lambda: False)
+    process.export_apart(settings_of(weights, cache), Found(CheckpointFile(weights)), Told(), lambda: False)
     return cache
 
 
@@ -74,11 +89,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of what is exported from now on; in this process, which has torch already."""
     keys: list[str] = []
 
-    def export_here(settings: Settings, reporter: Told, is_cancelled: Callable[[], bool]) -> str:
-        keys.append(worker.export(settings, reporter))
+    def export_here(settings: Settings, found: Found, reporter: Told, is_cancelled: Callable[[], bool]) -> str:
+        keys.append(worker.export(settings, found, reporter))
         return keys[-1]
 
-    monkeypatch.setattr(choice, "export_apart", export_here)
+    monkeypatch.setattr(opening, "export_apart", export_here)
     return keys
 
 
@@ -87,7 +102,9 @@ def settings_of(weights: Path, cache: Path, **others: Any) -> Settings:
 
 
 def opened(settings: Settings, told: Told | None = None) -> tuple[Checkpoint, str]:
-    return open_served(settings, told or Told(), lambda: False)
+    """What is served, and by which backend."""
+    checkpoint = open_served(settings, told or Told(), lambda: False)
+    return checkpoint, backend_name(settings.backend, checkpoint)
 
 
 def scores_of(checkpoint: Checkpoint, backend: str = "onnx") -> np.ndarray:
@@ -99,9 +116,10 @@ def scores_of(checkpoint: Checkpoint, backend: str = "onnx") -> np.ndarray:
         made.close()
 
 
-def entry_in(cache: Path) -> Path:
-    (folder,) = [path.parent for path in (cache / "exports").glob("*/entry.json")]
-    return folder
+def file_in(cache: Path) -> Path:
+    """The one artifact of a cache; its name is its key."""
+    (file,) = (cache / "artifacts").glob("*.onnx")
+    return file
 
 
 # --- one start after another
@@ -158,25 +176,6 @@ def test_offline_demo_and_an_onnx_file_are_kept_too(tmp_path: Path, made: list[s
     assert made_now == len(made) == 2
 
 
-def test_published_weights_are_found_without_torchvision(
-    weights: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where torchvision has the weights of a name is kept: the second start looks them up without importing it."""
-    cache = tmp_path / "cache"
-    (cache / "checkpoints").mkdir(parents=True)
-    network = discriminating(torchvision.models.resnet18())
-    torch.save(network.state_dict(), cache / "checkpoints" / "resnet18-f37072fd.pth")
-    settings = settings_of(Path("IMAGENET1K_V1"), cache)
-    first, _ = opened(settings)
-
-    def unused(*arguments: object) -> None:
-        raise AssertionError("torchvision was asked")
-
-    monkeypatch.setattr("app.checkpoints.find_by_name", unused)
-    assert opened(settings)[0] == first
-    assert len(made) == 1
-
-
 def test_the_fallback_is_kept_as_what_it_is(tmp_path: Path, made: list[str]) -> None:
     """Weights that stand in for others that cannot be downloaded keep their warning, and the demo itself has none."""
     cannot = {"download_mirror": "http://127.0.0.1:9", "cache_dir": tmp_path}
@@ -190,11 +189,101 @@ def test_the_fallback_is_kept_as_what_it_is(tmp_path: Path, made: list[str]) -> 
     assert len(made) == 2
 
 
+# --- the file
+
+
+def test_an_artifact_is_a_model_that_any_runtime_opens(weights: Path, cache: Path) -> None:
+    """One ONNX file, valid and not optimised for a CPU, with its record in its metadata, answers as it is."""
+    file = file_in(cache)
+    model = onnx.load(file)
+    onnx.checker.check_model(model)
+    assert {each.domain for each in model.opset_import} <= {"", "ai.onnx"}
+    notes = {each.key: each.value for each in model.metadata_props}
+    record, facts = json.loads(notes["resnet_serve"]), json.loads(notes["resnet_serve_artifact"])
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (record["source"], record["source_sha256"], facts["sha256"]) == ("small.pth", digest, digest)
+    assert (record["architecture"], record["activation"], record["labels"][3]) == ("resnet18", "softmax", "kind 3")
+    assert record["preprocessing"]["crop"] == [224, 224]
+    assert record["versions"]["torch"] == importlib.metadata.version("torch")
+    assert facts["class_count"] == CLASSES
+    assert facts["decided_by"]["architecture"] == "RESNET_ARCHITECTURE"
+    assert facts["decided_by"]["labels"] == "labels.txt"
+    assert (facts["key"], facts["schema_version"]) == (file.stem, SCHEMA_VERSION)
+    checkpoint, _ = opened(settings_of(weights, cache))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    pixels = pixels_of(checkpoint.preprocessing.crop)
+    assert np.array_equal(session.run(None, {"pixels": pixels})[0], scores_of(checkpoint))
+
+
+def test_an_artifact_is_a_checkpoint_too(weights: Path, cache: Path, tmp_path: Path) -> None:
+    """Copied elsewhere and named as weights, it is served by its own record, and nothing is assumed."""
+    kept, _ = opened(settings_of(weights, cache))
+    copy = tmp_path / "elsewhere" / "model.onnx"
+    copy.parent.mkdir()
+    shutil.copy(file_in(cache), copy)
+    copied = examine(Settings(), copy).checkpoint
+    for name in ("architecture", "class_count", "preprocessing", "labels", "activation"):
+        assert getattr(copied, name) == getattr(kept, name), name
+    assert not copied.warnings
+    assert copied.graph is not None
+    assert (copied.graph.is_exported, copied.graph.computes_in) == (True, "float32")
+    assert np.array_equal(scores_of(copied), scores_of(kept))
+    content = bytearray(copy.read_bytes())
+    at = len(content) // 2
+    content[at] ^= 1
+    copy.write_bytes(content)
+    with pytest.raises(CheckpointError, match="another graph than the one that its record was made of"):
+        examine(Settings(), copy)
+
+
+WRITTEN = {
+    "network": "7417f8ac60e8266728cbff863d022499a6e3af071253f70cafd0bd366e9d4233",
+    "onnx": "8990a9fc1f041845f076792b2a5bab73c3112337975675992c2f57e52216be49",
+}
+"""What schema version 1 writes for the two checkpoints of the test below."""
+VARYING = ("versions", "key", "source", "graph_sha256", "source_sha256", "sha256", "warnings", "trial_scores")
+
+
+def described(file: Path) -> str:
+    """A digest of all that is written for a checkpoint, but for numbers, paths and versions."""
+    model = onnx.load(file)
+    shown = [
+        *(f"{node.op_type} {node.input} {node.output} {sorted(map(str, node.attribute))}" for node in model.graph.node),
+        *(f"{tensor.name} {tensor.dims} {tensor.data_type}" for tensor in model.graph.initializer),
+        *map(str, (*model.graph.input, *model.graph.output, *model.opset_import)),
+    ]
+    for entry in model.metadata_props:
+        if entry.key != "resnet_serve_sha256":
+            shown.append(json.dumps(json.loads(entry.value, object_hook=without_varying), sort_keys=True))
+    return hashlib.sha256("\n".join(shown).encode()).hexdigest()
+
+
+def without_varying(members: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if name not in VARYING}
+
+
+def test_what_is_written_does_not_change_without_the_schema_version(
+    weights: Path, cache: Path, tmp_path: Path, made: list[str]
+) -> None:
+    """The graph and the record of a small network, and of an ONNX file, are those of this schema version.
+
+    Where they are meant to change, raise `SCHEMA_VERSION` and put the new digests here: a kept artifact of the version
+    before is then made again.
+    """
+    graph = tmp_path / "graph.onnx"
+    graph.write_bytes(Maker().build())
+    opened(Settings(weights=str(graph), cache_dir=tmp_path))
+    found = {"network": described(file_in(cache)), "onnx": described(file_in(tmp_path))}
+    assert (SCHEMA_VERSION, found) == (1, WRITTEN)
+
+
 # --- the key
 
 
-def parts_of(weights: Path, cache: Path, **settings: Any) -> dict[str, Any]:
-    return key_parts(settings_of(weights, cache, **settings), Found(CheckpointFile(weights)))
+def key_with(weights: Path, cache: Path, **settings: Any) -> str:
+    return key_of(settings_of(weights, cache, **settings), Found(CheckpointFile(weights)))
 
 
 @pytest.mark.parametrize(
@@ -211,10 +300,10 @@ def parts_of(weights: Path, cache: Path, **settings: Any) -> dict[str, Any]:
     ids=str,
 )
 def test_each_setting_of_a_decision_changes_the_key(weights: Path, cache: Path, changed: dict[str, Any]) -> None:
-    """An export is of one way to serve: another is another export."""
+    """An artifact is of one way to serve: another is another artifact."""
     assert set(changed) <= set(EXPORT_SETTINGS)
-    assert key_of(parts_of(weights, cache)) == key_of(parts_of(weights, cache))
-    assert key_of(parts_of(weights, cache)) != key_of(parts_of(weights, cache, **changed))
+    assert key_with(weights, cache) == key_with(weights, cache)
+    assert key_with(weights, cache) != key_with(weights, cache, **changed)
 
 
 def test_each_file_that_is_read_changes_the_key(weights: Path, tmp_path: Path) -> None:
@@ -223,54 +312,31 @@ def test_each_file_that_is_read_changes_the_key(weights: Path, tmp_path: Path) -
     shutil.copy(weights, file)
     labels = tmp_path / "names.txt"
     labels.write_text("a\nb", encoding="utf-8")
-    keys = [key_of(parts_of(file, tmp_path)), key_of(parts_of(file, tmp_path, labels=labels))]
+    keys = [key_with(file, tmp_path), key_with(file, tmp_path, labels=labels)]
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    keys.append(key_of(parts_of(file, tmp_path)))
+    keys.append(key_with(file, tmp_path))
     (tmp_path / "labels.txt").write_text("a", encoding="utf-8")
-    keys.append(key_of(parts_of(file, tmp_path)))
+    keys.append(key_with(file, tmp_path))
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    keys.append(key_of(parts_of(file, tmp_path)))
+    keys.append(key_with(file, tmp_path))
     labels.write_text("a\nc", encoding="utf-8")
-    keys.append(key_of(parts_of(file, tmp_path, labels=labels)))
+    keys.append(key_with(file, tmp_path, labels=labels))
     assert len(set(keys)) == len(keys)
 
 
-def test_one_byte_of_the_code_or_the_labels_changes_the_key(tmp_path: Path, repository: Path) -> None:
-    """What reads and exports is in the key by content, and so are ImageNet's names, which an export carries."""
-    copy = Path(shutil.copytree(repository / "app", tmp_path / "app"))
-    digests = [code_digest.__wrapped__(copy)]
-    for name in ("data/imagenet1k_labels.txt", "labels.py", "exports/build.py", "checkpoints/families.py"):
-        content = bytearray((copy / name).read_bytes())
-        content[100] ^= 1
-        (copy / name).write_bytes(content)
-        digests.append(code_digest.__wrapped__(copy))
-    assert len(set(digests)) == len(digests)
-
-
-def test_each_version_and_the_cpu_change_the_key(
-    weights: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_schema_version_and_the_release_change_the_key(
+    weights: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another package, exporter, reader or CPU may give another graph."""
-    keys = [key_of(parts_of(weights, cache))]
-
-    def changed(module: object, name: str, value: object) -> None:
+    """Code that may decide or write otherwise makes another artifact; the fallback's warning is part of it as well."""
+    settings = settings_of(weights, cache)
+    keys = [key_with(weights, cache), key_of(settings, Found(CheckpointFile(weights), "It stands in."))]
+    for name, value in (("SCHEMA_VERSION", SCHEMA_VERSION + 1), ("__version__", "0.0.0")):
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, value)
-            keys.append(key_of(parts_of(weights, cache)))
-
-    real = key._version
-    for package in ("torch", "torchvision", "onnx", "onnxruntime", "timm"):
-        changed(key, "_version", lambda name, package=package: "0" if name == package else real(name))
-    changed(key, "code_digest", lambda: "other")
-    lines = "processor : 0\nmodel name : A CPU\nflags : fma avx2 {}\n\nprocessor : 1\nflags : none\n"
-    for flags in ("", "avx512f"):
-        (tmp_path / "cpuinfo").write_text(lines.format(flags), encoding="utf-8")
-        told = cpu_features(tmp_path / "cpuinfo")
-        changed(key, "cpu_features", lambda told=told: told)
-    assert len(set(keys)) == len(keys) == 9
-    assert cpu_features(tmp_path / "none")
+            patch.setattr(f"app.artifacts.key.{name}", value)
+            keys.append(key_with(weights, cache))
+    assert len(set(keys)) == len(keys) == 4
 
 
 # --- damage, and what else can happen to a cache
@@ -295,59 +361,100 @@ def replace_by_a_folder(file: Path) -> None:
     file.mkdir()
 
 
-@pytest.mark.parametrize("name", ["entry.json", "model.onnx", "weights.bin"])
-@pytest.mark.parametrize("damage", [cut, flip, garbage, Path.unlink, replace_by_a_folder])
-def test_a_damaged_export_is_seen(
-    weights: Path, cache: Path, name: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+def flip_the_seal(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def flip_the_record(file: Path) -> None:
+    content = file.read_bytes()
+    assert content.count(b"kind 3") == 1
+    file.write_bytes(content.replace(b"kind 3", b"kind 4"))
+
+
+def lengthen(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"\0")
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+DAMAGES = (cut, flip, flip_the_seal, flip_the_record, lengthen, garbage, empty, replace_by_a_folder)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_artifact_is_seen(
+    cache: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever became of a file, the entry is not served: it is said, and removed to be made again."""
-    folder = entry_in(cache)
-    damage(folder / name)
-    assert Store(cache).read(folder.name) is None
-    assert not folder.exists()
+    """Whatever became of its bytes, the artifact is not served: a log line says so, and it is removed."""
+    file = file_in(cache)
+    damage(file)
+    assert Store(cache).read(file.stem) is None
+    assert not file.exists()
     assert "is damaged" in caplog.text
 
 
-def test_a_damaged_export_is_made_again(weights: Path, cache: Path, made: list[str]) -> None:
-    """The start that meets the damage makes the export anew and serves it."""
+def test_a_foreign_file_is_seen(cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Another checkpoint's whole artifact, one of another schema, and an ONNX file of others are not served."""
+    plain = Maker().build()
+    right = b"".join(serialized(read_graph(plain), "0"))
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+        later = b"".join(serialized(read_graph(plain), "0"))
+    file = file_in(cache).with_name("0.onnx")
+    for content, reason in (
+        (file_in(cache).read_bytes(), "another checkpoint or schema version"),
+        (later, "another checkpoint or schema version"),
+        (plain, "not as they were written"),
+    ):
+        file.write_bytes(content)
+        caplog.clear()
+        assert Store(cache).read("0") is None
+        assert reason in caplog.text
+        assert not file.exists()
+    file.write_bytes(right)
+    assert Store(cache).read("0") is not None
+
+
+def read_graph(model: bytes) -> Checkpoint:
+    """A checkpoint of which no more is known than a graph."""
+    graph = Graph(model, "image", "scores", "float32", "nchw", None, None, 4)
+    return replace(NULL_CHECKPOINT, graph=graph, labels=tuple("abcd"), class_count=4)
+
+
+def test_a_damaged_artifact_is_made_again(weights: Path, cache: Path, made: list[str]) -> None:
+    """The start that meets the damage makes the artifact anew and serves it."""
     expected = scores_of(opened(settings_of(weights, cache))[0])
-    flip(entry_in(cache) / "weights.bin")
+    flip(file_in(cache))
     assert np.array_equal(scores_of(opened(settings_of(weights, cache))[0]), expected)
-    assert made == [entry_in(cache).name]
+    assert made == [file_in(cache).stem]
     opened(settings_of(weights, cache))
     assert len(made) == 1
 
 
-def test_an_entry_that_lacks_its_digests_is_not_trusted(cache: Path) -> None:
-    """An entry that says nothing of its files, or of another form, is no entry."""
-    folder = entry_in(cache)
-    document = json.loads((folder / "entry.json").read_text())
-    for wrong in (document | {"files": {}}, [document], document | {"entry": "{}"}):
-        (folder / "entry.json").write_text(json.dumps(wrong), encoding="utf-8")
-        copy = shutil.copytree(folder, cache / "exports" / "copy")
-        assert Store(cache).read("copy") is None
-        assert not copy.exists()
-
-
 def test_two_first_starts_at_once_both_serve(weights: Path, tmp_path: Path) -> None:
-    """Two processes that export the same at the same time end with one whole entry and nothing beside it."""
+    """Two processes that make the same artifact at the same time end with one whole file and nothing beside it."""
     settings = settings_of(weights, tmp_path)
     with ThreadPoolExecutor(2) as threads:
         found = [threads.submit(open_served, settings, Told(), lambda: False) for _ in range(2)]
-        (first, _), (second, _) = [each.result() for each in found]
+        first, second = [each.result() for each in found]
     assert first == second
-    assert [path.name for path in (tmp_path / "exports").iterdir()] == [entry_in(tmp_path).name]
+    assert {path.name.partition(".")[0] for path in (tmp_path / "artifacts").iterdir()} == {file_in(tmp_path).stem}
     assert np.array_equal(scores_of(first), scores_of(second))
 
 
-def test_a_second_writer_leaves_the_first_ones_entry(weights: Path, cache: Path) -> None:
-    """An entry that is there may be mapped into memory by a server: it is not replaced."""
-    folder = entry_in(cache)
-    before = (folder / "weights.bin").stat().st_ino
-    settings = settings_of(weights, cache)
-    assert worker.export(settings, Told()) == folder.name
-    assert (folder / "weights.bin").stat().st_ino == before
-    assert entry_in(cache) == folder
+def test_a_second_writer_disturbs_no_session(weights: Path, cache: Path) -> None:
+    """An artifact that is made again is the same; a server that has the first one open answers as before."""
+    before = opened(settings_of(weights, cache))[0]
+    backend = create_backend("onnx", before, BackendOptions(threads=2))
+    pixels = pixels_of(before.preprocessing.crop)
+    expected = backend.infer(pixels, Want.SCORES).scores
+    content = file_in(cache).read_bytes()
+    assert worker.export(settings_of(weights, cache), Found(CheckpointFile(weights)), Told()) == file_in(cache).stem
+    assert file_in(cache).read_bytes() == content
+    assert np.array_equal(backend.infer(pixels, Want.SCORES).scores, expected)
 
 
 def test_an_unwritable_cache_is_a_warning(weights: Path, tmp_path: Path) -> None:
@@ -364,32 +471,30 @@ def test_an_unwritable_cache_is_a_warning(weights: Path, tmp_path: Path) -> None
     assert timings_of(checkpoint.graph, 1, "auto") is None
 
 
-def test_only_the_newest_exports_are_kept(cache: Path, exported: Path) -> None:
-    """A fifth export replaces the one that was not used for longest, and leavings of killed writers go too."""
-    kept = Store(cache)
-    folder = entry_in(cache)
-    checkpoint = kept.read(folder.name)
-    assert checkpoint is not None
-    assert checkpoint.graph is not None
-    entry = Entry.of(checkpoint, checkpoint.graph)
+def test_only_the_newest_artifacts_are_kept(cache: Path) -> None:
+    """A fifth artifact replaces the one that was not used for longest, with what lies beside it and former caches."""
+    store, first = Store(cache), file_in(cache)
+    beside = first.with_name(f"{first.stem}.seconds-1.json")
+    beside.write_bytes(b"{}")
+    (cache / "exports" / "key").mkdir(parents=True)
+    os.utime(first, (10, 10))
     for number in range(4):
-        with kept.unfinished() as unfinished:
-            for name in ("model.onnx", "weights.bin"):
-                shutil.copy(folder / name if folder.exists() else entry_in(exported) / name, unfinished)
-            os.utime(folder, (10, 10))
-            kept.keep(f"key-{number}", unfinished, entry)
-        if number < 3:
-            os.utime(cache / "exports" / f"key-{number}", (100 + number, 100 + number))
-    assert sorted(path.name for path in (cache / "exports").iterdir()) == [f"key-{number}" for number in range(4)]
+        with store.scratch() as scratch:
+            store.keep(f"key{number}", scratch, read_graph(Maker().build()))
+        assert first.exists() == beside.exists() == (number < 3)
+        os.utime(cache / "artifacts" / f"key{number}.onnx", (100 + number, 100 + number))
+    names = [f"key{number}.onnx" for number in range(4)]
+    assert sorted(path.name for path in (cache / "artifacts").iterdir()) == names
+    assert not (cache / "exports").exists()
 
 
 WRITER = """
 import sys
 from pathlib import Path
-from app.exports.store import Store
+from app.artifacts.store import Store
 
-with Store(Path(sys.argv[1])).unfinished() as folder:
-    (folder / "weights.bin").write_bytes(bytes(1000))
+with Store(Path(sys.argv[1])).scratch() as folder:
+    (folder / "key.onnx").write_bytes(bytes(1000))
     print(folder, flush=True)
     sys.stdin.read()
 """
@@ -403,59 +508,45 @@ def test_what_killed_writers_have_left_goes_at_the_next_export(tmp_path: Path) -
         assert writer.stdout is not None
         theirs = Path(writer.stdout.readline().strip())
         os.utime(theirs, (1, 1))
-        with Store(tmp_path).unfinished() as ours:
-            assert {path.name for path in (tmp_path / "exports").iterdir()} == {theirs.name, ours.name}
+        with Store(tmp_path).scratch() as ours:
+            assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {theirs.name, ours.name}
         writer.kill()
         writer.wait()
     assert theirs.is_dir()
-    with Store(tmp_path).unfinished() as ours:
-        assert list((tmp_path / "exports").iterdir()) == [ours]
-    assert list((tmp_path / "exports").iterdir()) == []
-
-
-def test_half_an_export_goes_at_the_next_export(cache: Path) -> None:
-    """What a removal that was cut short has left is removed; whole exports and what else is known stay."""
-    kept = entry_in(cache).name
-    (cache / "exports" / "half").mkdir()
-    (cache / "exports" / "half" / "weights.bin").write_bytes(b"half")
-    store = Store(cache)
-    store.remember_failure("key", "It cannot.")
-    store.remember("V1", PublishedWeights("resnet18", "V1", "https://example.org/a.pth", NULL_CHECKPOINT.preprocessing))
-    with store.unfinished() as unfinished:
-        names = {path.name for path in (cache / "exports").iterdir()}
-    assert names == {kept, "failed", "published", unfinished.name}
+    with Store(tmp_path).scratch() as ours:
+        assert list((tmp_path / "artifacts").iterdir()) == [ours]
+    assert list((tmp_path / "artifacts").iterdir()) == []
 
 
 def test_a_disk_that_fails_is_no_damage(
     cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error of the disk while an export is read removes nothing."""
-    folder = entry_in(cache)
+    """An error of the disk while an artifact is read removes nothing."""
+    file = file_in(cache)
 
-    def fails(file: Path) -> str:
+    def fails(opened: object, size_bytes: int) -> str:
         raise OSError(errno.EIO, "Input/output error", str(file))
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "sha256_of", fails)
-        assert Store(cache).read(folder.name) is None
+        patch.setattr(artifact, "_digest", fails)
+        assert Store(cache).read(file.stem) is None
     assert "Input/output error" in caplog.text
-    assert Store(cache).read(folder.name) is not None
+    assert Store(cache).read(file.stem) is not None
 
 
 def test_a_full_disk_leaves_no_halves(cache: Path) -> None:
-    """What is kept beside exports is written whole or not at all."""
-    checkpoint = Store(cache).read(entry_in(cache).name)
-    assert checkpoint is not None
-    timings = timings_of(checkpoint.graph, 2, "auto")
+    """Artifacts, and what is kept beside them, are written whole or not at all."""
+    kept = Store(cache).read(file_in(cache).stem)
+    assert kept is not None
+    timings = timings_of(kept.checkpoint.graph, 2, "auto")
     assert timings is not None
     before = set(cache.rglob("*"))
-    weights = PublishedWeights("resnet18", "V1", "https://example.org/a.pth", NULL_CHECKPOINT.preprocessing)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))
     try:
         timings.keep({1: 0.25, 2: 0.5})
-        with pytest.raises(OSError, match="too large"):
-            Store(cache).remember("V1", weights)
+        with pytest.raises(OSError, match="too large"), Store(cache).scratch() as scratch:
+            Store(cache).keep("key", scratch, read_graph(Maker().build()))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert timings.read() == {}
@@ -480,7 +571,7 @@ def test_a_process_that_dies_is_told(weights: Path, tmp_path: Path, monkeypatch:
     """One that is killed, for memory perhaps, ends the start with what to do; libraries' last words are passed on."""
     put_worker(monkeypatch, "import os\nprint('no memory', flush=True)\nos.kill(os.getpid(), 9)\n")
     with pytest.raises(StartError, match=r"ended by itself \(status -9, killed: .*no memory"):
-        process.export_apart(settings_of(weights, tmp_path), Told(), lambda: False)
+        process.export_apart(settings_of(weights, tmp_path), Found(CheckpointFile(weights)), Told(), lambda: False)
 
 
 def test_a_process_that_crashes_is_no_end(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,11 +587,11 @@ def test_a_process_that_crashes_is_no_end(weights: Path, tmp_path: Path, monkeyp
     assert backend == "onnx"
     (warning,) = [line for line in told.warnings if "own process" in line]
     assert "ended with status 1. It said last: a library is missing. So it is made in this one" in warning
-    assert not list(tmp_path.glob("exports/failed/*"))
+    assert not list(tmp_path.glob("artifacts/failed/*"))
 
 
 def put_worker(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    """`program` in place of `app.exports.worker`."""
+    """`program` in place of `app.artifacts.worker`."""
     monkeypatch.setattr(process, "command", lambda module, *arguments: [sys.executable, "-c", program, *arguments])
 
 
@@ -513,7 +604,10 @@ def test_output_of_libraries_hides_no_message(weights: Path, tmp_path: Path, mon
         "sys.stdout.write('and so ' * 100_000)\nsys.stdout.flush()\nchannel.send('done', key='a key')\n",
     )
     told = Told()
-    assert process.export_apart(settings_of(weights, tmp_path), told, lambda: False) == "a key"
+    assert (
+        process.export_apart(settings_of(weights, tmp_path), Found(CheckpointFile(weights)), told, lambda: False)
+        == "a key"
+    )
     assert told.steps == ["Trying"]
 
 
@@ -528,23 +622,23 @@ def test_a_cancelled_export_ends_its_process(weights: Path, tmp_path: Path) -> N
         return bool(told.steps)
 
     with pytest.raises(LoadCancelled):
-        process.export_apart(settings_of(weights, tmp_path), told, is_cancelled)
+        process.export_apart(settings_of(weights, tmp_path), Found(CheckpointFile(weights)), told, is_cancelled)
     assert time.monotonic() - began[0] < process._EXIT_SECONDS
-    assert list((tmp_path / "exports").iterdir()) == []
+    assert list((tmp_path / "artifacts").iterdir()) == []
 
 
 def test_an_export_whose_service_is_killed_ends_too(weights: Path, tmp_path: Path) -> None:
     """The process notices that nobody waits for it any more."""
     flags = ("--weights", str(weights), "--architecture", "resnet18", "--cache-dir", str(tmp_path))
     with service_process(*flags, folder=tmp_path) as service:
-        service.wait_for("Starting PyTorch in a process of its own")
+        service.wait_for("Exporting in a process of its own")
         tasks = Path(f"/proc/{service.process.pid}/task")
         wait_until(lambda: any(each.read_text() for each in tasks.glob("*/children")))
         children = [int(word) for each in tasks.glob("*/children") for word in each.read_text().split()]
         service.process.kill()
         service.process.wait()
         wait_until(lambda: not any(is_running(child) for child in children))
-    assert not list(tmp_path.glob("exports/*/entry.json"))
+    assert not list(tmp_path.glob("artifacts/*.onnx"))
 
 
 def is_running(number: int) -> bool:
@@ -557,11 +651,36 @@ def is_running(number: int) -> bool:
 # --- what is chosen
 
 
+def test_an_artifact_is_compared_with_its_network_on_each_machine(
+    weights: Path, cache: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another runtime a kept artifact is compared once; where it answers otherwise there, torch serves."""
+    settings = settings_of(weights, cache)
+    compared: list[str] = []
+
+    def counted(found: np.ndarray, expected: np.ndarray, architecture: str) -> None:
+        compared.append(architecture)
+        real(found, expected, architecture)
+
+    real = checking.check_same
+    monkeypatch.setattr(checking, "check_same", counted)
+    assert opened(settings)[1] == "onnx"
+    assert compared == []
+    monkeypatch.setattr("app.artifacts.machine.version", lambda package: "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(checking, "TOLERANCE", -1.0)
+        checkpoint, backend = opened(settings)
+        assert backend == "torch"
+        assert "resnet18 as ONNX answers otherwise than PyTorch" in checkpoint.warnings[-1]
+    assert [opened(settings)[1] for _ in range(2)] == ["onnx", "onnx"]
+    assert (compared, made) == (["resnet18"] * 2, [])
+
+
 def test_a_network_that_cannot_be_exported_is_served_by_torch(
     weights: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An export that answers otherwise than torch is not kept: torch serves, with a warning, unless onnx was named."""
-    monkeypatch.setattr(build, "TOLERANCE", -1.0)
+    monkeypatch.setattr(checking, "TOLERANCE", -1.0)
     checkpoint, backend = opened(settings_of(weights, tmp_path))
     assert backend == "torch"
     assert checkpoint.weights
@@ -569,35 +688,38 @@ def test_a_network_that_cannot_be_exported_is_served_by_torch(
     assert "served by PyTorch" in checkpoint.warnings[-1]
     with pytest.raises(ExportFailed, match="answers otherwise"):
         opened(settings_of(weights, tmp_path, backend="onnx"))
-    assert [path.name for path in tmp_path.glob("exports/*")] == ["failed"]
+    assert [path.name for path in tmp_path.glob("artifacts/*")] == ["failed"]
     assert len(made) == 0
 
 
 def test_a_failed_export_is_not_tried_again(
     weights: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Later starts go straight to torch and say why in a line, until what is kept of the failure is removed."""
+    """Later starts go straight to torch and say why in a line, until that is removed or a package has changed."""
     settings = settings_of(weights, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(build, "TOLERANCE", -1.0)
+        patch.setattr(checking, "TOLERANCE", -1.0)
         opened(settings)
     told = Told()
     checkpoint, backend = opened(settings, told)
     assert backend == "torch"
     assert not [step for step in told.steps if "process of its own" in step]
     (warning,) = [line for line in checkpoint.warnings if "as ONNX answers otherwise" in line]
-    (file,) = tmp_path.glob("exports/failed/*")
+    (file,) = tmp_path.glob("artifacts/failed/*")
     assert f"to try again, remove {file}. So it is served by PyTorch" in warning
     assert "\n" not in warning
-    file.write_bytes(b"{}")
-    assert opened(settings)[1] == "onnx"
+    document = json.loads(file.read_bytes())
+    for other in (document | {"versions": {"torch": "0"}}, {}):
+        file.write_text(json.dumps(other), encoding="utf-8")
+        assert opened(settings)[1] == "onnx"
+        file_in(tmp_path).unlink()
     file.unlink()
     assert opened(settings)[1] == "onnx"
-    assert len(made) == 1
+    assert len(made) == 3
 
 
 def test_what_is_not_the_networks_fault_is_tried_again(
-    weights: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+    traced: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory that runs out while the network is traced is no reason never to try again."""
 
@@ -607,13 +729,13 @@ def test_what_is_not_the_networks_fault_is_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr("torch.onnx.export", no_memory)
         with pytest.raises(MemoryError):
-            opened(settings_of(weights, tmp_path))
-    assert not list(tmp_path.glob("exports/failed/*"))
-    assert opened(settings_of(weights, tmp_path))[1] == "onnx"
+            opened(settings_of(traced, tmp_path, architecture="squeezenet1_1"))
+    assert not list(tmp_path.glob("artifacts/failed/*"))
+    assert opened(settings_of(traced, tmp_path, architecture="squeezenet1_1"))[1] == "onnx"
 
 
 def test_what_this_machine_does_to_an_export_is_no_mark(
-    weights: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+    traced: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error that may come of the machine has torch serve once, and is tried again at the next start."""
 
@@ -622,11 +744,11 @@ def test_what_this_machine_does_to_an_export_is_no_mark(
 
     with monkeypatch.context() as patch:
         patch.setattr("torch.onnx.export", fails)
-        checkpoint, backend = opened(settings_of(weights, tmp_path))
+        checkpoint, backend = opened(settings_of(traced, tmp_path, architecture="squeezenet1_1"))
         assert backend == "torch"
         assert "could not create a primitive" in checkpoint.warnings[-1]
-    assert not list(tmp_path.glob("exports/failed/*"))
-    assert opened(settings_of(weights, tmp_path))[1] == "onnx"
+    assert not list(tmp_path.glob("artifacts/failed/*"))
+    assert opened(settings_of(traced, tmp_path, architecture="squeezenet1_1"))[1] == "onnx"
 
 
 # Set for the service and, inherited, for the process that exports.
@@ -659,11 +781,11 @@ def test_a_full_disk_does_not_end_the_start(weights: Path, tmp_path: Path, examp
     assert "cannot be kept" in said
     assert "File too large" in said
     assert "Traceback" not in said
-    assert not list(tmp_path.glob("cache/exports/*/*"))
+    assert not list(tmp_path.glob("cache/artifacts/*"))
     with service_process(*flags, folder=tmp_path) as service:
         service.wait_for("Ready:")
         assert service.stop() == 0
-    assert entry_in(tmp_path / "cache")
+    assert file_in(tmp_path / "cache")
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
@@ -681,13 +803,13 @@ def test_no_executable_memory_is_no_obstacle(weights: Path, tmp_path: Path, exam
         assert service.stop() == 0
     said = "\n".join(service.lines)
     assert "could not create a primitive" not in said
-    assert bool(list(tmp_path.glob("cache/exports/*/entry.json"))) is (backend == "auto")
+    assert bool(list(tmp_path.glob("cache/artifacts/*.onnx"))) is (backend == "auto")
 
 
 def test_an_export_in_memory_is_checked_too(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing can be kept, a graph that answers otherwise than torch is not served either."""
     (tmp_path / "cache").write_text("a file, and no folder", encoding="utf-8")
-    monkeypatch.setattr(build, "TOLERANCE", -1.0)
+    monkeypatch.setattr(checking, "TOLERANCE", -1.0)
     checkpoint, backend = opened(settings_of(weights, tmp_path / "cache"))
     assert backend == "torch"
     assert "resnet18 as ONNX answers otherwise than PyTorch" in checkpoint.warnings[-1]
@@ -735,10 +857,10 @@ def test_what_differs_is_not_let_pass(difference: float, fails: bool) -> None:
     found = expected.copy()
     found[1, 0] += np.float32(difference)
     if not fails:
-        build.check_same(found, expected, "resnet18")
+        checking.check_same(found, expected, "resnet18")
         return
     with pytest.raises(ExportFailed):
-        build.check_same(found, expected, "resnet18")
+        checking.check_same(found, expected, "resnet18")
 
 
 @pytest.mark.parametrize(
@@ -808,6 +930,54 @@ def test_calls_at_once_share_the_threads(weights: Path, cache: Path, threads: in
         assert threads_of(again) == threads
 
 
+def test_sessions_map_one_optimised_form(weights: Path, cache: Path) -> None:
+    """The sessions of an artifact map their weights from one file, removed once they are open, and answer alike."""
+    checkpoint, _ = opened(settings_of(weights, cache))
+    assert checkpoint.graph is not None
+    before = weight_mappings()
+    sessions = Sessions(checkpoint.graph, 4)
+    assert not list((cache / "artifacts").glob(".*"))
+    assert len(weight_mappings() - before) >= 2
+    assert len({inode for _, inode in weight_mappings() - before}) == 1
+    pixels = pixels_of(checkpoint.preprocessing.crop)
+    with sessions.borrow() as whole, sessions.borrow() as half, sessions.borrow() as other:
+        answers = [each.run(None, {"pixels": pixels})[0] for each in (whole, half, other)]
+    alone = open_session(checkpoint.graph, 1).run(None, {"pixels": pixels})[0]
+    for each in answers:
+        np.testing.assert_allclose(each, alone, rtol=0, atol=1e-5 * np.abs(alone).max())
+
+
+def weight_mappings() -> set[tuple[str, str]]:
+    """Address range and inode of each mapping of an optimised form's weights in this process."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "weights.bin" in line]
+    return {(fields[0], fields[4]) for fields in lines}
+
+
+def test_an_artifact_is_served_where_its_optimised_form_cannot_be_written(
+    weights: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk, and where no folder can be written, there is one session, which answers the same."""
+    checkpoint, _ = opened(settings_of(weights, cache))
+    assert checkpoint.graph is not None
+    expected = scores_of(checkpoint)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        on_a_full_disk = create_backend("onnx", checkpoint, BackendOptions(threads=2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    def fails(folder: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("app.backends.onnx_sessions.scratch_in", fails)
+    without_a_folder = create_backend("onnx", checkpoint, BackendOptions(threads=2))
+    for backend in (on_a_full_disk, without_a_folder):
+        assert backend.concurrency == 1
+        found = backend.infer(pixels_of(checkpoint.preprocessing.crop), Want.SCORES).scores
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize(("computes_in", "calls"), [("", 1), ("int8", 2)])
 def test_float_weights_within_a_graph_are_held_once(tmp_path: Path, computes_in: str, calls: int) -> None:
     """An ONNX file is kept with its weights in it, of which each session has a copy: only int8's are small enough."""
@@ -819,28 +989,17 @@ def test_float_weights_within_a_graph_are_held_once(tmp_path: Path, computes_in:
         assert (first is second) is (calls == 1)
 
 
-@pytest.fixture
-def torch_threads() -> Iterator[None]:
-    """What is set for torch in this process is as it was."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("torch_threads")
 def test_the_export_keeps_to_the_setting(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RESNET_COMPUTE_THREADS is for the process that exports as well: for ONNX Runtime and for torch."""
+    """RESNET_COMPUTE_THREADS is for the process that exports as well: for both sessions of what is compared."""
     counts: list[int | None] = []
 
     def counted(threads: int | None) -> Any:
         counts.append(threads)
         return session_options(threads)
 
-    monkeypatch.setattr(build, "session_options", counted)
     monkeypatch.setattr("app.backends.onnx_sessions.session_options", counted)
-    worker.export(settings_of(weights, tmp_path, compute_threads=3), Told())
+    worker.export(settings_of(weights, tmp_path, compute_threads=3), Found(CheckpointFile(weights)), Told())
     assert counts == [3, 3]
-    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize("threads", [1, None])
@@ -867,8 +1026,8 @@ def test_answers_do_not_depend_on_who_else_asks(weights: Path, cache: Path) -> N
 # --- what a warm-up measured
 
 
-def test_measured_seconds_are_kept_beside_the_export(weights: Path, cache: Path) -> None:
-    """They are read as they were written, by number of threads and the setting that chose the sizes."""
+def test_measured_seconds_are_kept_beside_the_artifact(weights: Path, cache: Path) -> None:
+    """They are read as they were written, by number of threads and the setting that allows the sizes."""
     checkpoint, _ = opened(settings_of(weights, cache))
     timings = timings_of(checkpoint.graph, 2, "auto")
     assert timings is not None
@@ -880,11 +1039,37 @@ def test_measured_seconds_are_kept_beside_the_export(weights: Path, cache: Path)
         assert other is not None
         assert other.read() == {}
     for damaged in (b"", b"[1]", b'{"one": 1}', b'{"1": null}'):
-        (file,) = entry_in(cache).glob("seconds-*")
+        (file,) = file_in(cache).parent.glob("*.seconds-*")
         file.write_bytes(damaged)
         assert timings.read() == {}
-    # The entry itself is whole.
-    assert Store(cache).read(entry_in(cache).name) is not None
-    shutil.rmtree(entry_in(cache))
+    # The artifact itself is whole.
+    assert Store(cache).read(file_in(cache).stem) is not None
+    shutil.rmtree(cache)
     timings.keep({1: 1.0})
     assert timings.read() == {}
+
+
+def test_measured_seconds_are_of_this_machine(
+    weights: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another CPU, or another runtime, optimises the artifact otherwise: it does not read this one's times."""
+    checkpoint, _ = opened(settings_of(weights, cache))
+    lines = "processor : 0\nmodel name : A CPU\nflags : fma avx2 {}\n\nprocessor : 1\nflags : none\n"
+    machines = []
+    for flags in ("", "avx512f"):
+        (tmp_path / "cpuinfo").write_text(lines.format(flags), encoding="utf-8")
+        machines.append(cpu_features(tmp_path / "cpuinfo"))
+    files = set()
+    for name, value in (
+        *(("cpu_features", lambda machine=machine: machine) for machine in machines),
+        ("version", lambda package: "0"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"app.artifacts.machine.{name}", value)
+            timings = timings_of(checkpoint.graph, 2, "auto")
+            assert timings is not None
+            assert timings.read() == {}
+            timings.keep({1: 0.25})
+            files |= set(cache.glob("artifacts/*.seconds-*"))
+    assert len(files) == 3
+    assert cpu_features(tmp_path / "none")

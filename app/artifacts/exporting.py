@@ -1,4 +1,7 @@
-"""A loaded checkpoint → an ONNX graph that takes pixels as they are decoded and answers with logits."""
+"""A checkpoint → an ONNX graph: pixels as they are decoded in, logits out.
+
+Networks that have a description are written from their weights; others go through torch's exporter.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,16 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import Checkpoint, Graph
-from ..errors import ExportFailed
-from ..networks import build_network
+from ..errors import ExportFailed, clause_of
+from ..networks import LOGITS, OPSET, PIXELS, build_network, describe_fitted, is_described, write_graph
 
 if TYPE_CHECKING:
     import torch
 
+    from ..networks import OnnxFile
     from ..types import Preprocessing
 
-INPUT, OUTPUT = "pixels", "logits"
-OPSET = 20
+INPUT, OUTPUT = PIXELS, LOGITS
 
 
 def export_graph(checkpoint: Checkpoint) -> bytes:
@@ -24,18 +27,27 @@ def export_graph(checkpoint: Checkpoint) -> bytes:
 
     Input `pixels`: `(N, H, W, 3)` uint8 RGB at the preprocessing's crop, any N. Output `logits`: `(N, classes)`
     float32. Channel order and normalisation are in the graph, in float32 as the torch backend computes them, and batch
-    normalisation is folded into the convolution before it, where there is one. Imports torch; takes seconds.
+    normalisation is folded into the convolution before it, where there is one. Imports torch, for seconds, where the
+    network has no description.
 
     Raises `ExportFailed` for a network that cannot be written as ONNX and for a checkpoint that is ONNX already, and
     `CheckpointError` where the weights do not fit.
     """
     if checkpoint.graph is not None:
         raise ExportFailed(f"{checkpoint.source} is an ONNX file, which is served as it is.")
+    if is_described(checkpoint.architecture):
+        return b"".join(graph_file(checkpoint).pieces())
     return trace(build_network(checkpoint.architecture, checkpoint.weights, checkpoint.switches), checkpoint)
 
 
-def described(checkpoint: Checkpoint, model: bytes = b"") -> Graph:
-    """What a reader of the exported `model` of `checkpoint` needs to know of it."""
+def graph_file(checkpoint: Checkpoint) -> OnnxFile:
+    """The same, ready to be written, of a network that has a description. Raises `CheckpointError`."""
+    description = describe_fitted(checkpoint.architecture, checkpoint.weights, checkpoint.switches)
+    return write_graph(description, checkpoint.weights, checkpoint.preprocessing.crop, checkpoint.preprocessing)
+
+
+def described(checkpoint: Checkpoint, model: bytes, trial_scores: str = "") -> Graph:
+    """The exported `model` of `checkpoint`, with the facts that running it needs."""
     return Graph(
         model=model,
         input_name=INPUT,
@@ -47,6 +59,8 @@ def described(checkpoint: Checkpoint, model: bytes = b"") -> Graph:
         class_count=checkpoint.class_count,
         takes_pixels=True,
         computes_in="float32",
+        is_exported=True,
+        trial_scores=trial_scores,
     )
 
 
@@ -79,9 +93,8 @@ def trace(network: torch.nn.Module, checkpoint: Checkpoint) -> bytes:
         if "can't allocate memory" in str(error):  # its allocator's words, in a RuntimeError
             raise MemoryError("Memory ran out while the network was exported.") from error
         # What it does not know it says in exceptions of many kinds.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportFailed(
-            f"{checkpoint.architecture} cannot be written as ONNX: {reason[:200].rstrip('. ')}.",
+            f"{checkpoint.architecture} cannot be written as ONNX: {clause_of(error)}.",
             # Of these errors the network is the cause; any other may come of running it on this machine.
             may_pass=not isinstance(error, torch.onnx.errors.OnnxExporterError),
         ) from error
