@@ -100,13 +100,14 @@ def test_other_commands_take_the_signals_back(tmp_path: Path) -> None:
 
 def test_children_hold_no_signal_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that is started while stop signals are held takes them all the same."""
-    put_program(tmp_path, monkeypatch, "def main():\n    print(open('/proc/self/status').read())\n")
     limits = DecodeLimits(1_000_000, 1_000_000, 1000, 64, 1000)
     workers = DecodingChildren(limits, "exact", 1 << 30, 1 << 20, 10.0)
     hold_stop_signals()
     try:
         worker = workers.start()
         assert not is_held(worker.id)
+        # From here on a child runs the program and nothing else of this package.
+        put_program(tmp_path, monkeypatch, "def main():\n    print(open('/proc/self/status').read())\n")
         status = run_limited(PROGRAM, (), lambda pipe: pipe.read(), Limits(1 << 30, 10, 60.0)).decode()
         (line,) = [line for line in status.splitlines() if line.startswith("SigBlk:")]
         assert int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1 == 0
