@@ -309,3 +309,13 @@ class DownloadNotWritten(DownloadError):
 
 MAY_FALL_BACK = (DownloadUnreachable, DownloadNotWritten)
 """Where a fallback is in order: the weights cannot be had. Weights that are not what they should be are no reason."""
+
+
+def first_line(error: BaseException, most_characters: int = 200) -> str:
+    """The first line of a library's error, short enough for a log line; the class's name where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most_characters]
+
+
+def clause_of(error: BaseException, most_characters: int = 200) -> str:
+    """The same without its full stop, for use in a sentence."""
+    return first_line(error, most_characters).rstrip(". ")

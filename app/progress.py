@@ -1,9 +1,11 @@
-"""Progress of loading a model: the interface that is told of it, and its form as log lines."""
+"""Progress of loading a model: the interface that is told of it, its form as log lines, and as a channel's messages."""
 
 from __future__ import annotations
 
 import logging
 from typing import Protocol
+
+from .processes.channel import Channel, Message
 
 logger = logging.getLogger(__name__)
 
@@ -41,3 +43,34 @@ class LogReporter:
             self._tenths = tenths
             of = f" of {expected / 1e6:.0f}" if expected else ""
             logger.info("Downloading %s: %.0f%s MB", name, received / 1e6, of)
+
+
+class ChannelReporter:
+    """Progress as messages to another process, which may come from any thread; `report` is the other side."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def step(self, text: str) -> None:
+        self._channel.tell("step", text=text)
+
+    def warn(self, text: str) -> None:
+        self._channel.tell("warn", text=text)
+
+    def downloading(self, name: str, received: int, expected: int | None) -> None:
+        self._channel.tell("downloading", name=name, received=received, expected=expected)
+
+
+def report(message: Message, reporter: Reporter) -> bool:
+    """Pass a message of a `ChannelReporter` on; False where the message is of another kind."""
+    fields = message.fields
+    match message.kind:
+        case "step":
+            reporter.step(fields["text"])
+        case "warn":
+            reporter.warn(fields["text"])
+        case "downloading":
+            reporter.downloading(fields["name"], fields["received"], fields["expected"])
+        case _:
+            return False
+    return True

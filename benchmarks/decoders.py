@@ -30,7 +30,7 @@ from app.bench.processes import proportional_kilobytes
 from app.checkpoints import published_resnet50_preprocessing
 from app.errors import ImageTooComplex, ServiceError
 from app.images import DecodeLimits, Decoder
-from app.images.processes import ProcessDecoder
+from app.images.process_decoder import ProcessDecoder
 from app.images.threads import ThreadDecoder
 from app.loading import plan_decoding
 from app.settings import Settings

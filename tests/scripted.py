@@ -31,10 +31,10 @@ from app.engine.remote import RemoteEngine
 from app.engine.segment import Segment, SlotLayout, create_segment
 from app.errors import DeviceLost, FeaturesNotAvailable, OutOfMemory, TensorsNotAvailable
 from app.metrics import Metrics, SharedFiles
+from app.processes.channel import Channel, Message
 from app.progress import LogReporter
 from app.settings import Settings
 from app.types import InputSpec, Outputs, Want
-from app.workers.control import Control, Message
 
 Kind = Literal["in process", "own process"]
 KINDS: tuple[Kind, ...] = ("in process", "own process")
@@ -259,7 +259,7 @@ def with_backend(backend: ScriptedBackend, load: Callable[[], loading.LoadedMode
 @contextlib.asynccontextmanager
 async def in_its_own(settings: Settings) -> AsyncIterator[tuple[Engine, Device]]:
     """With this process as its supervisor and its front-end."""
-    control, theirs = Control.pair()
+    control, theirs = Channel.pair()
     script, their_script = socket.socketpair()
     board_descriptor = create_board()
     lock = os.memfd_create("lock")
@@ -297,7 +297,7 @@ async def in_its_own(settings: Settings) -> AsyncIterator[tuple[Engine, Device]]
             os.close(lock)
 
 
-def attach(control: Control, layout: SlotLayout, board: Board) -> RemoteEngine:
+def attach(control: Channel, layout: SlotLayout, board: Board) -> RemoteEngine:
     ours, theirs = socket.socketpair()
     memory = create_segment(layout)
     with theirs:

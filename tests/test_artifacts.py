@@ -591,17 +591,16 @@ def test_a_process_that_crashes_is_no_end(weights: Path, tmp_path: Path, monkeyp
 
 def put_worker(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     """`program` in place of `app.artifacts.worker`."""
-    monkeypatch.setattr(process, "command", lambda module: [sys.executable, "-c", program])
+    monkeypatch.setattr(process, "command", lambda module, *arguments: [sys.executable, "-c", program, *arguments])
 
 
-def test_what_is_said_within_a_line_is_heard(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that has begun a line on either stream hides no message of the process."""
+def test_output_of_libraries_hides_no_message(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever libraries write to either stream, and however much, the process's messages arrive."""
     put_worker(
         monkeypatch,
-        "import sys\nsys.stderr.write('50% ')\nsys.stderr.flush()\n"
-        f"print({process.MARK + json.dumps({'kind': 'step', 'text': 'Trying'})!r}, flush=True)\n"
-        "sys.stdout.write('and so ')\n"
-        f"print({process.MARK + json.dumps({'kind': 'done', 'key': 'a key'})!r}, flush=True)\n",
+        "import sys\nfrom app.processes.channel import Channel\nchannel = Channel.inherited(sys.argv[1])\n"
+        "sys.stderr.write('50% ')\nsys.stderr.flush()\nchannel.send('step', text='Trying')\n"
+        "sys.stdout.write('and so ' * 100_000)\nsys.stdout.flush()\nchannel.send('done', key='a key')\n",
     )
     told = Told()
     assert (

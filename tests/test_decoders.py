@@ -34,8 +34,8 @@ from app.errors import (
     ServiceError,
     UnsupportedImageFormat,
 )
-from app.images import Decoder, decode, threads, wire
-from app.images.processes import ProcessDecoder
+from app.images import Decoder, decode, decoding_messages, threads
+from app.images.process_decoder import ProcessDecoder
 from app.images.threads import ThreadDecoder
 from app.settings import Settings
 from app.types import Interpolation, Pixels, Preprocessing
@@ -585,7 +585,7 @@ async def test_a_process_has_the_next_image_before_the_event_loop_has_its_turn(p
     await anyio.lowlevel.checkpoint()  # each has asked
     [(worker, works)] = processes._has.items()
     assert len(works) == 2
-    wait_until(lambda: len(waiting_bytes(worker.fileno())) == 2 * wire.RECORD.size)
+    wait_until(lambda: len(waiting_bytes(worker.fileno())) == 2 * decoding_messages.RECORD.size)
     assert not any(task.done() for task in tasks)
     for task, expected in zip(tasks, EXPECTED[:3], strict=True):
         assert np.array_equal(await task, expected)
@@ -673,7 +673,7 @@ async def test_an_answer_before_nonsense_counts(processes: ProcessDecoder) -> No
     await anyio.lowlevel.checkpoint()  # both have asked
     [worker] = processes._has
     worker._asked[1] = (9, (9, 9), 0)  # as if it had been asked for another place
-    wait_until(lambda: len(waiting_bytes(worker.fileno())) == 2 * wire.RECORD.size)
+    wait_until(lambda: len(waiting_bytes(worker.fileno())) == 2 * decoding_messages.RECORD.size)
     assert np.array_equal(await first, EXPECTED[0])
     assert isinstance(await outcome_of(second), Internal)
 
@@ -732,7 +732,7 @@ async def test_a_process_is_limited_and_knows_little(
 
 def test_a_process_imports_only_what_decoding_needs() -> None:
     """Neither torch nor FastAPI, and not asyncio either, is loaded where strangers' bytes are decoded."""
-    program = "import sys, app.images.worker; print(*{name.partition('.')[0] for name in sys.modules})"
+    program = "import sys, app.images.decoding_process; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert {"PIL", "numpy"} <= loaded

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import marshal
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,10 +16,11 @@ import h5py
 import numpy as np
 import pytest
 
-from app.checkpoints import hdf5, keras_config, limited_process
+from app.checkpoints import hdf5, keras_config
 from app.checkpoints.keras_file import read_keras_h5, read_keras_zip
 from app.checkpoints.readers import read_checkpoint
 from app.errors import CheckpointError
+from tests.programs import put_program
 
 KERNEL = "model_weights/conv1_conv/conv1_conv/kernel:0"
 NUMBERS = np.arange(24, dtype=np.float32).reshape(1, 1, 4, 6)
@@ -298,8 +298,9 @@ def test_flipped_bytes_never_crash_the_reader(small: Path, tmp_path: Path) -> No
     """
     program = (
         "import io, random, sys\n"
-        "from app.checkpoints import hdf5_process, limited_process\n"
-        "limited_process.limit(6 << 30, 5)\n"
+        "from app.checkpoints import hdf5_process\n"
+        "from app.processes.limits import limit\n"
+        "limit(memory_bytes=6 << 30, cpu_seconds=5)\n"
         "whole = open(sys.argv[1], 'rb').read()\n"
         "for seed in range(int(sys.argv[2]), 250):\n"
         "    draw = random.Random(seed)\n"
@@ -323,15 +324,13 @@ def test_flipped_bytes_never_crash_the_reader(small: Path, tmp_path: Path) -> No
 
 def test_a_crash_of_the_library_is_a_typed_error(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that dies, says nothing or does not end is a damaged file to whoever asked, in one line."""
-    program = tmp_path / "hdf5_process.py"
-    monkeypatch.setattr(limited_process, "__file__", shutil.copy(limited_process.__file__, tmp_path))
     for text in (
         "import os; os.kill(os.getpid(), 11)",
-        "",
+        "pass",
         "print('{}')",
         "import threading; threading.Event().wait()",
     ):
-        program.write_text(text, encoding="utf-8")
+        put_program(tmp_path, monkeypatch, f"def main(path): {text}", "app.checkpoints.hdf5_process")
         monkeypatch.setattr(hdf5, "_MAX_SECONDS", 0.5 if "wait" in text else 30.0)
         assert "damaged" in refusal(read_keras_h5, small)
 

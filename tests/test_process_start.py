@@ -15,14 +15,15 @@ import httpx
 import pytest
 
 from app import files, resources
-from app.checkpoints.limited_process import run_limited
 from app.images.decode import DecodeLimits
-from app.images.worker_process import WorkerProcesses
+from app.images.decoding_children import DecodingChildren
 from app.interpreter import hold_stop_signals, take_stop_signals
+from app.processes.limited import Limits, run_limited
 from app.processes.start import use_this_package
 from app.settings import Settings
 from tests.conftest import REPOSITORY
 from tests.photos import make_jpeg
+from tests.programs import PROGRAM, put_program
 from tests.running import START_SECONDS, clean_environment, running_server, service_process, wait_until
 from tests.several_processes import several_processes
 from tests.test_serve import address_in
@@ -97,17 +98,17 @@ def test_other_commands_take_the_signals_back(tmp_path: Path) -> None:
             assert process.wait(START_SECONDS) == -signal.SIGTERM
 
 
-def test_children_hold_no_signal_back(tmp_path: Path) -> None:
+def test_children_hold_no_signal_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that is started while stop signals are held takes them all the same."""
-    (tmp_path / "status.py").write_text("import sys; sys.stdout.write(open('/proc/self/status').read())")
     limits = DecodeLimits(1_000_000, 1_000_000, 1000, 64, 1000)
-    workers = WorkerProcesses(limits, "exact", 1 << 30, 1 << 20, 10.0)
+    workers = DecodingChildren(limits, "exact", 1 << 30, 1 << 20, 10.0)
     hold_stop_signals()
     try:
         worker = workers.start()
         assert not is_held(worker.id)
-        relative = os.path.relpath(tmp_path / "status.py", REPOSITORY / "app" / "checkpoints")
-        status = run_limited(relative, memory_bytes=1 << 30, cpu_seconds=10, seconds=60.0).decode()
+        # From here on a child runs the program and nothing else of this package.
+        put_program(tmp_path, monkeypatch, "def main():\n    print(open('/proc/self/status').read())\n")
+        status = run_limited(PROGRAM, (), lambda pipe: pipe.read(), Limits(1 << 30, 10, 60.0)).decode()
         (line,) = [line for line in status.splitlines() if line.startswith("SigBlk:")]
         assert int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1 == 0
     finally:

@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 
 from app.artifacts import process as export_process
-from app.checkpoints import CheckpointFile, Found, inert_unpickler, limited_process, pickled_weights
-from app.checkpoints.limited_process import NotStarted, run_limited, stream_limited
+from app.checkpoints import CheckpointFile, Found, pickled_weights
 from app.errors import CheckpointError
 from app.images.decode import DecodeLimits
-from app.images.worker_process import WorkerProcesses
+from app.images.decoding_children import DecodingChildren
 from app.processes import Need, child_environment, command
+from app.processes.limited import Limits, NotStarted, run_limited
 from app.progress import LogReporter
 from app.settings import Settings
 from tests.conftest import REPOSITORY
 from tests.onnx_graphs import Maker
+from tests.programs import PROGRAM, put_program
 from tests.running import wait_until
 from tests.several_processes import several_processes
 
@@ -34,6 +35,12 @@ SECRETS = {
     "DATABASE_URL": "postgres://user:s3cret-db@host/",
 }
 PROXY = {"HTTPS_PROXY": "http://user:s3cret-proxy@127.0.0.1:9"}
+LIMITS = Limits(memory_bytes=1 << 30, cpu_seconds=10, seconds=60.0)
+PRINT_ENVIRONMENT = """
+import os
+def main():
+    print("\\n".join(f"{name}={value}" for name, value in os.environ.items()))
+"""
 NEEDED = {"LD_LIBRARY_PATH": "/opt/lib", "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -69,9 +76,10 @@ def environment_of_the_child_of(call: Callable[[], object], named: str) -> str:
 
 
 @pytest.mark.usefixtures("secrets")
-def test_the_examiner_of_a_file_gets_no_secret() -> None:
+def test_the_examiner_of_a_file_gets_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The readers of ONNX and HDF5 files see neither credentials nor proxies, and what they need to run."""
-    seen = run_limited("../../tests/print_environment.py", memory_bytes=1 << 30, cpu_seconds=10, seconds=60.0).decode()
+    put_program(tmp_path, monkeypatch, PRINT_ENVIRONMENT)
+    seen = run_limited(PROGRAM, (), lambda pipe: pipe.read(), LIMITS).decode()
     assert "s3cret" not in seen
     assert {"LD_LIBRARY_PATH=/opt/lib", "OMP_NUM_THREADS=1", "LC_ALL=C.UTF-8"} <= set(seen.splitlines())
 
@@ -79,12 +87,14 @@ def test_the_examiner_of_a_file_gets_no_secret() -> None:
 @pytest.mark.usefixtures("secrets")
 def test_the_reader_of_pickles_gets_what_its_interpreter_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It sees the loader's variables and nothing else."""
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import json, os\n"
-        "print('\\n' + json.dumps({'document': '\\n'.join(f'{n}={v}' for n, v in os.environ.items())}))\n"
+    program = (
+        "import os, sys\n"
+        "from ..processes.framing import write_document\n"
+        "def main(container):\n"
+        "    text = '\\n'.join(f'{n}={v}' for n, v in os.environ.items())\n"
+        "    write_document(sys.stdout.buffer, {'document': text})\n"
     )
-    monkeypatch.setattr(inert_unpickler, "__file__", str(program))
+    put_program(tmp_path, monkeypatch, program, "app.checkpoints.inert_unpickler")
     seen = pickled_weights.unpickle("zip", b"", tmp_path / "weights.pth").document
     assert [line for line in seen.splitlines() if not line.startswith("LC_CTYPE")] == ["LD_LIBRARY_PATH=/opt/lib"]
 
@@ -93,7 +103,7 @@ def test_the_reader_of_pickles_gets_what_its_interpreter_needs(monkeypatch: pyte
 def test_a_decoding_process_gets_no_secret() -> None:
     """What reads strangers' bytes sees neither credentials nor proxies."""
     limits = DecodeLimits(1_000_000, 1_000_000, 1000, 64, 1000)
-    workers = WorkerProcesses(limits, "exact", 1 << 30, 1 << 20, 10.0)
+    workers = DecodingChildren(limits, "exact", 1 << 30, 1 << 20, 10.0)
     worker = workers.start()
     try:
         assert "s3cret" not in environment_of(worker.id)
@@ -215,11 +225,7 @@ def test_an_examiner_that_does_not_start_is_no_verdict_on_the_file(tmp_path: Pat
         pickled_weights.unpickle("zip", b"", path)
     assert "no checkpoint to read" not in str(refusal.value)
     with pytest.raises(NotStarted, match="libpython"):
-        run_limited("onnx_process.py", memory_bytes=1 << 30, cpu_seconds=1, seconds=30.0)
-    with pytest.raises(NotStarted, match="libpython"):
-        stream_limited(
-            "hdf5_process.py", [], lambda pipe: pipe.read(), memory_bytes=1 << 30, cpu_seconds=1, seconds=30.0
-        )
+        run_limited("app.checkpoints.onnx_process", (), lambda pipe: pipe.read(), LIMITS)
 
 
 @pytest.mark.parametrize("name", ["weights.onnx", "weights.h5"])
@@ -236,11 +242,7 @@ def test_readers_say_that_they_could_not_examine(tmp_path: Path, name: str) -> N
 
 
 def test_an_endless_stderr_holds_no_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a program says on stderr after its start is thrown away, however much it is."""
-    import shutil
-
-    monkeypatch.setattr(limited_process, "__file__", shutil.copy(limited_process.__file__, tmp_path))
-    (tmp_path / "loud.py").write_text("import sys\nsys.stderr.write('x' * 10_000_000)\nsys.stdout.write('answer')\n")
-    limits = {"memory_bytes": 1 << 30, "cpu_seconds": 5, "seconds": 30.0}
-    assert run_limited("loud.py", **limits) == b"answer"
-    assert stream_limited("loud.py", [], lambda pipe: pipe.read(), **limits) == b"answer"
+    """Standard error after a program's start is thrown away, however much it is."""
+    text = "import sys\ndef main():\n    sys.stderr.write('x' * 10_000_000)\n    sys.stdout.write('answer')\n"
+    put_program(tmp_path, monkeypatch, text)
+    assert run_limited(PROGRAM, (), lambda pipe: pipe.read(), LIMITS) == b"answer"

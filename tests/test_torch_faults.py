@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from app.backends.torch.faults import Fault, fault_of, first_line
+from app.backends.torch.faults import Fault, fault_of
+from app.errors import first_line
 from tests.lazy import torch
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from app.checkpoints.image_config import processor_preprocessing
 from app.checkpoints.presets import PRESETS
-from app.images import decode, geometry, torchvision_resize, wire
+from app.images import decode, decoding_messages, geometry, torchvision_resize
 from app.images.geometry import cropped_pixels, resize_and_crop
 from app.types import Interpolation, Pixels, Preprocessing, Resizer
 from tests.images_made import largest_difference, noise, photo
@@ -180,7 +180,7 @@ def test_a_decoding_process_is_told_everything(name: str) -> None:
     """What crosses to it comes out as it was, for every preset and with every fact that presets do not have."""
     other = replace(PRESETS[name], squash=(300, 200), is_resized=False, floor_crop=True)
     for preprocessing in (PRESETS[name], other):
-        assert wire.preprocessing_of(wire.document_of(preprocessing)) == preprocessing
+        assert decoding_messages.preprocessing_of(decoding_messages.document_of(preprocessing)) == preprocessing
 
 
 def test_an_image_that_is_not_resized_is_cropped() -> None:

@@ -11,17 +11,21 @@ import sys
 import time
 import zipfile
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from app.checkpoints import inert_unpickler, read_checkpoint
+from app.checkpoints import pickled_weights, read_checkpoint
 from app.checkpoints.pickled_document import locate_weights
 from app.checkpoints.pickled_weights import unpickle
 from app.errors import CheckpointError
+from app.processes.limited import run_limited
+from app.processes.start import bare_command
 from tests.lazy import torch, torchvision
+from tests.programs import PROGRAM, put_program
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of pickles that it then refuses
 
@@ -116,13 +120,17 @@ def test_names_that_walk_through_objects_refuse_the_file(name: str) -> None:
         unpickle("zip", b"\x80\x04" + parts + b"\x93.", ANYWHERE)
 
 
+def unpickler() -> list[str]:
+    """The command line of the process that unpickles."""
+    limits = asdict(pickled_weights.LIMITS)
+    return bare_command("app.checkpoints.inert_unpickler", "zip", limits=limits, flags=("-I", "-S"))
+
+
 def test_nothing_that_is_named_is_imported(tmp_path: Path) -> None:
     """A module on the path that leaves a mark when imported is named by a pickle, and leaves none."""
     (tmp_path / "trap_module.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w').close()\nclass Trap: pass\n")
     content = b"ctrap_module\nTrap\n)R."
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", inert_unpickler.__file__, "zip"], input=content, capture_output=True, cwd=tmp_path
-    )
+    done = subprocess.run(unpickler(), input=content, capture_output=True, cwd=tmp_path)
     assert done.returncode == 0
     assert b"trap_module.Trap" in done.stdout
     assert not (tmp_path / "marker").exists()
@@ -179,9 +187,11 @@ def test_bombs_end_in_one_line(name: str) -> None:
 
 
 MEASURE = """
-import resource, subprocess, sys
+import json, os, resource, subprocess, sys
 content = sys.stdin.buffer.read()
-done = subprocess.run([sys.executable, "-I", "-S", sys.argv[1], "zip"], input=content, capture_output=True)
+command = [each.replace('"parent": ' + sys.argv[1], f'"parent": {os.getpid()}') for each in sys.argv[2:]]
+done = subprocess.run(command, input=content, capture_output=True)
+assert done.stdout[:1] == b"\x01", done.stderr
 sys.stdout.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
 """
 
@@ -189,26 +199,27 @@ sys.stdout.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
 @pytest.mark.parametrize("name", ["sixteen million dicts", "deep lists", "integer of 15 MB", "text of an exabyte"])
 def test_the_process_stays_within_its_memory(name: str) -> None:
     """The process that reads the worst of them never holds more than it may."""
-    command = [sys.executable, "-c", MEASURE, inert_unpickler.__file__]
+    command = [sys.executable, "-c", MEASURE, str(os.getpid()), *unpickler()]
     done = subprocess.run(command, input=bombs()[name], capture_output=True, check=True)
-    assert 0 < int(done.stdout) * 1024 <= inert_unpickler.MEMORY_BYTES
+    assert 0 < int(done.stdout) * 1024 <= pickled_weights.LIMITS.memory_bytes
 
 
 OPEN = """
-import os, runpy, socket, sys
-runpy.run_path(sys.argv[1])["_limit"]()
-for act in (lambda: open("/etc/hostname"), socket.socket, os.pipe):
-    try:
-        act()
-    except OSError:
-        sys.stdout.write("no ")
+import os, socket, sys
+def main():
+    for act in (lambda: open("/etc/hostname"), socket.socket, os.pipe):
+        try:
+            act()
+        except OSError:
+            sys.stdout.write("no ")
 """
 
 
-def test_the_process_can_open_nothing() -> None:
-    """Once limited, the process that unpickles can open no file, no socket and no pipe to a program."""
-    command = [sys.executable, "-c", OPEN, inert_unpickler.__file__]
-    assert subprocess.run(command, capture_output=True, check=True).stdout == b"no no no "
+def test_the_process_can_open_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within its limits, the process that unpickles can open no file, no socket and no pipe to a program."""
+    put_program(tmp_path, monkeypatch, OPEN)
+    limits = pickled_weights.LIMITS
+    assert run_limited(PROGRAM, (), lambda pipe: pipe.read(), limits, standard_library_only=True) == b"no no no "
 
 
 def test_a_module_that_holds_itself_is_refused(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def test_front_ends_that_never_start_end_the_service(tmp_path: Path) -> None:
 
 def test_front_ends_that_cannot_decode_end_the_service(tmp_path: Path) -> None:
     """Where no decoding process starts, front-ends are not replaced for ever: the service ends with status 1."""
-    fault = "import os, sys\nif 'app.images.worker' in sys.orig_argv: os._exit(3)\n"
+    fault = "import os, sys\nif 'app.images.decoding_process' in sys.orig_argv: os._exit(3)\n"
     (tmp_path / "sitecustomize.py").write_text(fault)
     environment = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
     flags = ("--backend", "null", "--http-workers", "2", "--decoder", "processes", "--decode-threads", "2")

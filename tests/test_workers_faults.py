@@ -20,8 +20,8 @@ import pytest
 from app.backends.null import NullBackend
 from app.images import decode
 from app.loading import plan_decoding
+from app.processes.channel import Channel
 from app.settings import Settings
-from app.workers.control import Control
 from tests.photos import LIMITS, make_jpeg, null_classes
 from tests.raw_http import answers_in, post, receive_all
 from tests.running import wait_until
@@ -231,7 +231,7 @@ def test_metrics_files_that_were_tidied_away_cost_no_restart(several: Several) -
 
 def test_a_child_that_is_to_stop_before_it_has_begun_leaves_quietly() -> None:
     """A signal that comes while a process is being started, and so first of all, is no fault."""
-    control, theirs = Control.pair()
+    control, theirs = Channel.pair()
     with theirs, contextlib.closing(control):
         control.send("signal", number=int(signal.SIGINT))
         command = [sys.executable, "-m", "app.workers", "front-end", str(theirs.fileno())]

@@ -10,7 +10,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import Checkpoint, Graph
-from ..errors import ExportFailed
+from ..errors import ExportFailed, clause_of
 from ..networks import LOGITS, OPSET, PIXELS, build_network, describe_fitted, is_described, write_graph
 
 if TYPE_CHECKING:
@@ -93,9 +93,8 @@ def trace(network: torch.nn.Module, checkpoint: Checkpoint) -> bytes:
         if "can't allocate memory" in str(error):  # its allocator's words, in a RuntimeError
             raise MemoryError("Memory ran out while the network was exported.") from error
         # What it does not know it says in exceptions of many kinds.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportFailed(
-            f"{checkpoint.architecture} cannot be written as ONNX: {reason[:200].rstrip('. ')}.",
+            f"{checkpoint.architecture} cannot be written as ONNX: {clause_of(error)}.",
             # Of these errors the network is the cause; any other may come of running it on this machine.
             may_pass=not isinstance(error, torch.onnx.errors.OnnxExporterError),
         ) from error

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from ..backends.choice import choose
 from ..checkpoints import Checkpoint, Found, find, open_checkpoint, read_and_decide
-from ..errors import ExportFailed, LoadCancelled, StartError
+from ..errors import ExportFailed, LoadCancelled, StartError, clause_of
 from ..progress import Reporter
 from ..settings import ModelSettings
 from .checking import check_here
 from .key import key_of
-from .process import CannotExport, CannotWrite, export_apart, first_line
+from .process import CannotExport, CannotWrite, export_apart
 from .store import Store
 
 logger = logging.getLogger(__name__)
@@ -111,4 +111,4 @@ def _made_here(settings: ModelSettings, found: Found, reporter: Reporter) -> Che
         raise
     except Exception as error:
         logger.debug("The export failed.", exc_info=True)
-        raise ExportFailed(f"{checkpoint.architecture} cannot be exported here: {first_line(error)}.", True) from None
+        raise ExportFailed(f"{checkpoint.architecture} cannot be exported here: {clause_of(error)}.", True) from None

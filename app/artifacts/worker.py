@@ -1,32 +1,32 @@
-"""The process that reads a checkpoint and writes its artifact: `python -m app.artifacts.worker`.
+"""The process that reads a checkpoint and writes its artifact: `export_apart` starts it and talks to it over a channel.
 
-`process.export_apart` starts it. It is a process of its own since libraries that read and compute do not give their
-memory back. Its standard input is one line of JSON, the settings and the weights that were found; when that closes,
-nobody waits for it any more. On standard output it reports its steps in lines, each from a `MARK` on; the last of them
-is `done`, `error`, `cannot_write` or `cannot_export`. Everything else there comes from libraries.
+It is a child process because libraries that read and compute do not give their memory back. It ends when the channel
+closes.
+
+    to this process     start (the settings and the weights that were found)
+    from it             step, warn (progress), and last done (key) or error
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import threading
 import traceback
 from contextlib import suppress
-from queue import SimpleQueue
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ..checkpoints import Found, read_and_decide
-from ..errors import ExportFailed, StartError
-from ..progress import Reporter
+from ..errors import ExportFailed, StartError, clause_of
+from ..processes.channel import Channel
+from ..progress import ChannelReporter, Reporter
 from ..settings import ModelSettings
 from .key import key_of
-from .process import ASKED, MARK, first_line
+from .process import ASKED, EXPORT_ERRORS, CannotExport, CannotWrite
 from .store import Store
 
-# How long what is being done may take to be left.
+# How long the current work may take to be left.
 _LEAVE_SECONDS = 5.0
 _NO_MEMORY = (
     "Memory ran out while the checkpoint was exported. Give the service more memory, or set RESNET_BACKEND=torch, "
@@ -34,44 +34,34 @@ _NO_MEMORY = (
 )
 
 
-class LineReporter:
-    """Loading's progress as lines for the parent."""
-
-    def step(self, text: str) -> None:
-        say("step", text=text)
-
-    def warn(self, text: str) -> None:
-        say("warn", text=text)
-
-    def downloading(self, name: str, received: int, expected: int | None) -> None:
-        raise NotImplementedError("The parent downloads.")
-
-
-def say(kind: str, **values: Any) -> None:
-    sys.stdout.write(f"{MARK}{json.dumps({'kind': kind} | values)}\n")
-    sys.stdout.flush()
-
-
-def main() -> None:
+def main(descriptor: str) -> None:
     signal.signal(signal.SIGTERM, _leave)
-    told: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=_hear_parent, args=(told,), daemon=True).start()
-    settings, found = ASKED.validate_json(told.get())
+    channel = Channel.inherited(descriptor, patience_seconds=None)
+    start = channel.receive()
+    if start is None:
+        return
+    settings, found = ASKED.validate_python(start.fields["asked"])
+    threading.Thread(target=_leave_with_parent, args=(channel,), daemon=True).start()
     try:
-        say("done", key=export(settings, found, LineReporter()))
-    except StartError as error:
-        say("error", type=type(error).__name__, text=str(error))
-    except OSError as error:
-        say("cannot_write", text=error.strerror or str(error))
-    except MemoryError:
-        say("error", type="StartError", text=_NO_MEMORY)
+        channel.tell("done", key=export(settings, found, ChannelReporter(channel)))
     except Exception as error:
-        traceback.print_exc()
-        say("cannot_export", text=first_line(error))
+        channel.tell("error", **EXPORT_ERRORS.encode(_sendable(error)))
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error as the parent is told of it."""
+    if isinstance(error, StartError):
+        return error
+    if isinstance(error, OSError):
+        return CannotWrite(error.strerror or str(error))
+    if isinstance(error, MemoryError):
+        return StartError(_NO_MEMORY)
+    traceback.print_exception(error)
+    return CannotExport(clause_of(error))
 
 
 def export(settings: ModelSettings, found: Found, reporter: Reporter) -> str:
-    """Read, export, check and keep; the key that it is kept under."""
+    """Read, export and check the weights, and keep the artifact; returns its key."""
     from .build import build
     from .checking import mark_checked
 
@@ -93,23 +83,20 @@ def export(settings: ModelSettings, found: Found, reporter: Reporter) -> str:
         return key
 
 
-def _hear_parent(told: SimpleQueue[bytes]) -> None:
-    """The parent's lines. One that is gone, or that has given up, has closed standard input."""
-    pending = b""
-    # Not `sys.stdin`: its lock would be held while the interpreter ends.
-    while received := os.read(0, 65536):
-        *lines, pending = (pending + received).split(b"\n")
-        for line in lines:
-            told.put(line)
+def _leave_with_parent(channel: Channel) -> None:
+    """Wait for the end of the channel: a parent that has ended, or no longer wants the artifact, has closed it."""
+    with suppress(OSError):
+        while channel.receive() is not None:
+            pass
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(_LEAVE_SECONDS)
     os._exit(1)
 
 
 def _leave(number: int, frame: object) -> NoReturn:
-    # Through the `finally` of a download, which removes its half.
+    # Through the `finally` of unfinished work, which removes it.
     raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

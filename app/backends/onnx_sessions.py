@@ -12,7 +12,7 @@ from typing import Any
 
 from ..checkpoints import Graph
 from ..checkpoints.onnx_wire import walk
-from ..errors import CheckpointError
+from ..errors import CheckpointError, clause_of
 from ..files import own_temporary_folder, scratch_in
 
 logger = logging.getLogger(__name__)
@@ -99,8 +99,7 @@ def open_session(graph: Graph, threads: int | None, model: bytes | None = None, 
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # Its exceptions have no common class; the graph ran when it was examined, so that this is the machine's fault.
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"ONNX Runtime cannot load the graph here: {first[:200].rstrip('. ')}.") from None
+        raise CheckpointError(f"ONNX Runtime cannot load the graph here: {clause_of(error)}.") from None
 
 
 def session_options(threads: int | None) -> Any:

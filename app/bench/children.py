@@ -1,28 +1,29 @@
-"""Processes that measure, and how they are told what to do: a JSON object a line, in on stdin and out on stdout.
+"""Child processes that measure, and the commands that they are given over a channel.
 
-    parent → child   {"do": "…", …}
-    child → parent   {"done": n} now and then, then {"result": …} or {"error": "…"}
+    parent → child   the name of a handler, with its arguments
+    child → parent   done (n) now and then, then result (value) or error (text)
 
-What measures runs apart from what reports, so that neither is in the other's figures.
+Measuring runs apart from reporting, so that neither is in the other's figures.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .. import processes
 from ..errors import StartError
 from ..processes import Need, child_environment
-from ..processes import command as child_command
+from ..processes.channel import Channel, Message
+from ..processes.children import Child as Process
 
 _PACKAGE = __name__.partition(".")[0]
-_MOST_LINE_BYTES = 1 << 24
 _NEWS_SECONDS = 0.2
 _STOP_SECONDS = 10.0
 # A service may be measured over HTTPS, with a certificate of its own.
@@ -33,68 +34,62 @@ Handler = Callable[[dict[str, Any], Callable[[int], None]], Any]
 
 def command(module: str, *arguments: str) -> list[str]:
     """A command line that runs a module of this package, of the very code that runs now."""
-    return child_command(f"{_PACKAGE}{module}", *arguments)
+    return processes.command(f"{_PACKAGE}{module}", *arguments)
 
 
 class Child:
     """A process that answers one command after the other."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, name: str, process: Process, channel: Channel, log: Path) -> None:
         self.name = name
         self._process = process
+        self._channel = channel
         self._log = log
         self._is_busy = False
+        self._messages: asyncio.Queue[Message | None] = asyncio.Queue()
+        channel.listen(self._messages.put_nowait, lambda: self._messages.put_nowait(None))
 
     @classmethod
     async def start(cls, name: str, module: str, folder: Path, more: Mapping[str, str] | None = None) -> Child:
-        """Run `module` of this package; what it says on stderr is kept in `folder`."""
+        """Run `module` of this package; its output is kept in `folder`."""
         log = folder / f"{name}.log"
-        with log.open("wb") as stderr:
-            process = await asyncio.create_subprocess_exec(
-                *command(module),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=stderr,
-                env=more if more is not None else child_environment(NEEDS),
-                # Ctrl-C is for the run, which ends them in order.
-                start_new_session=True,
-                limit=_MOST_LINE_BYTES,
-            )
-        return cls(name, process, log)
+        environment = more if more is not None else child_environment(NEEDS)
+        channel, theirs = Channel.pair()
+        with theirs, log.open("wb") as output:
+            try:
+                line = command(module, str(theirs.fileno()))
+                process = Process(line, environment, stdout=output, stderr=output, descriptors=(theirs.fileno(),))
+            except BaseException:
+                channel.close()
+                raise
+        return cls(name, process, channel, log)
 
     async def ask(self, do: str, on_done: Callable[[int], None] = lambda done: None, **values: Any) -> Any:
-        """The command's result. Raises `StartError` with what the child said where it failed."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
+        """The command's result. Raises `StartError` with the child's message where it failed."""
         self._is_busy = True
-        try:
-            stdin.write(json.dumps({"do": do, **values}).encode() + b"\n")
-            await stdin.drain()
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it has ended: the end of its output says so below
-        while line := await stdout.readline():
-            news = json.loads(line)
-            self._is_busy = "done" in news
-            if "error" in news:
-                raise StartError(f"{self.name}: {news['error']}")
-            if "result" in news:
-                return news["result"]
-            on_done(news["done"])
-        status = await self._process.wait()
+        with suppress(OSError):  # it has ended: the end of the channel says so below
+            self._channel.send(do, **values)
+        while (message := await self._messages.get()) is not None:
+            self._is_busy = message.kind == "done"
+            if message.kind == "error":
+                raise StartError(f"{self.name}: {message.fields['text']}")
+            if message.kind == "result":
+                return message.fields["value"]
+            on_done(message.fields["done"])
+        self._messages.put_nowait(None)
+        status = await self._process.ended()
         raise StartError(f"{self.name}: its process ended with status {status}.{last_words(self._log)}")
 
     async def close(self) -> None:
-        """End it: it is done when its stdin ends. A load that nobody waits for would go on: that is killed."""
-        assert self._process.stdin is not None
-        if self._is_busy and self._process.returncode is None:
+        """End it: it ends when its channel closes. A load that is still running is killed."""
+        if self._is_busy:
             self._process.kill()
-        self._process.stdin.close()
+        self._channel.close()
         try:
-            await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
+            await asyncio.wait_for(self._process.ended(), _STOP_SECONDS)
         except TimeoutError:
             self._process.kill()
-            await self._process.wait()
+            await self._process.ended()
 
 
 def last_words(log: Path, lines: int = 3) -> str:
@@ -104,22 +99,19 @@ def last_words(log: Path, lines: int = 3) -> str:
 
 
 def answer_commands(handlers: Mapping[str, Handler]) -> None:
-    """The child's side: until stdin ends."""
-    # What others print must not be taken for an answer.
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        told = json.loads(line)
+    """The child's side: until the parent closes the channel."""
+    channel = Channel.inherited(sys.argv[1], patience_seconds=None)
+    while (message := channel.receive()) is not None:
         try:
-            result = handlers[told.pop("do")](told, _news(out))
+            result = handlers[message.kind](message.fields, _news(channel))
         except StartError as error:
-            _write(out, {"error": str(error)})
+            _send(channel, "error", text=str(error))
         else:
-            _write(out, {"result": result})
+            _send(channel, "result", value=result)
 
 
-def _news(out: Any) -> Callable[[int], None]:
-    """Tells how much is done, a few times a second."""
+def _news(channel: Channel) -> Callable[[int], None]:
+    """Sends how much is done, a few times a second."""
     next_at = time.monotonic() + _NEWS_SECONDS
 
     def tell(done: int) -> None:
@@ -127,14 +119,13 @@ def _news(out: Any) -> Callable[[int], None]:
         now = time.monotonic()
         if now >= next_at:
             next_at = now + _NEWS_SECONDS
-            _write(out, {"done": done})
+            _send(channel, "done", done=done)
 
     return tell
 
 
-def _write(out: Any, document: dict[str, Any]) -> None:
+def _send(channel: Channel, kind: str, **fields: Any) -> None:
     try:
-        out.write(json.dumps(document) + "\n")
-        out.flush()
-    except BrokenPipeError:
-        os._exit(0)  # nobody is left who wants to know
+        channel.send(kind, **fields)
+    except OSError:
+        os._exit(0)  # the parent has ended

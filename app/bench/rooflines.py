@@ -21,7 +21,7 @@ from ..backends import Backend
 from ..engine import InProcessEngine
 from ..engine.planning import has_room_for_twice, plan_batches
 from ..errors import SettingError
-from ..images.wire import document_of, preprocessing_of
+from ..images.decoding_messages import document_of, preprocessing_of
 from ..loading import load_model
 from ..metrics import Metrics
 from ..progress import LogReporter

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ import httpx
 
 from ..errors import SettingError, StartError
 from ..processes import child_environment
+from ..processes.children import Child
 from ..settings import ENV_PREFIX, ModelSettings, Settings
 from . import children
 from .target import Target
@@ -71,12 +71,12 @@ def null_settings(settings: Settings) -> Settings:
 class ServerProcess:
     """A server as a child process, with its log in a file."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, child: Child, log: Path) -> None:
         self.began = time.monotonic()
-        self.pid = process.pid
-        self._process = process
+        self.pid = child.id
+        self._child = child
         self._log = log
-        self._ended = asyncio.create_task(process.wait())
+        self._ended = asyncio.create_task(child.ended())
 
     async def ready(self, answer: Coroutine[Any, Any, T]) -> T:
         """The result of `answer`. Raises `StartError`, with the log's last lines, where it fails or the server ends."""
@@ -120,16 +120,11 @@ class ServerProcess:
 
     async def end(self, by: signal.Signals) -> None:
         """Signal the server's processes, as Ctrl-C in a terminal does; kill those that do not end in time."""
-        self._signal(by)
+        self._child.send_signal(by)
         await asyncio.wait((self._ended,), timeout=_STOP_SECONDS)
         # Other servers may leave children of theirs behind.
-        self._signal(signal.SIGKILL)
+        self._child.kill_group()
         await self._ended
-
-    def _signal(self, number: signal.Signals) -> None:
-        # The server leads its own session, and so its own process group.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
 
     @property
     def _last_words(self) -> str:
@@ -147,17 +142,8 @@ async def server_process(
 ) -> AsyncIterator[ServerProcess]:
     """Run a server in `folder` until the block ends."""
     with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            cwd=folder,
-            env=environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            # Ctrl-C goes to the run, which ends its children in order.
-            start_new_session=True,
-        )
-    server = ServerProcess(process, log)
+        child = Child(command, environment, stdout=output, stderr=output, folder=folder)
+    server = ServerProcess(child, log)
     try:
         yield server
     finally:

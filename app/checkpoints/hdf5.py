@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from .limited_process import NotStarted, not_examined, stream_limited
+from ..processes.framing import read_document, read_exactly
+from ..processes.limited import Ended, Limits, NotStarted, run_limited
+from .examination import examining
 from .tensor_axes import in_torch_memory
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -50,27 +50,21 @@ def read_hdf5(path: Path, member: str | None = None, size_bytes: int | None = No
     if member is None and size_bytes > MAX_FILE_BYTES:
         raise CheckpointError(f"{path} has {size_bytes:,} bytes. The limit for HDF5 is {MAX_FILE_BYTES:,}.")
     try:
-        found = stream_limited(
-            "hdf5_process.py",
-            [str(path.absolute()), *([member] if member else [])],
-            _take,
-            memory_bytes=_MEMORY_BYTES + 2 * size_bytes,
-            cpu_seconds=_MAX_CPU_SECONDS,
-            seconds=_MAX_SECONDS,
-            # No plugins: they are libraries loaded by name.
-            environment={"HDF5_PLUGIN_PRELOAD": "::"},
-        )
-    except NotStarted as error:
-        raise not_examined(path, str(error)) from None
+        with examining(path):
+            return run_limited(
+                "app.checkpoints.hdf5_process",
+                [str(path.absolute()), *([member] if member else [])],
+                _take,
+                Limits(_MEMORY_BYTES + 2 * size_bytes, _MAX_CPU_SECONDS, _MAX_SECONDS),
+                # No plugins: they are libraries loaded by name.
+                environment={"HDF5_PLUGIN_PRELOAD": "::"},
+            )
     except _Answered as answer:
         if answer.is_refusal:
             raise CheckpointError(f"{path}: {answer}.") from None
         raise _damaged(path, str(answer)) from None
-    except (ValueError, KeyError, TypeError):
-        found = None
-    if found is None:
-        raise _damaged(path, "the HDF5 library crashed on it, or went over its time or memory")
-    return found
+    except Ended:
+        raise _damaged(path, "the HDF5 library crashed on it, or went over its time or memory") from None
 
 
 class _Answered(Exception):
@@ -83,36 +77,19 @@ class _Answered(Exception):
 
 def _take(pipe: IO[bytes]) -> Hdf5:
     """A header, the numbers of each tensor, and a word at the end; held once, in the axes in which they are served."""
-    header = _document(pipe)
+    header = read_document(pipe, _MAX_HEADER_BYTES)
     if "not_run" in header:
         raise NotStarted(str(header["not_run"]))
     if "tensors" not in header:
         raise _Answered(str(header.get("refused") or header["damaged"]), "refused" in header)
     tensors: dict[str, NDArray[Any]] = {}
     for where, shape in header["tensors"]:
-        data = _exactly(pipe, 4 * prod(shape))
+        data = read_exactly(pipe, 4 * prod(shape))
         tensors[where] = in_torch_memory(np.frombuffer(data, "<f4").reshape(shape))
-    end = _document(pipe)
+    end = read_document(pipe, _MAX_HEADER_BYTES)
     if "damaged" in end:
         raise _Answered(str(end["damaged"]), is_refusal=False)
     return Hdf5(header["groups"], tensors)
-
-
-def _document(pipe: IO[bytes]) -> dict[str, Any]:
-    (length,) = struct.unpack("<Q", _exactly(pipe, 8))
-    if length > _MAX_HEADER_BYTES:
-        raise ValueError("a header of that length")
-    document = json.loads(_exactly(pipe, length))
-    if not isinstance(document, dict):
-        raise ValueError("no document")
-    return document
-
-
-def _exactly(pipe: IO[bytes], count: int) -> bytes:
-    data = pipe.read(count)
-    if len(data) != count:
-        raise ValueError("the process ended early")
-    return data
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:

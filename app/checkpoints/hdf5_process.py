@@ -1,8 +1,9 @@
-"""The process that opens HDF5 files: `python hdf5_process.py FILE`, or `ZIP MEMBER` for one that lies in a zip.
+"""Opens an HDF5 file: a program that `run_limited` runs within limits, with the path as argument.
 
-It stands alone, because the HDF5 library can crash on a damaged file; `limited_process` keeps it to limited time and
-memory. It answers on standard output with a document, the tensors' float32, one after the other, and a document at the
-end; before each document stands its length (8 bytes, little-endian). It holds a piece of one tensor at a time.
+For a file in a zip the arguments are the zip's path and the member's name. The HDF5 library can crash on a damaged
+file, so this is a process of its own, and it imports nothing of this package but the framing. The answer on standard
+output is a document (see `processes/framing.py`), the tensors as float32, one after the other, and a document at the
+end. It holds a piece of one tensor at a time.
 
     {"groups": {path: {attribute: text}}, "tensors": [[path, shape], …]}
     {"refused": sentence}     what the file does is not done here; nothing follows
@@ -18,14 +19,15 @@ anything is read.
 from __future__ import annotations
 
 import io
-import json
-import struct
 import sys
 import zipfile
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from ..errors import clause_of
+from ..processes.framing import write_document
 
 MAX_TEXT_BYTES = 2 * 1024 * 1024
 MAX_NAME_BYTES = 1024
@@ -123,11 +125,11 @@ def dump(source: Path | io.BytesIO, size_bytes: int, output: BinaryIO) -> None:
         for where in wanted:
             found.check(where)
         shapes = [[where, list(found.datasets[where].shape)] for where in wanted]
-        write(output, {"groups": found.groups, "tensors": shapes})
+        write_document(output, {"groups": found.groups, "tensors": shapes})
         for where in wanted:
             for piece in pieces(found.datasets[where], ()):
                 output.write(memoryview(piece).cast("B"))
-    write(output, {})
+    write_document(output, {})
 
 
 def pieces(dataset: Any, index: tuple[int, ...]) -> Iterator[Any]:
@@ -149,12 +151,6 @@ def pieces(dataset: Any, index: tuple[int, ...]) -> Iterator[Any]:
         yield np.ascontiguousarray(dataset[(*index, slice(start, start + step))], "<f4")
 
 
-def write(output: BinaryIO, document: dict[str, Any]) -> None:
-    text = json.dumps(document).encode()
-    output.write(struct.pack("<Q", len(text)))
-    output.write(text)
-
-
 def open_source(name: str, member: str | None) -> tuple[Path | io.BytesIO, int]:
     """What h5py opens, and its size in bytes. The zip's directory was checked by whoever asked."""
     if member is None:
@@ -170,17 +166,12 @@ def main(name: str, member: str | None = None) -> None:
         import h5py  # noqa: F401
         import numpy  # noqa: F401
     except (ImportError, OSError, MemoryError) as error:
-        write(output, {"not_run": str(error)[:160].rstrip(". ")})
+        write_document(output, {"not_run": str(error)[:160].rstrip(". ")})
         return
     try:
         dump(*open_source(name, member), output)
     except Refused as refusal:
-        write(output, {"refused": str(refusal)})
+        write_document(output, {"refused": str(refusal)})
     except Exception as error:
         # Damage fails with whatever the library meets: OSError, KeyError, RuntimeError, TypeError, …
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        write(output, {"damaged": reason[:160].rstrip(". ")})
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+        write_document(output, {"damaged": clause_of(error, 160)})

@@ -1,13 +1,13 @@
-"""An unpickler that describes a pickle's content and imports nothing that the pickle names. Runs in its own process.
+"""Describes the contents of a pickle and imports nothing that it names: a program that `run_limited` runs.
 
-Run as a script, alone (`python -I -S inert_unpickler.py zip|legacy < pickle`), with the standard library and nothing
-else. Every global that the pickle asks for becomes a stand-in: an empty class that takes any argument and does nothing.
-Those that have no place beside weights refuse the file. What a pickle can still do is to take time, memory or the
-stack, and those are limited: then this process dies, and the one that asked says so.
+The pickle is standard input; the argument says whether it comes from a zip or is a legacy file. The interpreter has the
+standard library and no installed packages. Every global that the pickle asks for becomes a stand-in: an empty class
+that takes any argument and does nothing. Names that no checkpoint needs refuse the file. A pickle can still take time,
+memory or the stack: those are limited, and this process then dies.
 
-Writes one JSON object: `{"refused": "os.system"}`, `{"failed": "why"}`, `{"limit": "what is too much"}`, or
-`{"document": …, "storages": [[key, type], …], "offset": 1234}`. `storages` and `offset` are of a legacy file: the
-storages in their order, and where the first one's values begin. In the document a number, a truth and a text are
+Writes one document (see `processes/framing.py`): `{"refused": "os.system"}`, `{"failed": "why"}`, `{"limit": "why"}`,
+or `{"document": …, "storages": [[key, type], …], "offset": 1234}`. `storages` and `offset` are of a legacy file: the
+storages in their order, and where the first one's values begin. In the document a number, a boolean and a text are
 themselves, and everything else is an object of one letter:
 
     {"t": [storage, type, offset, shape, stride]}   a tensor
@@ -22,10 +22,7 @@ themselves, and everything else is an object of one letter:
 from __future__ import annotations
 
 import io
-import json
 import pickle
-import resource
-import signal
 import struct
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -33,10 +30,8 @@ from collections.abc import Callable
 from encodings import utf_32_le  # noqa: F401 - once limited, this process can open no file to import it from
 from typing import Any
 
-# Written before anything else; JSON passes over it.
-STARTED = "\n"
-MEMORY_BYTES = 192 << 20
-CPU_SECONDS = 5
+from ..processes.framing import pack
+
 MAX_ANSWER_BYTES = 12 << 20
 MAX_PARTS = 150_000
 _MAX_DEPTH = 90
@@ -381,21 +376,6 @@ def _scalar(value: StandIn) -> int | float | str | None:
     return content.decode("utf-32-le", "replace").rstrip("\0") if kind[:1] == "U" else None
 
 
-def _limit() -> None:
-    """Of all that a process can take: memory, time, and no file, child or socket beyond what is open."""
-    for kind, most in (
-        (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_CPU, CPU_SECONDS),
-        (resource.RLIMIT_NOFILE, 3),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(kind)[1]
-        if hard != resource.RLIM_INFINITY:
-            most = min(most, hard)
-        resource.setrlimit(kind, (most, most))
-
-
 def _read(container: str, content: bytes, encoding: str) -> dict[str, Any]:
     file = io.BufferedReader(io.BytesIO(content))
     if container == "legacy":
@@ -430,18 +410,8 @@ def _answer(container: str, content: bytes) -> dict[str, Any]:
         return {"failed": f"{type(error).__name__}: {error}"[:200]}
 
 
-def main() -> None:
-    # The parent can then distinguish an interpreter that did not start from a pickle that crashed it.
-    sys.stdout.write(STARTED)
-    sys.stdout.flush()
-    # A parent that holds these back hands that on.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
-    _limit()
-    text = json.dumps(_answer(sys.argv[1], sys.stdin.buffer.read()))
-    if len(text) > MAX_ANSWER_BYTES:
-        text = json.dumps({"limit": "it has more parts than any checkpoint has"})
-    sys.stdout.write(text)
-
-
-if __name__ == "__main__":
-    main()
+def main(container: str) -> None:
+    answer = pack(_answer(container, sys.stdin.buffer.read()))
+    if len(answer) > MAX_ANSWER_BYTES:
+        answer = pack({"limit": "it has more parts than any checkpoint has"})
+    sys.stdout.buffer.write(answer)

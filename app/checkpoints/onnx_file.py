@@ -7,13 +7,15 @@ import json
 from dataclasses import replace
 from math import floor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import CheckpointError
 from ..labels import are_labels_of
+from ..processes.framing import read_document
+from ..processes.limited import Ended, Limits, NotStarted, run_limited
 from ..types import Preprocessing
 from .base import Decision, Graph, Stored, Told
-from .limited_process import NotStarted, not_examined, run_limited
+from .examination import examining
 from .onnx_data import assemble, cannot_be_served, damaged, data_files, mapped
 from .presets import PRESETS
 from .quantized import QuantizedRecord, read_record
@@ -23,6 +25,7 @@ MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own
 _MORE_MEMORY_BYTES = 2 << 30
 _MAX_CPU_SECONDS = 120
 _MAX_SECONDS = 25.0
+_MAX_DOCUMENT_BYTES = 64 << 20
 _ZEROS, _ONES, _LEVELS = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1 / 255, 1 / 255, 1 / 255)
 _CROP_PCT = 0.875
 _GRAPH = "the file's graph"
@@ -43,13 +46,7 @@ def read_onnx(path: Path, output: str | None = None) -> Stored:
             f"{path} has {size_bytes:,} bytes, with the files beside it. The limit for ONNX is {MAX_FILE_BYTES:,}."
         )
     try:
-        line, _, small = _ask(path, beside, output, size_bytes).partition(b"\n")
-    except NotStarted as error:
-        raise not_examined(path, str(error)) from None
-    try:
-        found = json.loads(line)
-        if "not_run" in found:
-            raise not_examined(path, found["not_run"])
+        found, small = _ask(path, beside, output, size_bytes)
         if "refused" in found:
             raise cannot_be_served(path, found["refused"])
         if "damaged" in found:
@@ -87,7 +84,7 @@ def read_onnx(path: Path, output: str | None = None) -> Stored:
         )
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError):
+    except (Ended, ValueError, KeyError, TypeError):
         raise damaged(path, f"ONNX Runtime crashed on it, or took over {_MAX_SECONDS:.0f} s or its memory") from None
 
 
@@ -141,18 +138,24 @@ def _usual(graph: Graph) -> Preprocessing:
     return replace(usual, resize_short_side=floor(max(graph.size) / _CROP_PCT), crop=graph.size)
 
 
-def _ask(path: Path, beside: dict[str, Path], output: str | None, size_bytes: int) -> bytes:
+def _ask(path: Path, beside: dict[str, Path], output: str | None, size_bytes: int) -> tuple[dict[str, Any], bytes]:
+    """The answer of `onnx_process`, and the changed parts of the model behind it. Raises `Ended`."""
+
+    def take(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
+        found = read_document(pipe, _MAX_DOCUMENT_BYTES)
+        if "not_run" in found:
+            raise NotStarted(str(found["not_run"]))
+        return found, pipe.read(2 * size_bytes + _MAX_DOCUMENT_BYTES)
+
     asked = {
         "path": str(path.resolve()),
         "beside": {name: str(file.resolve()) for name, file in beside.items()},
         "output": output,
     }
-    return run_limited(
-        "onnx_process.py",
-        data=json.dumps(asked).encode(),
-        memory_bytes=2 * size_bytes + _MORE_MEMORY_BYTES,
-        cpu_seconds=_MAX_CPU_SECONDS,
-        seconds=_MAX_SECONDS,
-        # Memory that was let go of is given back, so that what is held is what is used.
-        environment={"MALLOC_MMAP_THRESHOLD_": str(4 << 20)},
-    )
+    limits = Limits(2 * size_bytes + _MORE_MEMORY_BYTES, _MAX_CPU_SECONDS, _MAX_SECONDS)
+    # Freed memory is returned to the system, so that the process holds no more than it uses.
+    environment = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
+    with examining(path):
+        return run_limited(
+            "app.checkpoints.onnx_process", (), take, limits, data=json.dumps(asked).encode(), environment=environment
+        )

@@ -1,11 +1,11 @@
-"""The process that examines ONNX files: `python -m onnx_process`, with a line of JSON on standard input.
+"""Examines an ONNX file: a program that `run_limited` runs within limits, with JSON on standard input.
 
     {"path": the model's, "beside": {name in the model: path}, "output": name or null}
 
-It stands alone, because onnx's checker and ONNX Runtime can crash on a hostile graph; `limited_process` keeps it to
-limited time and memory, and it imports nothing of this package but the modules `onnx_…` and `protobuf`. The graph is
-checked first, then run on images: what it answers for several at once must be what it answers for each. It answers on
-standard output with a line of JSON, and where the model is to be changed the small parts of it behind that:
+onnx's checker and ONNX Runtime can crash on a hostile graph, so this is a process of its own, and it imports nothing of
+this package but the modules `onnx_…`, `protobuf`, `errors`, and two of `processes`. The graph is checked first, then
+run on images: several at once must give the same scores as each alone. The answer on standard output is one document
+(see `processes/framing.py`), and behind it, where the model is to be changed, the small parts of the changed model:
 
     {"input": name, "output": name, "dtype": "float32", "layout": "nchw", "size": [224, 224] or null,
      "batch": 8 or null, "classes": 1000, "activation": null or "softmax" or "none", "scale": null or "unit" or
@@ -28,6 +28,9 @@ import mmap
 import sys
 from typing import Any, BinaryIO
 
+from ..errors import clause_of
+from ..processes.framing import write_document
+from ..processes.limits import limit, with_growth
 from .onnx_graph import pruned
 from .onnx_operators import check_operators, is_quantized
 from .onnx_outputs import choose_output
@@ -85,7 +88,8 @@ def examine(asked: dict[str, Any], answer: BinaryIO) -> None:
         "graph_sha256": None if contents.record is None else digest(files[""], *contents.graph),
         "quantized": is_quantized(model),
     }
-    answer.write(json.dumps(found).encode() + b"\n" + small)
+    write_document(answer, found)
+    answer.write(small)
 
 
 def mapped(path: str) -> mmap.mmap:
@@ -94,18 +98,10 @@ def mapped(path: str) -> mmap.mmap:
 
 
 def limit_growth(file_bytes: int) -> None:
-    """Of this process's memory, where the system can: what a file of `file_bytes` cannot need is not to be had."""
-    import onnxruntime  # noqa: F401, so that what it takes is counted as there already
+    """Limit this process's memory to what a file of `file_bytes` can need."""
+    import onnxruntime  # noqa: F401, so that its own memory is not counted as growth
 
-    try:
-        import resource
-
-        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-            here = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
-        most = here + 2 * file_bytes + _MEMORY_BYTES
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    except (ImportError, OSError, ValueError, StopIteration):
-        return
+    limit(data_bytes=with_growth("VmData", 2 * file_bytes + _MEMORY_BYTES))
 
 
 def find_entrances(model: Any) -> list[Entrance]:
@@ -187,24 +183,14 @@ def main() -> None:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     except (ImportError, OSError, MemoryError) as error:
-        answer.write(json.dumps({"not_run": first_line(error)}).encode() + b"\n")
+        write_document(answer, {"not_run": clause_of(error, 160)})
         return
     try:
         examine(json.loads(sys.stdin.buffer.read()), answer)
     except Refused as refusal:
-        answer.write(json.dumps({"refused": str(refusal)}).encode() + b"\n")
+        write_document(answer, {"refused": str(refusal)})
     except MemoryError:
-        answer.write(
-            json.dumps({"refused": "reading it takes over twice its size and 200 MB of memory"}).encode() + b"\n"
-        )
+        write_document(answer, {"refused": "reading it takes over twice its size and 200 MB of memory"})
     except Exception as error:
         # Damage fails with whatever the libraries meet: DecodeError, ValidationError, InferenceError, Fail, …
-        answer.write(json.dumps({"damaged": first_line(error)}).encode() + b"\n")
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(". ")
-
-
-if __name__ == "__main__":
-    main()
+        write_document(answer, {"damaged": clause_of(error, 160)})

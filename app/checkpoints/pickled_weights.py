@@ -1,11 +1,8 @@
-"""What a pickle holds, asked of a process that is limited and imports nothing; the values come from the file itself."""
+"""The tensors of a pickle: described by a limited process that imports nothing, their values read from the file."""
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -16,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from ..processes import loader_environment
-from . import inert_unpickler
-from .limited_process import not_examined, why_not_started
+from ..processes.framing import read_document
+from ..processes.limited import Ended, Limits, OutOfTime, run_limited
+from .examination import examining
+from .inert_unpickler import MAX_ANSWER_BYTES
 
 MAX_PICKLE_BYTES = 16 << 20
 MAX_TENSORS = 2_000
 MAX_RANK = 8
-_MAX_WALL_SECONDS = 30
+# No file, child or socket beyond the three standard streams.
+LIMITS = Limits(memory_bytes=192 << 20, cpu_seconds=5, seconds=30.0, open_files=3)
 # The number formats that are read, as numpy has them; bfloat16 it does not have.
 _DTYPES = {
     **{"float64": "f8", "float32": "f4", "float16": "f2", "bfloat16": "u2"},
@@ -63,29 +62,20 @@ def unpickle(container: Literal["zip", "legacy"], content: bytes, path: Path) ->
     """
     if len(content) > MAX_PICKLE_BYTES:
         raise too_much(path, f"its pickle has {len(content):,} bytes")
-    command = [sys.executable, "-I", "-S", "-B", inert_unpickler.__file__, container]
     try:
-        done = subprocess.run(
-            command,
-            input=content,
-            capture_output=True,
-            timeout=_MAX_WALL_SECONDS,
-            env=loader_environment(),
-            cwd="/",
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise too_much(path, f"reading its pickle takes over {_MAX_WALL_SECONDS} seconds") from None
-    except OSError as error:
-        raise not_examined(path, error.strerror or str(error)) from None
-    if not done.stdout.startswith(inert_unpickler.STARTED.encode()):
-        raise not_examined(path, why_not_started(done.returncode, done.stderr))
-    try:
-        answer = json.loads(done.stdout) if done.returncode == 0 else None
-    except (ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict):
-        raise too_much(path, "its pickle takes more time, memory or depth than any checkpoint's")
+        with examining(path):
+            answer = run_limited(
+                "app.checkpoints.inert_unpickler",
+                [container],
+                lambda pipe: read_document(pipe, MAX_ANSWER_BYTES),
+                LIMITS,
+                data=content,
+                standard_library_only=True,
+            )
+    except OutOfTime:
+        raise too_much(path, f"reading its pickle takes over {LIMITS.seconds:.0f} seconds") from None
+    except Ended:
+        raise too_much(path, "its pickle takes more time, memory or depth than any checkpoint's") from None
     if "limit" in answer:
         raise too_much(path, answer["limit"])
     if "refused" in answer:

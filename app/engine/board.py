@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 
 import numpy as np
 
 from ..batching import DeviceForecast
+from ..processes.shared_memory import create_shared_memory
 from .base import EngineState
 
 MOST_FRONT_ENDS = 64
@@ -24,10 +24,8 @@ _MOST_DEADLINES = 256
 
 
 def create_board() -> int:
-    """The descriptor of a new board; the caller closes it. Linux only."""
-    descriptor = os.memfd_create("resnet-board", os.MFD_CLOEXEC)
-    os.ftruncate(descriptor, mmap.PAGESIZE)
-    return descriptor
+    """The descriptor of a new board; the caller closes it. Raises `OSError`."""
+    return create_shared_memory("resnet-board", mmap.PAGESIZE)
 
 
 class Board:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import cast
 
 from ..errors import Internal
+from ..processes.framing import Records
 from ..types import InputSpec, Want
 from . import wire
 from .base import Engine, Scored
@@ -100,7 +101,7 @@ class _FrontEnd(asyncio.Protocol):
         self._segment: Segment | None = segment
         self._tasks: dict[int, asyncio.Task[Scored]] = {}
         self._slots: set[int] = set()
-        self._received = b""
+        self._records = Records(wire.REQUEST)
         self._to_send = bytearray()
         self._transport: asyncio.WriteTransport | None = None
 
@@ -120,10 +121,7 @@ class _FrontEnd(asyncio.Protocol):
         self._host.left(self)
 
     def data_received(self, data: bytes) -> None:
-        data = self._received + data
-        whole = len(data) - len(data) % wire.REQUEST.size
-        self._received = data[whole:]
-        for kind, spec, want, slot, request_id, deadline in wire.REQUEST.iter_unpack(data[:whole]):
+        for kind, spec, want, slot, request_id, deadline in self._records.feed(data):
             if kind == wire.SUBMIT and self._is_new(request_id, slot) and wire.is_known(spec, want):
                 self._begin(request_id, slot, wire.INPUTS[spec], Want(want), deadline)
             elif kind == wire.CANCEL:

@@ -6,16 +6,13 @@ of each slot are such pages.
 
 from __future__ import annotations
 
-import math
 import mmap
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ..shared_memory import create_shared_memory
+from ..processes.shared_memory import create_shared_memory, whole_pages
 from ..types import InputSpec, Pixels, Scores, Tensor
-
-_PAGE_BYTES = mmap.PAGESIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +27,7 @@ class SlotLayout:
     @property
     def slot_bytes(self) -> int:
         """Whole pages."""
-        largest = max(4 * 3 * self.height * self.width, 4 * self.classes)
-        return math.ceil(largest / _PAGE_BYTES) * _PAGE_BYTES
+        return whole_pages(max(4 * 3 * self.height * self.width, 4 * self.classes))
 
     def as_fields(self) -> dict[str, int]:
         """For the layout's own constructor, in another process."""

@@ -30,6 +30,7 @@ from ..errors import (
     TensorsNotAvailable,
     Unavailable,
 )
+from ..processes.error_codec import ErrorCodec
 from ..types import Activation, FeatureMaps, Features, InputSpec, Outputs, Want
 
 SUBMIT, CANCEL, SCORED, FAILED, RELEASED, READY, EXTENDED = range(1, 8)
@@ -47,7 +48,7 @@ SHAPES = struct.Struct("<IIII")
 ACTIVATIONS: tuple[Activation, ...] = ("softmax", "sigmoid", "none")
 INPUTS = tuple(InputSpec)
 
-_ERRORS: tuple[type[ServiceError], ...] = (
+_ERRORS = ErrorCodec[ServiceError](
     Internal,
     Overloaded,
     DeadlineExceeded,
@@ -125,15 +126,15 @@ def take_answers(received: bytearray) -> list[Answer]:
 
 
 def pack_error(request_id: int, error: BaseException) -> bytes:
-    """A FAILED record; what is none of the engine's own errors is an internal one."""
-    number = next((number for number, kind in enumerate(_ERRORS) if type(error) is kind), 0)
+    """A FAILED record; an error that is not one of the engine's own is sent as internal."""
+    number = _ERRORS.number_of(error)
     retry_after = error.retry_after_seconds if isinstance(error, Unavailable) else None
     return ANSWER.pack(FAILED, number, 0, request_id, math.nan if retry_after is None else retry_after, 0.0)
 
 
 def unpack_error(number: int, retry_after_seconds: float) -> ServiceError:
     """The error of a FAILED record."""
-    kind = _ERRORS[number]
+    kind = _ERRORS.kind(number)
     if issubclass(kind, Unavailable):
         return kind(retry_after_seconds=None if math.isnan(retry_after_seconds) else retry_after_seconds)
     return kind()

@@ -1,8 +1,8 @@
-"""The environment of a child process: what it needs to run, by kind, and nothing else.
+"""The environment variables of a child process: an allow-list, by the child's needs.
 
-A service's environment holds secrets: cloud credentials, tokens, proxies' passwords, and what else an operator puts
-there. A child that reads strangers' files or bytes needs none of them. So this is an allow-list, and a name on it that
-looks like a secret's is left out all the same (`NVIDIA_API_KEY`). Settings are no part of it: they are sent.
+A service's environment holds secrets: cloud credentials, tokens, passwords of proxies. A child that reads untrusted
+files or bytes needs none of them. A listed name that looks like a secret's is left out too (`NVIDIA_API_KEY`). Settings
+are not passed in the environment: they are sent.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections.abc import Mapping
 
 
 class Need(enum.Flag):
-    """What a child does beside running Python."""
+    """What a child does besides running Python."""
 
     NOTHING = 0
     COMPUTE = enum.auto()
-    """Runs a network, or decodes: how many threads the libraries start, and what they use of the CPU."""
+    """Runs a network, or decodes: the libraries' settings of threads and CPU features."""
     GPU = enum.auto()
     DOWNLOAD = enum.auto()
-    """Reaches the network: proxies, with their passwords, and certificates."""
+    """Uses the network: proxies, with their passwords, and certificates."""
 
 
-# Python, the dynamic loader, the allocator and the locale: without these a child may not start, or starts otherwise.
+# Python, the dynamic loader, the allocator and the locale: without these a child may not start, or behave differently.
 _RUN = (
     *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TEMP", "TMP", "TZ", "TZDIR", "SYSTEMROOT"),
     *("LANG", "LANGUAGE", "LC_*"),
@@ -33,7 +33,7 @@ _RUN = (
     *("PYTHONHOME", "PYTHONPLATLIBDIR", "PYTHONNOUSERSITE", "PYTHONUSERBASE", "PYTHONDONTWRITEBYTECODE"),
     *("PYTHONPYCACHEPREFIX", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONUNBUFFERED", "PYTHONHASHSEED"),
     *("PYTHONWARNINGS", "PYTHONFAULTHANDLER", "PYTHONMALLOC", "PYTHONDEVMODE", "PYTHONTRACEMALLOC"),
-    # Set by this package: nothing is reported to anybody.
+    # Set by this package.
     "ORT_DISABLE_TELEMETRY",
 )
 _BY_NEED = {
@@ -48,7 +48,7 @@ _BY_NEED = {
     ),
 }
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
-# One thread: each reserves memory of its own, and a child that reads one file has no use for them.
+# Each thread reserves memory of its own, and a child that reads one file or image needs only one.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 LOADER = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
 """What an interpreter may need to start at all."""
@@ -57,9 +57,9 @@ LOADER = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
 def child_environment(
     needs: Need = Need.NOTHING, more: Mapping[str, str] | None = None, of: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """What a child that `needs` these gets of this process's environment (or `of` another), and `more`.
+    """The part of this process's environment (or `of` another) for a child with these `needs`, and `more`.
 
-    What can be imported here can be imported there, in the same order.
+    Its PYTHONPATH makes importable there all that is importable here, in the same order.
     """
     patterns = [*_RUN, *(name for need, names in _BY_NEED.items() if need in needs for name in names)]
     exact = {name for name in patterns if not name.endswith("*")}
@@ -73,10 +73,10 @@ def child_environment(
 
 
 def loader_environment() -> dict[str, str]:
-    """For a script that imports the standard library alone, and gets nothing else."""
+    """The environment of an interpreter that uses the standard library alone."""
     return {name: os.environ[name] for name in LOADER if name in os.environ}
 
 
 def import_path() -> str:
-    """A PYTHONPATH for a child: what can be imported here can be imported there, however this process found it."""
+    """A PYTHONPATH for a child: this process's import path, however it was set."""
     return os.pathsep.join(folder or os.getcwd() for folder in sys.path)

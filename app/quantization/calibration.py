@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..backends.onnx_sessions import session_options
 from ..checkpoints import Graph
-from ..errors import QuantizationError
+from ..errors import QuantizationError, clause_of
 from ..types import Pixels
 from .graphs import OPERATORS, Prepared
 
@@ -155,8 +155,7 @@ def _explained(what: str) -> Iterator[None]:
     except (MemoryError, QuantizationError):
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise QuantizationError(
-            f"ONNX Runtime's quantizer failed, the network cannot be {what}: {reason[:200].rstrip('. ')}. Try another "
+            f"ONNX Runtime's quantizer failed, the network cannot be {what}: {clause_of(error)}. Try another "
             f"--method, or serve the checkpoint as it is."
         ) from error

@@ -34,7 +34,7 @@ from ..api.turns import Turns
 from ..api.uploads import BodyLimits, UploadLimits, Uploads
 from ..classifier import Classifier
 from ..images import DecodeLimits, Decoder, decode, usable_kernel
-from ..images.processes import ProcessDecoder
+from ..images.process_decoder import ProcessDecoder
 from ..images.threads import ThreadDecoder
 from ..loading import Cancellation, load_model, plan_decoding
 from ..logs import dropped_lines
@@ -109,7 +109,7 @@ def build_classifier(settings: Settings, metrics: Metrics) -> Classifier:
             limits,
             slots=plan.slots,
             memory_bytes=plan.slot_bytes + largest_file,
-            place_bytes=largest_file,
+            buffer_bytes=largest_file,
             max_waiting=settings.max_queue,
             timeout_seconds=settings.decode_timeout_seconds,
             mode=settings.decode,

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
 from ..interpreter import leave
 from ..logs import set_up_logging, share_output
 from ..metrics import Metrics, SharedFiles
+from ..processes.channel import Channel
 from ..settings import Settings
-from .control import Control
 
 
 def main(role: str, descriptor: str) -> None:
     # Some service managers signal every process of a service: only the supervisor decides what it means.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    os.set_inheritable(int(descriptor), False)
-    control = Control(socket.socket(fileno=int(descriptor)))
+    control = Channel.inherited(descriptor)
     start = control.receive()
     # A stop that came while this process was being started is all that it is told.
     if start is None or start.kind != "start":

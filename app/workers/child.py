@@ -1,31 +1,36 @@
-"""A child of the supervisor, seen from there."""
+"""A child of the supervisor, seen from there: its process and the channel to it.
+
+    to the engine          start (settings), attach (a front-end's connection and memory), stop
+    to a front-end         start (settings), engine (a connection, its memory, the model's facts), signal, failed
+    from the engine        step, warn, downloading (progress of loading), loaded (the model's facts), ready, failed
+    from a front-end       up (it answers, and can decode), ready (it serves a model)
+
+The channel also shows each side that the other has ended.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import signal
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
-from ..processes import Need, child_environment, command
-from .control import Control, Message
+from ..processes import Need, child_environment, children, command
+from ..processes.channel import Channel, Message
 
-# The engine downloads the weights, if anybody does.
+# The engine downloads weights that are to be downloaded.
 _NEEDS = {"front-end": Need.COMPUTE, "engine": Need.COMPUTE | Need.GPU | Need.DOWNLOAD}
 
 
 class Child:
-    """A process of this package's: `python -m app.workers ROLE DESCRIPTOR`."""
+    """A process that runs `app.workers ROLE DESCRIPTOR`."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, control: Control) -> None:
+    def __init__(self, name: str, process: children.Child, control: Channel) -> None:
         self.name = name
         self.process = process
         self.control = control
         self.is_up = False
         self.is_ready = False
         self.failure: str | None = None
-        """Why it ends, where that is known: as it says of itself, or why it was killed."""
+        """Why it ends, where that is known: as it reports itself, or why it was killed."""
 
     @classmethod
     async def start(
@@ -36,16 +41,16 @@ class Child:
         environment: dict[str, str],
     ) -> Child:
         """Start one, which waits for its `start` message. Raises `OSError` where the system has no room for it."""
-        control, theirs = Control.pair()
+        control, theirs = Channel.pair()
         with theirs:
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *command("app.workers", role, str(theirs.fileno())),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
-                    env=child_environment(_NEEDS[role], environment),
-                    # Ctrl-C on a terminal is for the supervisor, which tells the others.
-                    process_group=0,
+                process = children.Child(
+                    command("app.workers", role, str(theirs.fileno())),
+                    child_environment(_NEEDS[role], environment),
+                    stdout=children.INHERITED,
+                    descriptors=(theirs.fileno(),),
+                    # The service's processes share CPU time as the threads of one would.
+                    has_own_session=False,
                 )
             except BaseException:
                 control.close()
@@ -55,17 +60,15 @@ class Child:
         return child
 
     async def ended(self) -> str:
-        """Wait for its end; how it ended, for a person: "was killed by SIGKILL (process 12)"."""
-        status = await self.process.wait()
-        self.control.close()  # reads what it said last
-        how = f"ended with exit status {status}"
-        if status < 0:
-            with suppress(ValueError):
-                how = f"was killed by {signal.Signals(-status).name}"
-        return f"{how} (process {self.process.pid})" + (f": {self.failure}" if self.failure else "")
+        """Wait for its end; returns how it ended, for a person: "was killed by SIGKILL (process 12)"."""
+        status = await self.process.ended()
+        self.control.close()  # delivers its last messages
+        how = "was killed by" if status < 0 else "ended with"
+        end = f"{how} {children.describe_status(status)} (process {self.process.id})"
+        return end + (f": {self.failure}" if self.failure else "")
 
     def send(self, kind: str, descriptors: Sequence[int] = (), **fields: Any) -> None:
-        """A message. One that does not read its messages is killed: it has hung, or ended."""
+        """A message. A child that does not read its messages has hung, or ended: it is killed."""
         try:
             self.control.send(kind, descriptors, **fields)
         except OSError:
@@ -73,5 +76,4 @@ class Child:
 
     def kill(self, why: str | None = None) -> None:
         self.failure = self.failure or why
-        with suppress(ProcessLookupError):
-            self.process.kill()
+        self.process.kill()

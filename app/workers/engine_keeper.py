@@ -11,11 +11,11 @@ from pathlib import Path
 from ..errors import DeviceLost, StartError
 from ..metrics import SharedFiles
 from ..pool import ModelFacts
-from ..progress import Reporter
+from ..processes.channel import Message
+from ..progress import Reporter, report
 from ..settings import Settings
 from ..types import ModelIdentity
 from .child import Child
-from .control import Message
 from .pairing import Pairing
 from .restarts import Restarts
 
@@ -164,22 +164,16 @@ class EngineKeeper:
             child.send("retire")
 
     def _on_message(self, child: Child, message: Message) -> None:
-        fields = message.fields
-        reporter = self._surroundings.reporter
-        if message.kind == "step":
-            reporter.step(fields["text"])
-        elif message.kind == "warn":
-            reporter.warn(fields["text"])
-        elif message.kind == "downloading":
-            reporter.downloading(fields["name"], fields["received"], fields["expected"])
-        elif message.kind == "loaded":
+        if report(message, self._surroundings.reporter):
+            return
+        if message.kind == "loaded":
             self._has_loaded(child, message)
         elif message.kind == "ready":
             child.is_ready = True
             if not self.ready.done() and (facts := self.facts) is not None:
                 self.ready.set_result(facts)
         elif message.kind == "failed":
-            child.failure = fields["error"]
+            child.failure = message.fields["error"]
 
     def _has_loaded(self, child: Child, message: Message) -> None:
         assert self.pairing is not None

@@ -19,8 +19,10 @@ from ..interpreter import leave, spare_requests_from_collection
 from ..loading import Cancellation, load_model
 from ..metrics import Metrics
 from ..pool import LoadedModel, ModelFacts, Pool, serve_model
+from ..processes.channel import Channel, Message
+from ..processes.shared_memory import put_in_memory
+from ..progress import ChannelReporter
 from ..settings import Settings
-from .control import Control, Message, put_in_memory
 from .facts import facts_to_json, fields_of, layout_for
 
 logger = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ logger = logging.getLogger(__name__)
 _ORPHANED_SECONDS = 20.0
 
 
-def serve_engine(settings: Settings, control: Control, metrics: Metrics, board: int) -> NoReturn:
+def serve_engine(settings: Settings, control: Channel, metrics: Metrics, board: int) -> NoReturn:
     """Load the model and run it for the front-ends until the supervisor says otherwise, or is gone.
 
     Ends the process.
@@ -40,24 +42,8 @@ def serve_engine(settings: Settings, control: Control, metrics: Metrics, board: 
         leave(status)
 
 
-class _ToSupervisor:
-    """Loading's progress, told by its own thread."""
-
-    def __init__(self, control: Control) -> None:
-        self._control = control
-
-    def step(self, text: str) -> None:
-        self._control.tell("step", text=text)
-
-    def warn(self, text: str) -> None:
-        self._control.tell("warn", text=text)
-
-    def downloading(self, name: str, received: int, expected: int | None) -> None:
-        self._control.tell("downloading", name=name, received=received, expected=expected)
-
-
 class _Engine:
-    def __init__(self, settings: Settings, control: Control, metrics: Metrics, board: Board) -> None:
+    def __init__(self, settings: Settings, control: Channel, metrics: Metrics, board: Board) -> None:
         self._settings = settings
         self._control = control
         self._metrics = metrics
@@ -96,7 +82,7 @@ class _Engine:
                 load_model,
                 self._settings,
                 self._metrics,
-                _ToSupervisor(self._control),
+                ChannelReporter(self._control),
                 self._cancellation.is_cancelled,
             ),
             on_loaded=self._begin,
@@ -118,7 +104,7 @@ class _Engine:
 
     def _begin(self, model: LoadedModel) -> None:
         self._host = EngineHost(model.engine, self._board)
-        facts = put_in_memory(facts_to_json(ModelFacts(**fields_of(model))))
+        facts = put_in_memory("resnet-facts", facts_to_json(ModelFacts(**fields_of(model))))
         assert isinstance(model.engine, InProcessEngine)
         backend = model.engine.backend
         layout = layout_for(model, self._settings.max_queue + backend.concurrency * backend.max_batch_size)
@@ -126,7 +112,7 @@ class _Engine:
             self._control.send("loaded", [facts], layout=layout.as_fields())
         finally:
             os.close(facts)
-        _ToSupervisor(self._control).step(f"Warming up {model.identity.name} on {model.device}")
+        ChannelReporter(self._control).step(f"Warming up {model.identity.name} on {model.device}")
 
     def _on_message(self, message: Message) -> None:
         if message.kind == "stop":

@@ -21,12 +21,13 @@ from ..errors import EngineUnavailable
 from ..interpreter import leave, spare_requests_from_collection
 from ..metrics import Metrics
 from ..pool import LoadedModel, ModelConflict, Pool, PooledModel
+from ..processes.channel import Channel, Message
+from ..processes.shared_memory import take_from_memory
 from ..progress import LogReporter
 from ..server.app import Hooks, Parts
 from ..server.lifecycle import Server
 from ..server.process import build_server
 from ..settings import Settings
-from .control import Control, Message, take_from_memory
 from .facts import facts_from_json, fields_of
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Place:
 
 
 def serve_front_end(
-    settings: Settings, control: Control, metrics: Metrics, place: Place, listener: int, board: int
+    settings: Settings, control: Channel, metrics: Metrics, place: Place, listener: int, board: int
 ) -> int:
     """Serve on the socket `listener` until the supervisor says otherwise, or is gone; the exit status.
 
@@ -103,7 +104,7 @@ class _FrontEnd:
     def __init__(
         self,
         settings: Settings,
-        control: Control,
+        control: Channel,
         board: Board,
         number: int,
         metrics: Metrics,

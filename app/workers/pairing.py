@@ -9,8 +9,9 @@ from typing import Any, Self
 from ..engine.board import Board, create_board
 from ..engine.segment import SlotLayout, create_segment
 from ..pool import ModelFacts
+from ..processes.channel import Message
+from ..processes.shared_memory import take_from_memory
 from .child import Child
-from .control import Message, take_from_memory
 from .facts import facts_from_json
 
 

@@ -19,10 +19,10 @@ from ..interpreter import hold_stop_signals, take_stop_signals
 from ..logs import share_output
 from ..metrics import SharedFiles
 from ..pool import ModelFacts
+from ..processes.channel import Message
 from ..progress import Reporter
 from ..settings import Settings
 from .child import Child
-from .control import Message
 from .engine_keeper import Surroundings
 from .engines import Engines
 from .restarts import Restarts

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...checkpoints import Checkpoint
-from ...errors import DeviceLost, FeaturesNotAvailable, OutOfMemory, SettingError
+from ...errors import DeviceLost, FeaturesNotAvailable, OutOfMemory, SettingError, first_line
 from ...networks import build_network
 from ...types import Activation, InputSpec, Outputs, Pixels, Preprocessing, Want, is_pixels
 from ..base import BackendOptions, Batch
 from .devices import CpuDevice, Device
-from .faults import Fault, fault_of, first_line
+from .faults import Fault, fault_of
 from .forward import Forward
 from .precision import DevicePlan, place_network, plan_device
 from .runners import EagerRunner, Runner

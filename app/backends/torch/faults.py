@@ -138,8 +138,3 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             seen.add(id(each))
             yield each
             pending += [each.__cause__, each.__context__]
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a log line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

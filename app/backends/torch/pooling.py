@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from .faults import first_line
+from ...errors import first_line
 
 if TYPE_CHECKING:
     import torch

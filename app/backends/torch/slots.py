@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import OutOfMemory
+from ...errors import OutOfMemory, first_line
 from ...types import Pixels, Scores, Want, is_pixels
 from ..base import Batch
 from .buckets import Run, buckets_up_to, plan_runs
 from .devices import Device, Program
-from .faults import Fault, fault_of, first_line
+from .faults import Fault, fault_of
 from .forward import Forward
 from .runners import Rows, further
 
