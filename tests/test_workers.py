@@ -44,6 +44,13 @@ def test_it_is_two_front_ends_and_one_engine(service: Several) -> None:
     assert service.readiness() == (200, "ready")
 
 
+def test_its_processes_share_a_session_and_no_process_group(service: Several) -> None:
+    """Front-ends and the engine are in the supervisor's session, each in a process group of its own."""
+    pids = [*service.pids("front-end"), *service.pids("engine")]
+    assert {os.getsid(pid) for pid in pids} == {os.getsid(service.service.process.pid)}
+    assert [os.getpgid(pid) for pid in pids] == pids
+
+
 def test_many_clients_get_their_own_answers(service: Several) -> None:
     """Clients with connections of their own are answered right, and whichever front-end is asked counts all answers."""
     images = [make_jpeg(seed) for seed in range(16)]
