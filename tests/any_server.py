@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.loading import LoadedModel
+from app.pool import LoadedModel
 from app.progress import LogReporter
 from app.server.app import Hooks, create_app
 from app.settings import Settings

@@ -196,14 +196,14 @@ def test_nothing_is_leased_when_all_is_answered(served: Served) -> None:
     """Answers, errors and refusals give their leases back."""
     for arguments in ({"content": IMAGE}, {"content": b"text"}, {"content": IMAGE, "params": {"top_k": "x"}}):
         served.post("/predict", **arguments)
-    schedule = classifier_of(served).schedule
+    schedule = classifier_of(served).model.schedule
     wait_until(lambda: schedule.held == 0 and not schedule._announced)
 
 
 def test_a_full_queue_refuses(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past the bound of reservations an image is refused, and those before it are answered."""
     gate = Gate(monkeypatch)
-    schedule = classifier_of(served).schedule
+    schedule = classifier_of(served).model.schedule
     with ThreadPoolExecutor(16) as clients:
         try:
             answers = [clients.submit(served.post, "/predict", content=IMAGE) for _ in range(16)]
@@ -252,7 +252,7 @@ def test_a_server_that_drains_says_so(served: Served) -> None:
 def test_a_client_that_leaves_takes_its_request_along(on_a_socket: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that closes its connection while its image waits frees its place, and the device never sees it."""
     gate = Gate(monkeypatch)
-    schedule = classifier_of(on_a_socket).schedule
+    schedule = classifier_of(on_a_socket).model.schedule
     with connect(on_a_socket) as first, connect(on_a_socket) as leaver:
         first.sendall(post(IMAGE))
         assert gate.entered.wait(30)

@@ -15,8 +15,8 @@ from app.batching import Schedule
 from app.classifier import Classifier
 from app.engine import InProcessEngine
 from app.errors import InvalidParameter, ModelOutputInvalid
-from app.loading import LoadedModel
 from app.metrics import Metrics
+from app.pool import LoadedModel
 from app.ranking import rank
 from app.types import ModelIdentity, Outputs, Tensor, Want
 
