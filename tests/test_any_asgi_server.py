@@ -185,7 +185,7 @@ def test_a_body_of_no_declared_size_is_counted(on_a_socket: Served) -> None:
 def test_a_refusal_comes_before_the_body_is_used(served: Served, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Without a model an image is refused with Retry-After, and a client that sends it whole reads the answer."""
     with monkeypatch.context() as patch:
-        patch.setattr(classifier_of(served), "model", None)
+        patch.setattr(classifier_of(served).pool, "default", None)
         answer = served.post("/predict", content=IMAGE.ljust(size, b"\0"))
     assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
     assert int(answer.headers["Retry-After"]) >= 1
