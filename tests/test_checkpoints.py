@@ -686,7 +686,8 @@ def test_a_published_file_is_known_by_its_digest(
     known = published._all_of("mobilenet_v2")
     assert known[1].name == "IMAGENET1K_V2"
     renamed = [known[0], replace(known[1], url=f"https://example.org/mobilenet_v2-{begins}.pth")]
-    monkeypatch.setattr(published, "_all_of", lambda architecture: renamed)
+    table = {**published._published(), "mobilenet_v2": tuple(renamed)}
+    monkeypatch.setattr(published, "_published", lambda: table)
     (mobilenet.parent / "labels.txt").write_text("somebody\nelse's\nlabels\n")
     model = load(weights=str(mobilenet), architecture="mobilenet_v2")
     assert model.preprocessing.resize_short_side == 232

@@ -16,11 +16,10 @@ from safetensors.numpy import load_file, save_file
 from app.checkpoints import CheckpointFile, depends_on, home_of, locate, read_checkpoint
 from app.errors import CheckpointError, SettingError
 from app.labels import labels_beside
-from app.networks import build_network
 from app.settings import Settings
 from tests import torch_made as made
 from tests.examined import examine
-from tests.lazy import torch
+from tests.lazy import torch, torchvision
 from tests.parity.patterns import FIXTURES
 from tests.test_directories import CONVNEXT, PRETRAINED, RESNET, TIMM, preprocessing_of, write
 
@@ -306,7 +305,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_head_of_several_layers_is_served_as_torch_computes_it(whole: Path, tmp_path: Path) -> None:
     """transformers' classifier replaced by Flatten, Linear, ReLU, Dropout, Linear (`classifier.1`, `classifier.4`)."""
     tensors = load_file(whole / "model.safetensors")
-    body = build_network("resnet50", read_checkpoint(whole).weights).eval()
+    body = torchvision.models.resnet50().eval()
+    stored = {name: torch.from_numpy(values) for name, values in read_checkpoint(whole).weights.items()}
+    del stored["fc.weight"], stored["fc.bias"]
+    assert not body.load_state_dict(stored, strict=False).unexpected_keys
     generator = torch.Generator().manual_seed(0)
     head = torch.nn.Sequential(
         *(torch.nn.Flatten(), torch.nn.Linear(2048, 32), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(32, 4))

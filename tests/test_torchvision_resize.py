@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def torchvisions(image: Image.Image, height: int, width: int, interpolation: Int
     mode = modes(interpolation.value)
     if interpolation is Interpolation.NEAREST:
         mode = modes.NEAREST_EXACT
-    functional = torchvision.transforms.v2.functional
+    functional = importlib.import_module("torchvision.transforms.v2.functional")
     tensor = functional.pil_to_tensor(image)
     resized = functional.resize(tensor, [height, width], mode, antialias=resizer == "torchvision")
     return resized.permute(1, 2, 0).numpy()
