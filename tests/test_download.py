@@ -347,8 +347,9 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], str]:
     def publish(content: bytes) -> str:
         first, second = published._all_of("mobilenet_v2")
         name = f"mobilenet_v2-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-        changed = [first, replace(second, url=f"https://download.invalid/models/{name}")]
-        monkeypatch.setattr(published, "_all_of", lambda architecture: changed)
+        changed = (first, replace(second, url=f"https://download.invalid/models/{name}"))
+        table = {**published._published(), "mobilenet_v2": changed}
+        monkeypatch.setattr(published, "_published", lambda: table)
         return name
 
     return publish
