@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from app.checkpoints import Contents, decide_all, read_checkpoint
 from app.errors import CheckpointError
 from app.networks import build_network, count_classes
+from app.networks.build import describe_fitted, module_of
+from app.networks.description import Description, Step
 from app.settings import Settings
 from app.types import ResNetSwitches
 from tests.lazy import torch
@@ -101,31 +103,34 @@ def test_a_model_saved_by_keras_answers_as_keras_does(saved: Saved, photos: torc
     assert distance(build(contents), photos, saved.logits) < 1e-4
 
 
-def _padded_with_nothing(network: Any) -> None:
-    network.pool = torch.nn.MaxPool2d(3, stride=2, padding=1)
+def _padded_with_nothing(step: Step) -> Step:
+    return replace(step, zeros=None, operation=replace(step.layer, padding=(1, 1))) if step.name == "pool" else step
 
 
-def _strided_at_the_start(network: Any) -> None:
-    for stage in (network.layer1, network.layer2, network.layer3):
-        first, last = stage[0], stage[-1]
-        first.spatial.stride, last.spatial.stride = (2, 2), (1, 1)
-        first.shortcut.stride, last.skip = (2, 2), torch.nn.Identity()
+def _strided_at_the_start(step: Step) -> Step:
+    stage, _, rest = step.name.removeprefix("layer").partition(".")
+    block, _, leaf = rest.partition(".")
+    if stage not in ("1", "2", "3") or leaf not in ("spatial", "shortcut", "skip"):
+        return step
+    stride = (2, 2) if block == "0" else (1, 1)
+    return replace(step, operation=replace(step.layer, stride=stride))
 
 
-def _with_another_epsilon(network: Any) -> None:
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eps = 1e-3
+def _with_another_epsilon(step: Step) -> Step:
+    return replace(step, operation=replace(step.layer, value=1e-3)) if step.kind == "batch_norm" else step
 
 
 def test_each_switch_that_is_set_wrong_shows(saved: Saved, photos: torch.Tensor) -> None:
     """A wrong stride, stem, pool or epsilon moves the logits well beyond the tolerance: agreement is no accident."""
     wrong: dict[str, torch.nn.Module] = {}
     if saved.name == "keras-v2":
-        spoilers: list[Callable[[Any], None]] = [_padded_with_nothing, _strided_at_the_start, _with_another_epsilon]
+        spoilers: list[Callable[[Step], Step]] = [_padded_with_nothing, _strided_at_the_start, _with_another_epsilon]
+        weights = saved.contents.weights
+        right_steps = describe_fitted("resnet50v2", weights).steps
         for spoil in spoilers:
-            wrong[spoil.__name__] = build(saved.contents)
-            spoil(wrong[spoil.__name__])
+            spoiled = Description(tuple(map(spoil, right_steps)))
+            assert spoiled.steps != right_steps
+            wrong[spoil.__name__] = module_of(spoiled, weights).eval()
     else:
         right = SWITCHES[saved.name]
         assert decide_all(Settings(), saved.contents).switches == right

@@ -69,7 +69,7 @@ def test_uint8_goes_in_and_float32_comes_out(network: torch.nn.Module, batch: Pi
     assert outputs.scores.dtype == np.float32
     assert outputs.scores.flags.c_contiguous
     assert np.array_equal(batch, before)
-    assert backend.input_specs == {InputSpec.PIXELS_U8}
+    assert backend.input_specs == {InputSpec.PIXELS_U8, InputSpec.TENSOR_F32}
 
 
 def test_a_batch_may_be_a_view(network: torch.nn.Module, batch: Pixels, one_by_one: Scores) -> None:
