@@ -85,7 +85,7 @@ def server() -> Iterator[RunningServer]:
 @pytest.fixture
 def unready(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> RunningServer:
     """The server without a model; each refusal has its turn at once."""
-    monkeypatch.setattr(server.app.state.classifier, "model", None)
+    monkeypatch.setattr(server.app.state.classifier.pool, "default", None)
     monkeypatch.setattr(server.app.state.early_refusals.turns, "wait_seconds", lambda: 0.0)
     return server
 

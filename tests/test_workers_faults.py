@@ -224,7 +224,8 @@ def test_metrics_files_that_were_tidied_away_cost_no_restart(several: Several) -
     for role in ("front-end", "engine"):
         killed = several.pids(role)[0]
         os.kill(killed, signal.SIGKILL)
-        wait_until(lambda role=role, killed=killed: several.pids(role) and killed not in several.pids(role))
+        # After the deaths in other tests, up to ten seconds pass before the next start.
+        wait_until(lambda role=role, killed=killed: several.pids(role) and killed not in several.pids(role), 90)
         several.wait_until_ready()
     assert several.service.process.poll() is None
 

@@ -24,6 +24,7 @@ from ..errors import (
     ServiceError,
 )
 from ..metrics import Metrics, ModelMetrics
+from ..resources import return_free_memory
 from ..threads import Threads, in_a_thread
 from ..types import InputSpec, ModelIdentity, Outputs, Pixels, Tensor, Want
 from .base import EngineState, Scored
@@ -209,6 +210,7 @@ class InProcessEngine:
             await self._threads.run(self.backend.close)
             # Its weights go now: the garbage collector passes over objects that are as old as the service.
             del self.backend
+            await self._threads.run(return_free_memory)
         self._threads.stop()
 
     def _longest(self, batch_size: int) -> float:
