@@ -34,9 +34,9 @@ SHARED = """
 if "serve" in sys.orig_argv:
     from pathlib import Path
     from app.metrics import SharedFiles
-    from app.workers import supervisor
+    from app.workers import engine_keeper
 
-    supervisor._ENGINE_WINDOW_SECONDS = 0.0
+    engine_keeper._WINDOW_SECONDS = 0.0
     forget_gauges = SharedFiles.forget_gauges
 
     def broken(files):
@@ -224,8 +224,7 @@ def test_metrics_files_that_were_tidied_away_cost_no_restart(several: Several) -
     for role in ("front-end", "engine"):
         killed = several.pids(role)[0]
         os.kill(killed, signal.SIGKILL)
-        # After the deaths in other tests, up to ten seconds pass before the next start.
-        wait_until(lambda role=role, killed=killed: several.pids(role) and killed not in several.pids(role), 90)
+        wait_until(lambda role=role, killed=killed: several.pids(role) and killed not in several.pids(role))
         several.wait_until_ready()
     assert several.service.process.poll() is None
 
