@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.checkpoints.operations import Operations, Unread
 from app.checkpoints.script_code import Code, Interpreter, Module
+from app.checkpoints.symbolic_values import Unread
+from app.checkpoints.torch_operations import Operations
 from app.errors import CheckpointError
 from tests import torch_made as made
 from tests.lazy import Lazy, functional, nn, torch, torchvision

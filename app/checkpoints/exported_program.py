@@ -12,8 +12,9 @@ from ..errors import CheckpointError
 from .base import Stored, Weights
 from .families import find_places
 from .graph_facts import follow
-from .operations import Node, Operations, Unknown, Unread, Weight, now
 from .pickled_weights import MAX_RANK, MAX_TENSORS, Place, load_arrays
+from .symbolic_values import Node, Unknown, Unread, Weight, now
+from .torch_operations import Operations
 from .torch_script import refusal, used_alone
 from .zip_file import Archive, open_zip, require_stored
 

@@ -14,7 +14,7 @@ from .base import Decision, Told
 from .families import Place
 from .layer_facts import BLOCKS, Shape, told_by_body
 from .module_kinds import ACTIVATIONS, POOLS
-from .operations import Node, Unread
+from .symbolic_values import Node, Unread
 
 _PROBABILITIES: dict[str, Activation] = {"softmax": "softmax"}
 _SAME_PADDING = [2, 3, 2, 3]

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from .operations import Node, Operations, Size, Unknown, Unread, Weight, now
 from .pickled_document import Entries, entries_of, is_tensor
+from .symbolic_values import Node, Size, Unknown, Unread, Weight, now
+from .torch_operations import Operations
 
 # A ResNet-50's has some 150 kB. The trees that it is parsed to take a hundred times as much.
 _MAX_CODE = 256 << 10

@@ -11,11 +11,12 @@ from .base import Stored, Told, Weights
 from .families import find_places
 from .graph_facts import Followed, follow
 from .labels_inside import find_labels
-from .operations import Operations, Unread
 from .pickled_document import Located, entries_of, is_tensor, locate_weights
 from .pickled_weights import MAX_PICKLE_BYTES, check_claims, load_arrays, place_of, unpickle
 from .script_code import Code, Interpreter, Module
+from .symbolic_values import Unread
 from .torch_file import is_big_endian
+from .torch_operations import Operations
 from .zip_file import Archive, open_zip, require_stored
 
 _SOURCE = "the file's TorchScript"
