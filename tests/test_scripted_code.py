@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.checkpoints.script_code import Code, Interpreter, Module
+from app.checkpoints.script_interpreter import Interpreter, Module
+from app.checkpoints.script_source import Code
 from app.checkpoints.symbolic_values import Unread
 from app.checkpoints.torch_operations import Operations
 from app.errors import CheckpointError

@@ -13,7 +13,8 @@ from .graph_facts import Followed, follow
 from .labels_inside import find_labels
 from .pickled_document import Located, entries_of, is_tensor, locate_weights
 from .pickled_weights import MAX_PICKLE_BYTES, check_claims, load_arrays, place_of, unpickle
-from .script_code import Code, Interpreter, Module
+from .script_interpreter import Interpreter, Module
+from .script_source import Code
 from .symbolic_values import Unread
 from .torch_file import is_big_endian
 from .torch_operations import Operations

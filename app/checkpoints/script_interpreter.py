@@ -1,37 +1,30 @@
-"""TorchScript's code as text, followed from a module's `forward` to the sequence of its operations.
+"""Symbolic interpreter of TorchScript's code: from a module's `forward` to the graph of its operations.
 
-The text is parsed and never run. What is followed is what torch writes: calls, assignments and branches whose condition
-is known. What depends on the input's values or sizes is followed past checks that would only raise an error.
+The code is parsed and never run. The interpreter follows the code that torch writes: calls, assignments and branches on
+a known condition. Of a branch on the input's values or sizes it follows the side that does not only raise an error.
 """
 
 from __future__ import annotations
 
 import ast
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .pickled_document import Entries, entries_of, is_tensor
+from .script_builtins import NoBuiltin, Sizes, call_builtin, convert
+from .script_source import Code
 from .symbolic_values import Node, Size, Unknown, Unread, Weight, now
 from .torch_operations import Operations
 
-# A ResNet-50's has some 150 kB. The trees that it is parsed to take a hundred times as much.
-_MAX_CODE = 256 << 10
-_MAX_LINES = 20_000
-# What torch does not write, and what costs more than its length: f-strings, and several statements on a line.
-_UNUSUAL = re.compile(rb"\b[rR]?[fF][rR]?['\"]|;[^'\"\n]*;")
 _MAX_STEPS = 50_000
 _MAX_CALLS = 60
-_MAX_NUMBER = 1 << 62
 _WORDS = {"True": True, "False": False, "None": None}
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A module of the file, by the name that its tensors have."""
+    """A module of the file. `name` is the prefix of its tensors' names, `kind` its class."""
 
     name: str
     kind: str
@@ -52,44 +45,14 @@ class Method:
 
 
 class Returned(Exception):
+    """A return statement was reached."""
+
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
-class Code:
-    """The files of the code by their modules' names, parsed when they are asked for."""
-
-    def __init__(self, read: Callable[[str], bytes | None]) -> None:
-        self._read = read
-        self._left = _MAX_CODE
-        self._lines = 0
-        self._parsed: dict[str, dict[str, ast.stmt]] = {}
-
-    def find(self, qualified: str) -> ast.stmt | None:
-        """The class or function `__torch__.a.b.Name`."""
-        module, _, name = qualified.rpartition(".")
-        if module not in self._parsed:
-            self._parsed[module] = self._parse(self._read(module))
-        return self._parsed[module].get(name)
-
-    def _parse(self, content: bytes | None) -> dict[str, ast.stmt]:
-        if content is None:
-            return {}
-        self._left -= len(content)
-        self._lines += content.count(b"\n")
-        if self._left < 0 or self._lines > _MAX_LINES:
-            raise Unread(f"code of over {_MAX_CODE:,} bytes or {_MAX_LINES:,} lines")
-        if _UNUSUAL.search(content):
-            raise Unread("code that torch would not write")
-        try:
-            tree = ast.parse(content.decode("utf-8"))
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise Unread("code that cannot be parsed") from None
-        return {each.name: each for each in tree.body if isinstance(each, ast.ClassDef | ast.FunctionDef)}
-
-
 class Interpreter:
-    """Follows one call of a module's forward."""
+    """Follows one call of a module's `forward`."""
 
     def __init__(self, code: Code, constants: Sequence[Any], operations: Operations) -> None:
         self._code = code
@@ -99,7 +62,7 @@ class Interpreter:
         self._calls = 0
 
     def output_of(self, module: Module) -> Any:
-        """What forward gives for one image tensor. Raises `Unread`."""
+        """The result of `forward` for one image tensor. Raises `Unread`."""
         try:
             return self._call_method(module, "forward", [Node("input", label="the input", rank=4)], {})
         except RecursionError:
@@ -215,7 +178,7 @@ class Interpreter:
         if not isinstance(owner, Module):
             return Unknown(name)
         if name == "training":
-            # Served is what the network computes at inference.
+            # The network is served in inference mode, whatever mode it was saved in.
             return False
         if name in owner.attributes:
             return self._stored(owner, name, owner.attributes[name])
@@ -226,7 +189,7 @@ class Interpreter:
         return Method(owner, name)
 
     def _stored(self, owner: Module, name: str, value: Any) -> Any:
-        """An attribute as the file has it."""
+        """The value of an attribute that the file stores."""
         full = f"{owner.name}.{name}" if owner.name else name
         if is_tensor(value):
             return Weight(full)
@@ -238,7 +201,7 @@ class Interpreter:
 
     def _item(self, owner: Any, index: ast.expr, variables: Mapping[str, Any]) -> Any:
         key = self._value(index, variables)
-        if isinstance(owner, _Sizes) and isinstance(key, int):
+        if isinstance(owner, Sizes) and isinstance(key, int):
             return Size(owner.node, key)
         try:
             return now(owner[key])
@@ -258,40 +221,17 @@ class Interpreter:
         if function.text == "getattr":
             return self._attribute(arguments[0], str(arguments[1]))
         if function.text in ("int", "float", "bool"):
-            return _converted(function.text, arguments[0])
+            return convert(function.text, arguments[0])
         if function.text.startswith("__torch__."):
             definition = self._code.find(function.text)
             if isinstance(definition, ast.FunctionDef):
                 return self._call(definition, arguments, named)
             raise Unread(f"{function.text}, which has no code in the file")
-        return self._operation(function.text, arguments, named)
-
-    def _operation(self, full: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
-        name = full.rpartition(".")[2]
-        first = now(arguments[0]) if arguments else None
-        if name == "RaiseException":
-            raise Unread("an error that its code raises")
-        if name in _ON_VALUES and all(_is_plain(now(each)) for each in arguments):
-            return _ON_VALUES[name](*[now(each) for each in arguments])
-        if name in ("__is__", "__isnot__") and arguments[1] is None:
-            return (first is None) == (name == "__is__")
-        if name == "dim" and isinstance(first, Node | np.ndarray):
-            rank = first.rank if isinstance(first, Node) else first.ndim
-            return Unknown(full) if rank is None else rank
-        if name == "size" and isinstance(first, Node):
-            return Size(first, arguments[1]) if len(arguments) > 1 else _Sizes(first)
-        if name == "len" and isinstance(first, _Sizes):
-            return Unknown(full) if first.node.rank is None else first.node.rank
-        if name in ("NumToTensor", "ScalarImplicit", "Int", "data"):
-            return first
-        if name in ("tensor", "as_tensor", "scalar_tensor") and _is_numbers(first):
-            return np.array(first)
-        return self._operations.call(name, arguments, named, full)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sizes:
-    node: Node
+        try:
+            return call_builtin(function.text, arguments)
+        except NoBuiltin:
+            pass
+        return self._operations.call(function.text.rpartition(".")[2], arguments, named, function.text)
 
 
 def _only_raises(body: Sequence[ast.stmt]) -> bool:
@@ -301,64 +241,3 @@ def _only_raises(body: Sequence[ast.stmt]) -> bool:
         return False
     function = last.value.func
     return isinstance(function, ast.Attribute) and function.attr == "RaiseException"
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def _is_numbers(value: Any) -> bool:
-    if isinstance(value, list):
-        return len(value) <= 64 and all(isinstance(each, bool | int | float) for each in value)
-    return isinstance(value, int | float)
-
-
-def _converted(kind: str, value: Any) -> Any:
-    value = now(value)
-    if isinstance(value, np.ndarray) and value.size == 1:
-        value = value.item()
-    if isinstance(value, int | float):
-        return {"int": int, "float": float, "bool": bool}[kind](value)
-    return value if isinstance(value, Size) else Unknown(kind)
-
-
-def _compared(function: Callable[..., Any]) -> Callable[..., Any]:
-    def compute(*values: Any) -> Any:
-        try:
-            return function(*values)
-        except TypeError:
-            return Unknown("a truth")
-
-    return compute
-
-
-def _number(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Of numbers alone, and no larger than torch's: a text times a number, or a power of powers, would fill memory."""
-
-    def compute(*values: Any) -> Any:
-        if not all(isinstance(value, int | float) and abs(value) < _MAX_NUMBER for value in values):
-            return Unknown("a number")
-        try:
-            return function(*values)
-        except ArithmeticError:
-            return Unknown("a number")
-
-    return compute
-
-
-_ON_VALUES: dict[str, Callable[..., Any]] = {
-    "__not__": _compared(lambda a: not a),
-    "eq": _compared(lambda a, b: a == b),
-    "ne": _compared(lambda a, b: a != b),
-    "lt": _compared(lambda a, b: a < b),
-    "le": _compared(lambda a, b: a <= b),
-    "gt": _compared(lambda a, b: a > b),
-    "ge": _compared(lambda a, b: a >= b),
-    "add": _number(lambda a, b: a + b),
-    "sub": _number(lambda a, b: a - b),
-    "mul": _number(lambda a, b: a * b),
-    "div": _number(lambda a, b: a / b),
-    "neg": _number(lambda a: -a),
-    "__and__": _compared(lambda a, b: a and b),
-    "__or__": _compared(lambda a, b: a or b),
-}
