@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from ..protobuf import bytes_field, field_head
 from .onnx_wire import Contents, Refused, Tensor
-from .protobuf import bytes_field, field_head
 
 # Bits of a number, by TensorProto.DataType; what is not here is text or complex.
 _BITS = {

@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from .protobuf import bytes_field, varint
+from ..protobuf import bytes_field, varint
 
 RECORD_KEY = b"resnet_serve"
 # What is parsed: of a ResNet-50 in 8 bits 40 kB and 20,000 fields.
