@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import ResNetSwitches
+from ..layers import ResNetSwitches
 from .base import Decision, Told, Weights
 from .presets import PRESETS
 
