@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..types import ResNetSwitches
+from ..layers import ResNetSwitches
 from .base import Decision, Told
 from .family_names import (
     Rename,

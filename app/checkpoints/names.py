@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from ..types import Layer
+from ..layers import Layer
 from .base import Decision, Stored, Told, Weights
 from .families import Place, find_places
 from .family_names import leaf_of_torch

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import Layer, LayerKind
+from ..layers import Layer, LayerKind
 from .layer_facts import convolution
 
 _MAX_CONSTANT = 64
