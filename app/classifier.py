@@ -65,7 +65,7 @@ class Admitted:
             self._lease.model.schedule.withdraw(self._announcement)
 
     def give_back(self) -> None:
-        """The request is answered, or nobody waits for its answer. May be called again."""
+        """The request is over: answered, or its client has left. May be called again."""
         self.body_has_ended()
         self._lease.give_back()
 

@@ -28,11 +28,11 @@ from app.bench.pace import spread
 from app.bench.photos import as_sent, carried_pictures, encoded
 from app.bench.processes import proportional_kilobytes
 from app.checkpoints import published_resnet50_preprocessing
+from app.decoding import plan_decoding
 from app.errors import ImageTooComplex, ServiceError
 from app.images import DecodeLimits, Decoder
 from app.images.process_decoder import ProcessDecoder
 from app.images.threads import ThreadDecoder
-from app.loading import plan_decoding
 from app.settings import Settings
 from benchmarks.report import heading, options_of, table
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from app.bench.machine import this_machine, versions
 from app.bench.photos import Photos, find_photos
 from app.checkpoints import published_resnet50_preprocessing
-from app.server.app import decode_as_served
+from app.decoding import decode_as_served
 from app.settings import Settings
 
 

@@ -36,12 +36,13 @@ from app.bench.bodies import write_bodies
 from app.bench.children import NEEDS
 from app.bench.measuring import Rooflines
 from app.bench.pace import ratios, spread
+from app.classifier import Classifier
+from app.decoding import build_decoder
 from app.interpreter import spare_requests_from_collection
 from app.loading import load_model
 from app.metrics import Metrics
 from app.processes import child_environment
 from app.progress import LogReporter
-from app.server.app import build_classifier
 from app.settings import Settings
 from app.types import Want
 from benchmarks.report import heading, median, options_of, photos_of, say, table
@@ -59,7 +60,7 @@ Step = Callable[[bytes], Awaitable[object]]
 async def _prepared(step: str, settings: Settings) -> Step:
     """The step as a call, with a warm model."""
     metrics = Metrics()
-    classifier = build_classifier(settings, metrics)
+    classifier = Classifier(build_decoder(settings, metrics), metrics, settings.longest_request_seconds)
     await classifier.decoder.start()
     pooled = await classifier.pool.load(lambda: asyncio.to_thread(load_model, settings, metrics, LogReporter()))
     model = pooled.model

@@ -16,9 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from app.checkpoints import Decision
 from app.evaluation import Evaluation, Options, evaluate, find_photos
 from app.images import decode
+from app.layers import ResNetSwitches
 from app.networks import build_network
 from app.settings import Settings
-from app.types import Interpolation, Pixels, Preprocessing, ResNetSwitches
+from app.types import Interpolation, Pixels, Preprocessing
 from tests.checkpoints_made import make_network, without_counters
 from tests.examined import Examined, examine
 from tests.images_made import photo

@@ -24,9 +24,10 @@ from app.evaluation.facts import (
     open_decisions,
     settings_between,
 )
+from app.layers import ResNetSwitches
 from app.networks import build_network
 from app.settings import Settings
-from app.types import Interpolation, Preprocessing, ResNetSwitches
+from app.types import Interpolation, Preprocessing
 from tests.evaluated import (
     GRAPH_PREPARED,
     GRAPH_SIDE,

@@ -16,9 +16,10 @@ from app.checkpoints import Checkpoint, Graph, read_offline_demo
 from app.checkpoints.offline_demo import ARCHITECTURE, PREPROCESSING
 from app.checkpoints.presets import PRESETS
 from app.errors import ExportFailed
+from app.layers import ResNetSwitches
 from app.networks import build_network
 from app.networks.described import describe
-from app.types import Pixels, Preprocessing, ResNetSwitches, Scores
+from app.types import Pixels, Preprocessing, Scores
 from tests.checkpoints_made import without_counters
 from tests.images_made import photo
 from tests.lazy import Lazy, torch, torchvision

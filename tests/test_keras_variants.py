@@ -29,9 +29,9 @@ from app.checkpoints.keras_config import read_config
 from app.checkpoints.names import settle_names
 from app.checkpoints.readers import read_checkpoint
 from app.errors import CheckpointError
+from app.layers import Layer, ResNetSwitches
 from app.networks import build_network, count_classes
 from app.settings import Settings
-from app.types import Layer, ResNetSwitches
 from tests.lazy import torch
 from tests.parity.patterns import FIXTURES, inputs, kernel, normalisation, pixels, tiled
 

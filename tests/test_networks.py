@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from app.checkpoints import read_offline_demo
 from app.checkpoints.offline_demo import ARCHITECTURE, PREPROCESSING
 from app.errors import CheckpointError
+from app.layers import Layer, LayerKind, ResNetSwitches
 from app.networks import build_network, count_classes, describe_fitted, write_graph
 from app.networks.alterations import complete, with_altered
 from app.networks.build import module_of
@@ -22,7 +23,6 @@ from app.networks.described import DEEP_STEM_NETWORKS, describe
 from app.networks.description import Chain, Description
 from app.networks.onnx_graph import OPSET
 from app.networks.resnet import RESNETS
-from app.types import Layer, LayerKind, ResNetSwitches
 from tests import torch_made as made
 from tests.checkpoints_made import without_counters
 from tests.lazy import Lazy, timm, torch, torchvision

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from app.checkpoints import Contents, decide_all, read_checkpoint
 from app.errors import CheckpointError
+from app.layers import ResNetSwitches
 from app.networks import build_network, count_classes
 from app.networks.build import describe_fitted, module_of
 from app.networks.description import Description, Step
 from app.settings import Settings
-from app.types import ResNetSwitches
 from tests.lazy import torch
 from tests.parity.patterns import FIXTURES, inputs
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from app.checkpoints.tensor_bundle import read_tensor_bundle
 from app.errors import CheckpointError
+from app.layers import ResNetSwitches
 from app.networks import build_network
 from app.settings import Settings
-from app.types import ResNetSwitches
 from tests.examined import Examined, examine
 from tests.lazy import torch
 from tests.parity.patterns import FIXTURES, inputs

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from app import loading
+from app import decoding
+from app.decoding import DecodePlan, plan_decoding
 from app.errors import SettingError
-from app.loading import DecodePlan, plan_decoding
 from app.resources import available_cpus, available_memory_bytes, cuda_device_count
 from app.settings import Settings
 
@@ -118,8 +118,8 @@ def test_this_machines_own_groups_are_read() -> None:
 
 def plan(monkeypatch: pytest.MonkeyPatch, gibibytes: int, **settings: Any) -> DecodePlan:
     """What is decoded at once on 64 CPUs with so much memory."""
-    monkeypatch.setattr(loading, "available_cpus", lambda: 64)
-    monkeypatch.setattr(loading, "available_memory_bytes", lambda: gibibytes << 30)
+    monkeypatch.setattr(decoding, "available_cpus", lambda: 64)
+    monkeypatch.setattr(decoding, "available_memory_bytes", lambda: gibibytes << 30)
     return plan_decoding(Settings(**settings))
 
 
@@ -148,15 +148,15 @@ def test_image_limits_fit_into_little_memory(
     monkeypatch: pytest.MonkeyPatch, megabytes: int, settings: dict[str, Any], limits: tuple[float, float]
 ) -> None:
     """Where half of the memory does not hold the largest image, the limits are lowered until it does."""
-    monkeypatch.setattr(loading, "available_memory_bytes", lambda: megabytes * 1_000_000)
+    monkeypatch.setattr(decoding, "available_memory_bytes", lambda: megabytes * 1_000_000)
     wanted = Settings(**settings)
-    fitted = loading.fit_image_limits(wanted)
+    fitted = decoding.fit_image_limits(wanted)
     assert (fitted.max_megapixels_jpeg, fitted.max_megapixels) == limits
     assert (fitted is wanted) == (limits == (wanted.max_megapixels_jpeg, wanted.max_megapixels))
     if megabytes >= 600 and not settings:
         assert plan_decoding(fitted).slot_bytes <= megabytes * 1_000_000 / 2
     if fitted is not wanted:
-        described = loading.describe_fitted_limits(fitted)
+        described = decoding.describe_fitted_limits(fitted)
         assert f"{limits[0]:g} megapixels" in described
         assert "RESNET_DECODE_MEMORY_BYTES" in described
 

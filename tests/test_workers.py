@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.decoding import plan_decoding
 from app.errors import SettingError
-from app.loading import plan_decoding
 from app.settings import Settings
 from app.workers.division import count_workers, divide
 from app.workers.restarts import Restarts

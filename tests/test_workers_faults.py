@@ -18,8 +18,8 @@ import httpx
 import pytest
 
 from app.backends.null import NullBackend
+from app.decoding import plan_decoding
 from app.images import decode
-from app.loading import plan_decoding
 from app.processes.channel import Channel
 from app.settings import Settings
 from tests.photos import LIMITS, make_jpeg, null_classes

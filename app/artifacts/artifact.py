@@ -25,7 +25,7 @@ from ..checkpoints.onnx_metadata import graph_digest, metadata_entry, read_metad
 from ..checkpoints.quantized import parse_record
 from ..checkpoints.record import RECORD_KEY, Written
 from ..files import open_regular
-from ..types import ResNetSwitches
+from ..layers import ResNetSwitches
 from .key import SCHEMA_VERSION
 
 _FACTS_KEY, _SEAL_KEY = "resnet_serve_artifact", "resnet_serve_sha256"

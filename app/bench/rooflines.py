@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import Backend
+from ..decoding import decode_as_served
 from ..engine import InProcessEngine
 from ..engine.planning import has_room_for_twice, plan_batches
 from ..errors import SettingError
@@ -25,7 +26,6 @@ from ..images.decoding_messages import document_of, preprocessing_of
 from ..loading import load_model
 from ..metrics import Metrics
 from ..progress import LogReporter
-from ..server.app import decode_as_served
 from ..settings import Settings, load_settings
 from ..types import Pixels, Preprocessing, Want
 from .bodies import read_bodies

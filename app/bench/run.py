@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ..backends import null_checkpoint
 from ..backends.null import NullBackend
+from ..decoding import decode_as_served
 from ..errors import BodyTooLarge, StartError
 from ..resources import available_cpus
-from ..server.app import decode_as_served
 from ..settings import Settings
 from ..types import Pixels
 from .bodies import write_bodies

@@ -9,8 +9,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 from numpy.typing import NDArray
 
+from ..layers import InputChange, Layer, ResNetSwitches
 from ..preprocessing import PreprocessingFacts
-from ..types import Activation, InputChange, Layer, Preprocessing, ResNetSwitches
+from ..types import Activation, Preprocessing
 from .quantized import QuantizedRecord
 
 Weights = Mapping[str, NDArray[Any]]

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import CheckpointError
 from ..files import write_whole
-from ..types import Activation, Layer, Preprocessing, ResNetSwitches
+from ..layers import Layer, ResNetSwitches
+from ..types import Activation, Preprocessing
 from .base import Checkpoint, Decision, Told
 
 METADATA_KEY = "resnet_serve"

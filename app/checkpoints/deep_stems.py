@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..types import ResNetSwitches
+from ..layers import ResNetSwitches
 from .base import Decision, Told, Weights
 from .presets import PRESETS
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import Activation, InputChange, Layer
+from ..layers import InputChange, Layer
+from ..types import Activation
 from .base import Decision, Told
 from .families import Place
 from .layer_facts import BLOCKS, Shape, told_by_body

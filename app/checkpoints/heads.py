@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from ..types import Layer, LayerKind
+from ..layers import Layer, LayerKind
 from .base import Decision
 
 FEATURES = 2048

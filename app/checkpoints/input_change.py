@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import CheckpointError
-from ..types import InputChange, Preprocessing
+from ..layers import InputChange
+from ..types import Preprocessing
 from .base import Decision
 from .presets import IMAGENET_MEAN, IMAGENET_STD
 

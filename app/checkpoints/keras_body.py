@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..types import Layer
+from ..layers import Layer
 from .keras_graph import KerasGraph, Node, Tensor
 from .keras_layers import (
     Activated,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..types import Activation, Layer
+from ..layers import Layer
+from ..types import Activation
 from .keras_body import read_epsilon
 from .keras_graph import KerasGraph, Node, Tensor
 from .keras_layers import (

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..types import LayerKind
+from ..layers import LayerKind
 from .keras_graph import KerasGraph, Node, Tensor
 
 Size = tuple[int, int]

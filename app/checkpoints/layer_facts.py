@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..layers import Layer, ResNetSwitches
 from ..networks import ResNet, describe_resnet, layers
-from ..types import Layer, ResNetSwitches
 from .base import Decision, Told
 
 Body = Mapping[str, Layer]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..types import Activation, InputChange, Layer
+from ..layers import InputChange, Layer
+from ..types import Activation
 from .base import Decision, Modules, Told, Weights
 from .families import Place, find_places
 from .layer_facts import Shape, expected_body, told_by_body

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..types import Layer, LayerKind
+from ..layers import Layer, LayerKind
 from .layer_facts import convolution
 
 Facts = Mapping[str, Any]

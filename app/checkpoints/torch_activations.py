@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..types import Layer, LayerKind
+from ..layers import Layer, LayerKind
 from .symbolic_values import Node
 from .torch_calls import Call, Handler
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..types import Layer
+from ..layers import Layer
 from .symbolic_values import Node
 from .torch_constants import Tensors
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..types import Layer
+from ..layers import Layer
 from .layer_facts import convolution
 from .symbolic_values import Node, Unknown, Unread, Weight, now
 from .torch_calls import Call, Handler, pair

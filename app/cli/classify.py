@@ -44,13 +44,14 @@ def classify(
 
 
 async def _classify(settings: Settings, photos: list[Path], top_k: int | None) -> list[_Outcome]:
+    from ..classifier import Classifier
+    from ..decoding import build_decoder
     from ..loading import load_model
     from ..metrics import Metrics
-    from ..server.app import build_classifier
     from .progress import TerminalReporter
 
     metrics = Metrics()
-    classifier = build_classifier(settings, metrics)
+    classifier = Classifier(build_decoder(settings, metrics), metrics, settings.longest_request_seconds)
     try:
         with TerminalReporter() as reporter, stderr.status("Loading the model …") as status:
             pooled = await classifier.pool.load(lambda: asyncio.to_thread(load_model, settings, metrics, reporter))

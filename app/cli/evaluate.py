@@ -66,9 +66,9 @@ def evaluate(
     Alternatives of each decision that is assumed are tried on the same photos. One is recommended where it is better
     beyond chance.
     """
+    from ..decoding import decode_limits
     from ..evaluation import Options, check_can_draw, draw, find_photos, is_url
     from ..files import write_whole
-    from ..server.app import decode_limits
     from .evaluation_tables import show_evaluation, show_recommendation
     from .progress import StepBar
 

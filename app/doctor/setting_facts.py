@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
+from ..decoding import describe_fitted_limits, fit_image_limits, plan_decoding
 from ..errors import SettingError
-from ..loading import describe_fitted_limits, fit_image_limits, plan_decoding
 from ..outbound import redacted
 from ..settings import ENV_PREFIX, Settings, unknown_variables
 from ..workers.division import count_workers, divide

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoints import PRESETS, Checkpoint
-from ..types import Interpolation, Preprocessing, ResNetSwitches
+from ..layers import ResNetSwitches
+from ..types import Interpolation, Preprocessing
 from .facts import PREPROCESSING, Facts, resized
 
 # Batch normalisation's epsilon: torch's and TF-slim's, TensorFlow's and old Keras's, Keras applications'.

@@ -17,9 +17,10 @@ from ..backends.torch.precision import plan_device
 from ..checkpoints import Checkpoint, Graph
 from ..errors import EvaluationError, ModelOutputInvalid, ServiceError
 from ..images import DecodeLimits, decode_for_each
+from ..layers import ResNetSwitches
 from ..networks import LOGITS, PLANES, build_network, describe_fitted, is_described, write_graph
 from ..resources import cuda_device_count
-from ..types import Pixels, Preprocessing, ResNetSwitches, Scores, Want
+from ..types import Pixels, Preprocessing, Scores, Want
 from .facts import geometry
 from .photos import Photo
 

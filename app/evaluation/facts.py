@@ -7,9 +7,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..checkpoints import PRESETS, Checkpoint, Decision, Decisions
+from ..layers import ResNetSwitches
 from ..preprocessing import can_resize
 from ..settings import ENV_PREFIX, SWITCHES, Settings
-from ..types import Activation, Preprocessing, ResNetSwitches
+from ..types import Activation, Preprocessing
 
 PREPROCESSING = ("preprocessing", "channels", "mean", "resize", "interpolation", "crop")
 READING = ("labels", "activation")

@@ -193,11 +193,11 @@ class Metrics:
     async def rendered(self) -> bytes:
         """As `render`, on a thread of its own: of eight front-ends it takes some 26 ms.
 
-        One at a time. Whoever asks while one runs shares the next, which counts what came before the question.
+        One rendering runs at a time. Requests that come meanwhile share the next one, so that no answer is out of date.
         """
         if self._next is None:
             self._next = asyncio.create_task(self._render_behind(self._rendering))
-        # One that is given up must not end it for the others.
+        # A cancelled request must not cancel it for the others.
         return await asyncio.shield(self._next)
 
     async def _render_behind(self, running: asyncio.Task[bytes] | None) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from ..types import Layer
+from ..layers import Layer
 from .description import Description, Step
 
 Weights = Mapping[str, NDArray[Any]]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from ..layers import ResNetSwitches
 from ..resources import may_run_written_memory
-from ..types import ResNetSwitches
 from .alterations import count_outputs
 from .described import describe, is_described
 from .description import Description

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ..types import ResNetSwitches
+from ..layers import ResNetSwitches
 from .alterations import with_altered, with_head
 from .description import Description
 from .efficientnet_lite0 import describe_efficientnet_lite0

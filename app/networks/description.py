@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..types import Layer
+from ..layers import Layer
 
 INPUT = "input"
 """The name of the network's input, `(N, 3, H, W)`, among the inputs of steps."""

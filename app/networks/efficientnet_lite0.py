@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..types import Layer
+from ..layers import Layer
 from .description import Chain, Description
 
 _EPSILON = 1e-3  # TensorFlow's

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from ..types import Layer
+from ..layers import Layer
 from .description import Step, Zeros, same_zeros
 from .onnx_file import INT64, OnnxFile, Tensor
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, SettingError
-from ..types import ResNetSwitches
+from ..layers import ResNetSwitches
 from .alterations import no_head
 from .fitting import check_fit, check_floats, misfit
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..types import Layer, ResNetSwitches
+from ..layers import Layer, ResNetSwitches
 from .description import Chain, Description
 
 

@@ -7,7 +7,7 @@ have biases: they are followed by a sum or a pool, and by no normalisation that 
 
 from __future__ import annotations
 
-from ..types import Layer
+from ..layers import Layer
 from .description import Chain, Description
 
 _EPSILON = 1.001e-5  # keras/applications/resnet.py

@@ -9,7 +9,7 @@ import torch
 import torch.fx
 from torch import nn
 
-from ..types import Layer, LayerKind
+from ..layers import Layer, LayerKind
 from .description import Step, same_zeros
 
 _IN_PLACE: dict[str, type[nn.ReLU] | type[nn.ReLU6]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}

@@ -31,7 +31,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel(ModelFacts):
-    """What a request uses from its admission to its answer. Whoever loaded it closes it, as the pool does."""
+    """A request uses it from its admission to its answer. The pool that holds it closes it."""
 
     engine: Engine
     schedule: Schedule

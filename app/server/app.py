@@ -1,4 +1,4 @@
-"""create_app(settings): the ASGI app's wiring and lifespan, and the classifier as the settings size it."""
+"""create_app(settings): the ASGI app's wiring and lifespan."""
 
 from __future__ import annotations
 
@@ -33,17 +33,15 @@ from ..api.service import Service
 from ..api.turns import Turns
 from ..api.uploads import BodyLimits, UploadLimits, Uploads
 from ..classifier import Classifier
-from ..images import DecodeLimits, Decoder, decode, usable_kernel
-from ..images.process_decoder import ProcessDecoder
-from ..images.threads import ThreadDecoder
-from ..loading import Cancellation, load_model, plan_decoding
+from ..decoding import build_decoder
+from ..images import usable_kernel
+from ..loading import Cancellation, load_model
 from ..logs import dropped_lines
 from ..metrics import Metrics
 from ..pool import LoadedModel, serve_model
 from ..progress import LogReporter, Reporter
 from ..settings import Settings
 from ..threads import in_a_thread
-from ..types import Pixels, Preprocessing
 from .early_refusals import EarlyRefusals
 from .forwarded import ForwardedClients
 
@@ -77,57 +75,6 @@ class Parts:
     """Returns when connections may be accepted."""
 
 
-def decode_limits(settings: Settings) -> DecodeLimits:
-    """The limits for an image before it is decoded, from the settings."""
-    return DecodeLimits(
-        max_pixels_jpeg=int(settings.max_megapixels_jpeg * 1e6),
-        max_pixels=int(settings.max_megapixels * 1e6),
-        max_side=settings.max_side,
-        max_jpeg_scans=settings.max_jpeg_scans,
-        max_jpeg_megapixel_scans=settings.max_jpeg_megapixel_scans,
-    )
-
-
-def decode_as_served(settings: Settings) -> Callable[[bytes, Preprocessing], Pixels]:
-    """Decoding as these settings ask for it, as a blocking call without a decoder."""
-    limits = decode_limits(settings)
-    return lambda data, preprocessing: decode(data, preprocessing, limits, settings.decode)
-
-
-def build_classifier(settings: Settings, metrics: Metrics) -> Classifier:
-    """A classifier without a model yet, as the settings size and limit it."""
-    plan = plan_decoding(settings)
-    limits = decode_limits(settings)
-
-    def observe(image_format: str, seconds: float) -> None:
-        metrics.decode_seconds.labels(image_format).observe(seconds)
-
-    decoder: Decoder
-    if settings.decoder == "processes":
-        largest_file = max(settings.max_body_bytes, settings.max_batch_body_bytes)
-        decoder = ProcessDecoder(
-            limits,
-            slots=plan.slots,
-            memory_bytes=plan.slot_bytes + largest_file,
-            buffer_bytes=largest_file,
-            max_waiting=settings.max_queue,
-            timeout_seconds=settings.decode_timeout_seconds,
-            mode=settings.decode,
-            observe=observe,
-        )
-    else:
-        decoder = ThreadDecoder(
-            limits,
-            slots=plan.slots,
-            spare=plan.spare,
-            max_waiting=settings.max_queue,
-            timeout_seconds=settings.decode_timeout_seconds,
-            mode=settings.decode,
-            observe=observe,
-        )
-    return Classifier(decoder, metrics, settings.longest_request_seconds)
-
-
 def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | None = None) -> FastAPI:
     """The service as an ASGI app. It answers from its first moment; the model loads in the background.
 
@@ -142,7 +89,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     access_log = AccessLog(metrics, known_paths, ForwardedClients(settings.forwarded_allow_ips).client_of)
     drain = Drain()
     # Before the event loop runs: how much may be decoded at once is read from files.
-    classifier = build_classifier(settings, metrics)
+    classifier = Classifier(build_decoder(settings, metrics), metrics, settings.longest_request_seconds)
     leases = Leases(classifier)
     turns = Turns(processes=parts.processes if parts else 1)
     service = Service(classifier, leases, settings, metrics, turns)

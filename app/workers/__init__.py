@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from ..loading import describe_fitted_limits, fit_image_limits
+from ..decoding import describe_fitted_limits, fit_image_limits
 from ..pool import ModelFacts
 from ..progress import Reporter
 from ..settings import Settings

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ..decoding import plan_decoding
 from ..errors import SettingError
-from ..loading import plan_decoding
 from ..resources import available_cpus
 from ..settings import Settings
 

@@ -1,14 +1,4 @@
-"""Everything that can go wrong, as types.
-
-    ServiceError            answered to a client as problem+json; each class owns its status and code
-    ├─ BadRequest           400, 404, 405, 408, 413, 415, 422, 431: the client's to mend
-    └─ Unavailable          503, 504: the same request may succeed later
-    DeviceLost              said by a backend or the batcher: the engine ends, and with it the process
-    StartError              told to the person who starts the service; the process ends non-zero
-    ├─ SettingError, CheckpointError, LabelsError, QuantizationError, EvaluationError, ExportFailed
-    └─ DownloadError
-       ├─ DownloadUnreachable   cannot be had from there: a fallback is in order (a wrong checksum is no reason)
-       └─ DownloadNotWritten    the disk's: the same
+"""Errors that are answered to a client; each class owns its status and code.
 
 A `detail` is written for the client and never carries a path, a trace or what the client sent.
 """
@@ -19,7 +9,7 @@ from typing import ClassVar
 
 
 class ServiceError(Exception):
-    """A failure that a client is told about."""
+    """A failure that is answered to the client."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
@@ -33,7 +23,7 @@ class ServiceError(Exception):
 
 
 class Internal(ServiceError):
-    """An unexpected failure; nothing about it is told but that it happened."""
+    """An unexpected failure; its answer says nothing about the cause."""
 
 
 class ModelOutputInvalid(ServiceError):
@@ -43,7 +33,7 @@ class ModelOutputInvalid(ServiceError):
 
 
 class BadRequest(ServiceError):
-    """The client's to mend."""
+    """An error that the client can correct."""
 
     status = 400
     code = "malformed_request"
@@ -238,84 +228,3 @@ class DeadlineExceeded(Unavailable):
     code = "deadline_exceeded"
     title = "Deadline exceeded"
     default_detail = "The image was not classified before the request's deadline."
-
-
-class DeviceLost(Exception):
-    """The device is beyond repair for this process; only a restart helps. The message says what was seen."""
-
-
-def printable(text: str, keep: str = "") -> str:
-    """`text` on one line, with an escape for each character that a terminal would act on: file names have any."""
-    return "".join(
-        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode() for each in text
-    )
-
-
-class StartError(Exception):
-    """The service cannot start as it was told to. The message says what, where, and what to do next, on one line."""
-
-    _separator: ClassVar[str] = ""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message, self._separator))
-
-
-class LoadCancelled(StartError):
-    """The service was told to stop while it loaded."""
-
-
-class SettingError(StartError):
-    _separator = "\n"  # between several settings that are wrong
-
-
-class CheckpointError(StartError):
-    pass
-
-
-class LabelsError(StartError):
-    pass
-
-
-class QuantizationError(StartError):
-    """A checkpoint that cannot be quantized with these photos, or a quantized model that answers too differently."""
-
-
-class EvaluationError(StartError):
-    """Photos, labels or a service that a checkpoint cannot be evaluated with."""
-
-
-class ExportFailed(StartError):
-    """A network that cannot be written as an ONNX graph, or whose graph answers otherwise than the network.
-
-    `may_pass` where this machine may be to blame, as it is now: then a later start tries again.
-    """
-
-    def __init__(self, message: str, may_pass: bool = False) -> None:
-        super().__init__(message)
-        self.may_pass = may_pass
-
-
-class DownloadError(StartError):
-    pass
-
-
-class DownloadUnreachable(DownloadError):
-    pass
-
-
-class DownloadNotWritten(DownloadError):
-    """The cache folder cannot take the file."""
-
-
-MAY_FALL_BACK = (DownloadUnreachable, DownloadNotWritten)
-"""Where a fallback is in order: the weights cannot be had. Weights that are not what they should be are no reason."""
-
-
-def first_line(error: BaseException, most_characters: int = 200) -> str:
-    """The first line of a library's error, short enough for a log line; the class's name where it has no text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most_characters]
-
-
-def clause_of(error: BaseException, most_characters: int = 200) -> str:
-    """The same without its full stop, for use in a sentence."""
-    return first_line(error, most_characters).rstrip(". ")
