@@ -12,7 +12,7 @@ _TO_TENSORFLOW = (2, 3, 1, 0)
 
 
 def in_torch_memory(values: NDArray[Any], dtype: str = "<f4") -> NDArray[Any]:
-    """The same values under the same axes, laid out in memory so that a transposed kernel or matrix is contiguous."""
+    """The same values with the same axes, in a memory layout whose transposed kernel or matrix is contiguous."""
     if values.ndim == 4:
         return np.ascontiguousarray(values.transpose(_TO_TORCH), dtype).transpose(_TO_TENSORFLOW)
     if values.ndim == 2:
