@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError
 from ..layers import Layer
 from .base import Decision, Stored, Told, Weights
-from .families import Place, find_places, fold_biases, leaf_of_torch, to_torch_axes
+from .families import Place, find_places
+from .family_names import leaf_of_torch
 from .heads import find_head
 from .left_out import Normalisation, leave_out
 from .state_dict import clean, is_counter
+from .tensor_axes import to_torch_axes
 
 Arrays = dict[str, NDArray[Any]]
 # Scopes of MoCo and BYOL, whose layers after the body give no classes.
@@ -85,7 +87,7 @@ def settle_names(stored: Stored, path: Path) -> Settled:
         # One dense layer, as stated in the file.
         told = Told(head=Decision((), stored.told.head.source))
     return Settled(
-        weights=fold_biases({**body, **head.weights, **head.unused}),
+        weights=_fold_biases({**body, **head.weights, **head.unused}),
         place=place,
         told=told,
         normalisation=kept.normalisation,
@@ -154,6 +156,17 @@ def _drop_equal(rest: Arrays, body: Mapping[str, Any], place: Place, other: Plac
     for stored in copies:
         del rest[stored]
     return [f"The network under {_scope(other)} equals the one under {_scope(place)}, which is served."]
+
+
+def _fold_biases(weights: dict[str, NDArray[Any]]) -> Weights:
+    """Subtract the bias of a convolution from the mean of the normalisation behind it: (x + b) - m = x - (m - b)."""
+    for name in [name for name in weights if re.search(r"(?:^|\.)(?:conv\d|downsample\.0)\.bias$", name)]:
+        bias = weights.pop(name)
+        norm = name.removesuffix(".bias").replace("conv", "bn").replace("downsample.0", "downsample.1")
+        mean = f"{norm}.running_mean"
+        if mean in weights:
+            weights[mean] = weights[mean] - bias
+    return weights
 
 
 def _scope(place: Place) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from . import onnx_wire
-from .onnx_wire import Refused
+from .onnx_refusal import Refused
 
 MAX_FILES = 1_000
 _NEXT_TAGS = frozenset({0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42})

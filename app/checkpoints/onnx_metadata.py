@@ -6,7 +6,7 @@ import hashlib
 import mmap
 from collections.abc import Iterator
 
-from .protobuf import bytes_field, fields, spans
+from ..protobuf import bytes_field, fields, spans
 
 # Field numbers of onnx.proto3: ModelProto's, and StringStringEntryProto's.
 _GRAPH, _METADATA = 7, 14

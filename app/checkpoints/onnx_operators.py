@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .onnx_wire import Refused
+from .onnx_refusal import Refused
 
 ONNX = ("", "ai.onnx")
 MICROSOFT = "com.microsoft"

@@ -6,8 +6,8 @@ from math import prod
 from typing import Any
 
 from .onnx_graph import SHAPERS, Graph
+from .onnx_refusal import Refused
 from .onnx_sizes import Sizes
-from .onnx_wire import Refused
 
 MAX_OUTPUTS = 64
 SETTING = "RESNET_ONNX_OUTPUT"

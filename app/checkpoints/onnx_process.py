@@ -34,12 +34,13 @@ from ..processes.limits import limit, with_growth
 from .onnx_graph import pruned
 from .onnx_operators import check_operators, is_quantized
 from .onnx_outputs import choose_output
+from .onnx_refusal import Refused
 from .onnx_scale import find_scale
 from .onnx_scores import find_ending, read_scores
 from .onnx_sizes import measure, without_weights
 from .onnx_trial import DEFAULT_SIDE, Entrance, Trial
 from .onnx_weights import Weights
-from .onnx_wire import Contents, Refused, walk
+from .onnx_wire import Contents, walk
 
 MAX_SIDE = 1024
 MAX_BATCH = 64

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .onnx_graph import ROUNDERS, SHAPERS, Graph
-from .onnx_wire import Refused
+from .onnx_refusal import Refused
 
 _SOFTMAXES = frozenset({"Softmax", "QLinearSoftmax"})
 _SIGMOIDS = frozenset({"Sigmoid", "HardSigmoid", "QLinearSigmoid"})

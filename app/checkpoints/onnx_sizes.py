@@ -7,8 +7,8 @@ from math import prod
 from typing import Any
 
 from .onnx_operators import in_onnx_alone
+from .onnx_refusal import Refused
 from .onnx_weights import is_told_by_place
-from .onnx_wire import Refused
 
 MAX_SHAPE_NUMBERS = 1024
 # ConvNeXt-L for images of 384 pixels takes 2.0e11, a ResNet-50 for 224 pixels 8.2e9.

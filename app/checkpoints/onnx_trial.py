@@ -8,10 +8,10 @@ from typing import Any
 
 from .onnx_graph import Graph
 from .onnx_operators import is_quantized
+from .onnx_refusal import Refused
 from .onnx_session import Session
 from .onnx_sizes import check_sizes, measure, most_value_bytes
 from .onnx_weights import Weights
-from .onnx_wire import Refused
 
 DEFAULT_SIDE = 224
 TOLERANCE = 1e-4

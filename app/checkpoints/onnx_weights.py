@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from .onnx_wire import Contents, Refused, Tensor
-from .protobuf import bytes_field, field_head
+from ..protobuf import bytes_field, field_head
+from .onnx_refusal import Refused
+from .onnx_tensors import Tensor
+from .onnx_wire import Contents
 
 # Bits of a number, by TensorProto.DataType; the missing types are texts or complex.
 _BITS = {

@@ -19,9 +19,10 @@ from ..errors import CheckpointError
 from ..files import open_regular
 from .base import Stored
 from .converted import read_decisions
-from .families import leaf_of_torch, to_torch_axes
+from .family_names import leaf_of_torch
 from .json_file import TwiceError, parse_json
 from .pickled_weights import MAX_TENSORS
+from .tensor_axes import to_torch_axes
 
 _LENGTH_BYTES = 8
 # A ResNet-50's header has 35 kB; the names of 22,000 classes, which `convert` writes into it, take 1 MB.

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..protobuf import messages
 from ..types import Activation
 from .base import Decision, Stored, Told, Weights
 from .keras_config import read_config
-from .protobuf import messages
 
 GRAPH, _METADATA = "saved_model.pb", "keras_metadata.pb"
 _MAX_BYTES = 8 * 1024 * 1024

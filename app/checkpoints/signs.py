@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import open_regular
-from .protobuf import varint
+from ..protobuf import varint
 from .sharded import is_index
 
 _JSON = re.compile(r'[{\[]\s*["}\]{]')

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .protobuf import varint
+from ..protobuf import varint
 
 MAGIC = bytes.fromhex("57fb808b247547db")
 FOOTER_BYTES = 48

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
+from ..protobuf import fields, varint
 from .base import Stored, Weights
 from .object_graph import OBJECT_GRAPH, read_object_graph
-from .protobuf import fields, varint
 from .saved_model import find_home, with_graph
 from .sstable import FOOTER_BYTES, MAGIC, read_table
 from .tensor_axes import in_torch_memory

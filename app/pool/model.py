@@ -31,7 +31,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel(ModelFacts):
-    """A request uses it from its admission to its answer. The pool closes it; a caller that loads one itself does too."""
+    """A request uses it from its admission to its answer. The pool that holds it closes it."""
 
     engine: Engine
     schedule: Schedule
