@@ -92,7 +92,7 @@ class HttpProtocol(ReadingProtocol):
         context_of(scope).connection = RequestConnection(self.cycle, self._departure)
 
     def _refuses_early(self) -> bool:
-        """Refuse this request by its headers if it is not admitted. Behind an open request, the road does it instead."""
+        """Refuse this request by its headers, if it is not admitted. Behind an open request, the road decides."""
         refusals = self._limits.early_refusals
         if self._early is not None:
             # The client sent its next request without waiting for the refusal: send that now.
