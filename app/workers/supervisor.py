@@ -121,7 +121,7 @@ class Supervisor:
             child.send("signal", number=number)
 
     def _begin_stop(self) -> None:
-        """Start no more front-ends, and close this process's listeners: each front-end closes the last copy of its own."""
+        """Start no more front-ends, and close this process's listeners: each front-end closes the last copy itself."""
         self._is_stopping = True
         for listener in self._listeners:
             listener.close()
