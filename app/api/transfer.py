@@ -161,7 +161,7 @@ class ImageText:
             except InvalidBase64 as error:
                 self._fail(error)
         if self._error is not None:
-            told, self._error = self._error, None  # which would hold itself, by its frames
+            told, self._error = self._error, None  # otherwise the error would hold itself, through its frames
             raise told
         return self._image.value()
 

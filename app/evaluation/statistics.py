@@ -40,7 +40,7 @@ def difference_interval(gained: int, lost: int, count: int) -> Interval:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """One-sided exact p-value for as many gained, and not lost, photos by chance (McNemar, 1947).
+    """One-sided exact p-value for gaining, and not losing, so many photos by chance (McNemar, 1947).
 
     Only photos count that one of the two has right and the other wrong; by chance, half of those would be gained.
     """

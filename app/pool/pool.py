@@ -1,4 +1,4 @@
-"""The pool: models by name and version, and what becomes of each."""
+"""The pool: models by name and version, and the state of each."""
 
 from __future__ import annotations
 
