@@ -16,8 +16,8 @@ from app.backends import BackendOptions, create_backend
 from app.checkpoints import CheckpointFile, depends_on, locate, onnx_wire, read_checkpoint
 from app.checkpoints.onnx_data import assemble, data_files, mapped
 from app.checkpoints.onnx_weights import Weights
-from app.checkpoints.protobuf import bytes_field, field_head
 from app.errors import CheckpointError
+from app.protobuf import bytes_field, field_head
 from app.settings import Settings
 from app.types import Want
 from tests.examined import examine

@@ -114,6 +114,8 @@ def test_top_k_in_the_json_may_repeat_the_query_and_not_contradict_it(client: ht
     document = {"image": BASE64, "top_k": 2}
     assert len(client.post("/predict", json=document).json()["predictions"]) == 2
     assert len(client.post("/predict", json=document, params={"top_k": 2}).json()["predictions"]) == 2
+    repeated = client.post("/predict?top_k=2&top_k=2", json=document)
+    assert len(repeated.json()["predictions"]) == 2
     contradiction = client.post("/predict", json=document, params={"top_k": 3})
     assert (contradiction.status_code, contradiction.json()["code"]) == (422, "invalid_parameter")
 
@@ -128,6 +130,16 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], int, str]] = {
         "malformed_request",
     ),
     "top_k in a form that is a word": ({"files": form(IMAGE), "data": {"top_k": "many"}}, 422, "invalid_parameter"),
+    "two top_k in the query": (
+        {"content": IMAGE, "params": {"top_k": ["1", "2"]}},
+        422,
+        "invalid_parameter",
+    ),
+    "a good top_k and a bad one in the query": (
+        {"content": IMAGE, "params": {"top_k": ["1", "many"]}},
+        422,
+        "invalid_parameter",
+    ),
     "top_k in a form and another in the query": (
         {"files": form(IMAGE), "data": {"top_k": "3"}, "params": {"top_k": 2}},
         422,
@@ -208,7 +220,7 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], int, str]] = {
 }
 
 
-@pytest.mark.parametrize("parameters", [{}, {"unknown": "1"}], ids=["plain", "through FastAPI"])
+@pytest.mark.parametrize("parameters", [{}, {"unknown": "1"}], ids=["plain", "beside another parameter"])
 @pytest.mark.parametrize("name", BAD_REQUESTS)
 def test_bad_requests_are_told_what_is_wrong(client: httpx.Client, name: str, parameters: dict[str, str]) -> None:
     """Each bad request gets the status and code of its fault, as a problem that names the request."""

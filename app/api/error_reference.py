@@ -22,7 +22,7 @@ _PAGE = (Path(__file__).parent / "static" / "errors.html").read_text(encoding="u
 _ADVICE = {
     "malformed_request": (
         "no image, wrong JSON, wrong shape, a broken form, not HTTP",
-        "mend the request; `detail` shows the shape",
+        "correct the request; `detail` shows the shape",
     ),
     "invalid_base64": ("the image in JSON is not base64 or one `data:` URL", "encode it again"),
     "not_found": ("no such path", "see `/docs`"),

@@ -10,11 +10,10 @@ from typing import Generic, TypeVar
 
 from ..errors import DeadlineExceeded, DeviceLost, Draining, EngineUnavailable, Overloaded
 from .cap import BatchCap
-from .forecast import Forecast
+from .forecast import DeviceForecast, Forecast
 from .latency import LatencyModel
 from .queue import Batched, DeadlineQueue, Waiting
 from .runs import BatchRunner, Events
-from .schedule import DeviceForecast
 from .shedding import retry_after_seconds
 
 Item = TypeVar("Item")

@@ -9,18 +9,18 @@ from ..files import open_regular
 from .readers import READERS, is_zip
 from .zip_file import open_zip
 
-# gzip, bzip2, xz, zstd, lz4, 7z, rar: no checkpoint is packed so, and none is unpacked here.
+# gzip, bzip2, xz, zstd, lz4, 7z, rar: no checkpoint format uses them, and they are not unpacked here.
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"7z\xbc\xaf\x27\x1c", b"Rar!")
 _TAR, _TAR_AT = b"ustar", 257
 _HEAD_BYTES = 512
 
 
 def is_other_archive(path: Path) -> bool:
-    """Whether it is an archive, and no checkpoint: torch, Keras and TorchServe write zips too."""
+    """Whether `path` is an archive other than a checkpoint. The zips of torch, Keras and TorchServe are checkpoints."""
     try:
         with open_regular(path) as file:
             head = file.read(_HEAD_BYTES)
-    except OSError:  # a folder, or one that its reader says more of
+    except OSError:  # a folder, or an unreadable file, which its reader reports
         return False
     if head.startswith(_PACKED) or head[_TAR_AT:].startswith(_TAR):
         return True

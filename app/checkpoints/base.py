@@ -19,25 +19,25 @@ Weights = Mapping[str, NDArray[Any]]
 
 
 Modules = Mapping[str, Mapping[str, Any]]
-"""A module's parts by name → what they state: `class`, `stride`, `padding`, `eps`, `ceil_mode`, …"""
+"""A module's parts by name → their attributes: `class`, `stride`, `padding`, `eps`, `ceil_mode`, …"""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Decision(Generic[T]):
-    """A value that the tensors do not tell, and where it came from."""
+    """A value that the tensors do not state, and its source."""
 
     value: T
     source: str
-    """For a person: "RESNET_STEM", "config.json", "the file's graph", "the family's way", "assumed"."""
+    """Shown to the user: "RESNET_STEM", "config.json", "the file's graph", "the usual way"."""
     is_assumed: bool = False
-    """Whether it could be wrong without a sign; then it is warned of."""
+    """Whether the value is a guess that nothing in the checkpoint confirms; the user is then warned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a container or a family tells beside the tensors. None: nothing, and the next in line is asked."""
+    """Facts that a container or a family states beside the tensors. None leaves a fact to the next source."""
 
     architecture: Decision[str] | None = None
     """"resnet50", one of `networks.RESNET50_VARIANTS`, or a torchvision name."""
@@ -48,54 +48,54 @@ class Told:
     preprocessing: Decision[Preprocessing] | None = None
     labels: Decision[tuple[str, ...]] | None = None
     altered: Decision[tuple[Layer, ...]] | None = None
-    """Layers of the body that are not torchvision's, by torchvision's names."""
+    """Layers of the body that differ from torchvision's, by torchvision's names."""
     head: Decision[tuple[Layer, ...]] | None = None
-    """The classifier's layers in their order, each by the name that its tensors are stored under (`Stored.tensors`,
-    less the leaf); `names.settle_names` makes `fc.i` of layer i. Dropout is left out. () is one dense layer."""
+    """The classifier's layers in order, each with the name of its tensors in `Stored.tensors`, without the leaf.
+    `names.settle_names` renames layer i to `fc.i`. Dropout is left out. () means one dense layer."""
     activation: Decision[Activation] | None = None
-    """What turns the last layer's scores into probabilities; "none" where the network's graph has done so."""
+    """The function from the last layer's scores to probabilities; "none" where the network's graph contains it."""
     input: Decision[InputChange] | None = None
-    """What the file's own code does to its input before the network; whatever prepares the images comes before it."""
+    """The change that the file's own code makes to its input before the network, and after the preprocessing."""
 
     def then(self, other: Told) -> Told:
-        """This, and where it says nothing, `other`."""
+        """These facts, and those of `other` where they are None."""
         return Told(**{each.name: getattr(self, each.name) or getattr(other, each.name) for each in fields(Told)})
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A network that comes as a graph with its weights in it (an ONNX file), examined and tried."""
+    """A network stored as a graph that contains its weights (an ONNX file), after its checks and its trial run."""
 
     model: bytes
     input_name: str
     output_name: str
     dtype: Literal["float32", "float16", "uint8"]
-    """Of its input."""
+    """The input's data type."""
     layout: Literal["nchw", "nhwc"]
     size: tuple[int, int] | None
-    """Height and width that it takes; None for any."""
+    """Height and width of its input; None for any."""
     batch_size: int | None
-    """The one number of images that it takes at a time; None for any."""
+    """The only batch size that it accepts; None for any."""
     class_count: int
     scale: Literal["unit", "levels"] | None = None
-    """Of a graph that normalises its input itself: whether that is from 0 to 1, or from 0 to 255."""
+    """The range of its input if it normalises that itself: 0 to 1 ("unit") or 0 to 255 ("levels"); else None."""
     takes_pixels: bool = False
-    """Whether it takes RGB levels as they are decoded, in uint8: channel order and normalisation are in it."""
+    """Whether it takes decoded RGB levels in uint8: the graph contains channel order and normalisation."""
     is_exported: bool = False
-    """Whether this service wrote it from a checkpoint's weights; else it is the user's own."""
+    """Whether this service wrote it from a checkpoint's weights; otherwise it is the user's own."""
     trial_scores: str = ""
-    """Of one that this service wrote: the network's logits for the images of `backends.trial`, float32 in base64."""
+    """In a graph that this service wrote: its logits for the images of `backends.trial`, float32 in base64."""
     computes_in: str = ""
-    """Its numbers, for a person; empty where they are its input's."""
+    """The number format that it computes in, shown to the user; empty if it is the input's."""
     path: Path | None = None
-    """A file that has the model, its weights perhaps in another beside it; then `model` is empty."""
+    """The file with the model, whose weights may be in another file beside it; `model` is then empty."""
     quantized: QuantizedRecord | None = None
-    """Of a graph that `quantize` wrote: what it promised, and how to see whether that holds here."""
+    """The record of a graph that `quantize` wrote: its measured agreement with float32, and images to check it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a reader found: float arrays under the names they were stored with, and what the container tells."""
+    """The result of a reader: float arrays under their stored names, and the container's facts."""
 
     tensors: Weights
     told: Told = Told()
@@ -103,12 +103,12 @@ class Stored:
     graph: Graph | None = None
     """In place of tensors."""
     notes: tuple[str, ...] = ()
-    """What was left out or passed over and cannot change an answer, a sentence each."""
+    """Left-out and ignored parts of the checkpoint that cannot change an answer, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A checkpoint read and renamed: weights under torchvision's names, and all that it tells."""
+    """A checkpoint read and renamed: weights under torchvision's names, and all facts that it states."""
 
     path: Path
     """The file or folder that was read."""
@@ -120,15 +120,15 @@ class Contents:
     told: Told
     warnings: tuple[str, ...] = ()
     graph: Graph | None = None
-    """In place of weights, which it has in it."""
+    """In place of `weights`: the graph contains its own."""
     notes: tuple[str, ...] = ()
-    """What was left out or passed over and cannot change an answer, a sentence each."""
+    """Left-out and ignored parts of the checkpoint that cannot change an answer, a sentence each."""
     preprocessing_beside: PreprocessingFacts | None = None
-    """What the user's own file beside the checkpoint states; it goes before what the checkpoint tells."""
+    """Facts in the user's own file beside the checkpoint; they take precedence over the checkpoint's."""
     is_offline_demo: bool = False
-    """Whether it is the offline demo: settings of the network and its preprocessing are meant for other weights."""
+    """Whether it is the offline demo, to which settings of the network and of preprocessing do not apply."""
     fallback_warning: str | None = None
-    """Set where it stands in for weights that could not be downloaded: a sentence that says so."""
+    """A sentence for the user if it replaces weights that could not be downloaded; else None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class Decisions:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A network's weights and all that is needed to serve them right."""
+    """A network's weights, with all facts that serving them needs."""
 
     weights: Weights
     architecture: str
@@ -178,14 +178,14 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
     """Assumptions that could be wrong, each a sentence."""
     switches: ResNetSwitches | None = None
-    """Of a ResNet-50: the variant of it that these weights are for."""
+    """The ResNet-50 variant that these weights are for; None for other networks."""
     graph: Graph | None = None
-    """In place of weights: the network as the file has it."""
+    """In place of `weights`: the network's graph from the file."""
     activation: Activation = "softmax"
-    """What turns the network's scores into probabilities."""
+    """The function from the network's scores to probabilities."""
     is_fallback: bool = False
-    """Whether it stands in for other weights that were not to be had."""
+    """Whether it replaces other weights that could not be downloaded."""
     decisions: Decisions | None = None
-    """Each decision with its source; None of a checkpoint that comes from an artifact, whose record names them."""
+    """Each decision with its source; None for a checkpoint from an artifact, whose record names them."""
     notes: tuple[str, ...] = ()
-    """What was passed over and cannot change an answer, a sentence each."""
+    """Ignored parts of the checkpoint that cannot change an answer, a sentence each."""

@@ -18,14 +18,14 @@ _SUFFIXES = frozenset(
         *(".htm", ".html", ".css", ".js", ".url", ".webloc", ".lnk", ".desktop"),
         *(".py", ".pyc", ".pyi", ".ipynb", ".sh", ".bat", ".ps1", ".c", ".cpp", ".h", ".so", ".dll"),
         *(".log", ".out", ".err", ".lock", ".pid", ".tmp", ".temp", ".bak", ".old", ".orig", ".swp"),
-        # Sums and signatures.
+        # Checksums and signatures.
         *(".md5", ".md5sum", ".sha", ".sha1", ".sha224", ".sha256", ".sha384", ".sha512", ".sha1sum", ".sha256sum"),
         *(".sha512sum", ".b2", ".b3", ".blake3", ".crc", ".crc32", ".sfv", ".asc", ".sig", ".gpg", ".pem", ".minisig"),
-        # Downloads that are not done.
+        # Unfinished downloads.
         *(".part", ".partial", ".crdownload", ".download", ".aria2", ".incomplete", ".torrent", ".metadata"),
     }
 )
-# In lower case, without what follows a dot.
+# In lower case, up to the first dot.
 _NAMES = frozenset(
     {
         *("license", "licence", "copying", "notice", "readme", "authors", "contributors", "changelog", "changes"),
@@ -37,7 +37,7 @@ _NAMES = frozenset(
 )
 # TensorBoard's records, and the copies that editors and file managers make.
 _PATTERN = re.compile(r"^events\.out\.tfevents\.|~$|^~\$|^\.")
-# What checkpoints are called. They are read by what is in them: this only tells which file of two is meant.
+# Suffixes of checkpoints. Readers recognise content; these only tell which of several files is the checkpoint.
 _WEIGHTS = frozenset(
     {
         *(".pth", ".pt", ".pt2", ".bin", ".pkl", ".pickle", ".ckpt", ".tar", ".pyt", ".torch", ".t7", ".th", ".ts"),
@@ -62,10 +62,10 @@ _HEAD_BYTES = 512
 
 
 def is_companion(path: Path) -> bool:
-    """Whether its name says that it is no checkpoint."""
+    """Whether the name of `path` is that of a file that is no checkpoint."""
     name = path.name.lower()
     stem = name.partition(".")[0]
-    # "version.pth" is a checkpoint all the same.
+    # "version.pth" is a checkpoint nevertheless.
     return (
         _PATTERN.search(name) is not None
         or path.suffix.lower() in _SUFFIXES
@@ -74,9 +74,10 @@ def is_companion(path: Path) -> bool:
 
 
 def likely(candidates: list[Path]) -> list[Path]:
-    """Of several files and folders those that may well be checkpoints: all of them, where none stands out.
+    """The files and folders among `candidates` that are probably checkpoints; all of them if none is.
 
-    A folder that is no checkpoint, and text, empty or unknown files, are no match for a file that is called like one.
+    Checkpoint folders, files with a checkpoint's suffix and other binary files are. Other folders, texts and empty
+    files are not.
     """
     found = [path for path in candidates if _may_be_one(path)]
     return found or candidates
@@ -86,7 +87,7 @@ def _may_be_one(path: Path) -> bool:
     if path.is_dir():
         try:
             return is_checkpoint_folder(path)
-        except CheckpointError:  # one that is damaged: to be told
+        except CheckpointError:  # a damaged checkpoint folder, which its reader reports
             return True
     if path.suffix.lower() in _WEIGHTS:
         return True
@@ -95,5 +96,5 @@ def _may_be_one(path: Path) -> bool:
             head = file.read(_HEAD_BYTES)
     except OSError:
         return False
-    # No format of weights is text; of a name that says nothing, this is all that can be seen.
+    # No format of weights is text. With an unknown suffix, this is the only evidence.
     return any(byte < 9 or 13 < byte < 27 for byte in head)

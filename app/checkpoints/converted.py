@@ -19,7 +19,7 @@ _SOURCE = "the file's own word"
 
 
 class _Written(BaseModel):
-    """What `convert` writes and `read` takes back; a later version adds members and changes none."""
+    """The decisions that `convert` writes and `read_decisions` reads. Later versions add members and change none."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -38,7 +38,7 @@ class _Written(BaseModel):
 
 
 def write_converted(checkpoint: Checkpoint, target: Path) -> None:
-    """Write weights and decisions to `target`. Raises `CheckpointError` where it cannot be written, or is a graph."""
+    """Write weights and decisions to `target`. Raises `CheckpointError` for a graph, or if writing fails."""
     from safetensors.numpy import save
 
     if checkpoint.graph is not None:
@@ -53,7 +53,7 @@ def write_converted(checkpoint: Checkpoint, target: Path) -> None:
         preprocessing=checkpoint.preprocessing,
         labels=checkpoint.labels,
         altered=switches.altered,
-        # By the names that its tensors have here, not by those of the file that they came from.
+        # By the tensors' names in the new file, not by those in the original.
         head=tuple(replace(layer, name=f"fc.{number}") for number, layer in enumerate(switches.head)),
         activation=checkpoint.activation,
         converted_from_sha256=checkpoint.sha256,
@@ -65,7 +65,10 @@ def write_converted(checkpoint: Checkpoint, target: Path) -> None:
 
 
 def read_decisions(metadata: dict[str, str] | None, path: Path) -> Told:
-    """The decisions in a safetensors file's metadata; none where it has none of ours. Raises `CheckpointError`."""
+    """The decisions that `convert` wrote into a safetensors file's metadata; none in other files.
+
+    Raises `CheckpointError` for damaged ones.
+    """
     text = (metadata or {}).get(METADATA_KEY)
     if text is None:
         return Told()

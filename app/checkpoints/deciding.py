@@ -15,7 +15,7 @@ from .published import find_by_sha256
 
 
 def decide(contents: Contents, settings: CheckpointSettings) -> Checkpoint:
-    """Check that `contents` fit their network, and settle what they leave open.
+    """Check that `contents` fit their network, and make the decisions that they leave open.
 
     Raises a `StartError` in one line: `CheckpointError`, `LabelsError` or `SettingError`.
     """
@@ -44,7 +44,7 @@ def decide(contents: Contents, settings: CheckpointSettings) -> Checkpoint:
         labels=labels.value,
         sha256=contents.sha256,
         source=str(contents.path),
-        # Both may have names that stand in the file, and are shown on a terminal.
+        # Both may contain names from the file, and are shown on a terminal.
         warnings=tuple(map(printable, warnings)),
         notes=tuple(map(printable, notes)),
         switches=None if contents.graph else switches,
@@ -58,7 +58,7 @@ def decide(contents: Contents, settings: CheckpointSettings) -> Checkpoint:
 def _labels(
     settings: CheckpointSettings, contents: Contents, class_count: int, architecture: str
 ) -> tuple[Decision[Labels], tuple[str, ...]]:
-    """The setting's file, the checkpoint's own labels, a file beside it, ImageNet's, or the indices; and notes."""
+    """Labels and notes: from the setting's file, the checkpoint, a file beside it, ImageNet's, or the indices."""
     if settings.labels is not None:
         return Decision(choose_labels(class_count, settings.labels), f"{ENV_PREFIX}LABELS"), ()
     home = home_of(contents.path)
@@ -66,7 +66,7 @@ def _labels(
     if told is not None and are_labels_of(told.value, class_count):
         return told, tuple(labels_not_used(home, told.value, told.source))
     source = "ImageNet's, by their number" if class_count in (1000, 1001) else "the class indices"
-    # A file beside published weights belongs to other weights: the categories of these are known.
+    # The categories of published weights are known: a labels file beside them belongs to other weights.
     if find_by_sha256(architecture, contents.sha256) is not None:
         labels = Decision(choose_labels(class_count, None), source)
         return labels, tuple(labels_not_used(home, labels.value, "torchvision, whose weights these are,"))
@@ -75,7 +75,7 @@ def _labels(
 
 
 def _warnings_of_labels(contents: Contents, labels: Decision[Labels], class_count: int) -> tuple[str, ...]:
-    """A sentence where the checkpoint names another number of classes than it has."""
+    """A sentence if the number of labels in the checkpoint differs from its number of classes."""
     told = contents.told.labels
     if told is None or are_labels_of(told.value, class_count) or labels.source == f"{ENV_PREFIX}LABELS":
         return ()

@@ -21,7 +21,7 @@ _USUAL = "the usual way"
 def with_activation_for(count: int, decisions: Decisions) -> Decisions:
     """`decisions` for a network with `count` outputs: one output means a sigmoid.
 
-    Raises `SettingError` where a softmax of one output is asked for, which is 1 whatever the image.
+    Raises `SettingError` for a softmax of one output, which is 1 for every image.
     """
     if count != 1 or decisions.activation.value != "softmax":
         return decisions
@@ -34,13 +34,13 @@ def with_activation_for(count: int, decisions: Decisions) -> Decisions:
 
 
 def decide_all(settings: CheckpointSettings, contents: Contents) -> Decisions:
-    """Settle what `contents` leaves open, but for the labels, which need the number of classes.
+    """Make the decisions that `contents` leaves open, except the labels, which need the number of classes.
 
     Raises `SettingError` or `CheckpointError` for a preprocessing that does not exist or does not fit.
     """
     told = contents.told
     architecture = _chosen(settings, "architecture") or told.architecture or Decision("resnet50", "its layers")
-    # Torchvision's names are used for v1 too, so v1.5 is what most files mean and not what any of them says.
+    # v1 files use torchvision's names too: v1.5 is the common case, and no name states it.
     is_open = architecture.value == "resnet50" and contents.graph is None
     if not is_open:
         _refuse_switches(settings, architecture.value)
@@ -60,7 +60,7 @@ def decide_all(settings: CheckpointSettings, contents: Contents) -> Decisions:
 
 
 def _chosen(settings: CheckpointSettings, name: str) -> Decision[T] | None:
-    """A setting that somebody gave."""
+    """The setting `name`, if the user gave it."""
     value = getattr(settings, name)
     if value in (None, "auto"):
         return None
@@ -68,7 +68,7 @@ def _chosen(settings: CheckpointSettings, name: str) -> Decision[T] | None:
 
 
 def _refuse_switches(settings: CheckpointSettings, architecture: str) -> None:
-    """A switch of a ResNet-50 would change nothing of another network; nobody should believe that it did."""
+    """Raises `SettingError` for a switch of a ResNet-50 with another network, on which it would have no effect."""
     for name in SWITCHES:
         if _chosen(settings, name) is not None:
             raise SettingError(
@@ -77,12 +77,12 @@ def _refuse_switches(settings: CheckpointSettings, architecture: str) -> None:
 
 
 def notes_of(contents: Contents, decisions: Decisions) -> Iterator[str]:
-    """What the decisions passed over, a sentence each."""
+    """Facts of the checkpoint that the decisions do not use, a sentence each."""
     yield from preprocessing_notes(contents, decisions.preprocessing, decisions.architecture.value)
 
 
 def warnings_of(contents: Contents, decisions: Decisions, name: str) -> Iterator[str]:
-    """What could be wrong with serving this checkpoint, a sentence each."""
+    """Reasons why this checkpoint's answers could be wrong, a sentence each."""
     yield from contents.warnings
     yield from preprocessing_warnings(contents, decisions.preprocessing, name)
     if decisions.preprocessing.is_assumed:

@@ -1,8 +1,8 @@
 """timm's ResNet-50 variants with a deep stem (resnet50c, d, s, t), recognised by the shapes of stem and projections.
 
-Not all of timm can be told apart so: resnetaa50 and resnetblur50 (anti-aliased strides) have resnet50's 320 names and
-shapes, and resnetaa50d and resnetblur50d those of resnet50d. Served as the plain network their answers are wrong. What
-tells them is a timm folder's config.json or a whole pickled module; of a bare state dict, only its owner.
+Shapes do not identify all of timm's variants. resnetaa50 and resnetblur50 (anti-aliased strides) have resnet50's 320
+names and shapes, and resnetaa50d and resnetblur50d have those of resnet50d. Served as the plain network, their answers
+are wrong. A timm folder's config.json or a whole pickled module identifies them; a bare state dict does not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _STEMS = {
 
 
 def told_by_stem(weights: Weights) -> Told:
-    """The architecture of a deep stem, and timm's preprocessing for want of another."""
+    """The architecture of a deep stem, and timm's preprocessing as an assumption."""
     stem = [weights.get(f"conv1.{index}.weight") for index in (0, 3, 6)]
     widths = [len(each) if each is not None and each.ndim == 4 else 0 for each in stem]
     projection = weights.get("layer1.0.downsample.1.weight")
@@ -39,7 +39,7 @@ def told_by_stem(weights: Weights) -> Told:
 
 
 def check_plain(told: Told, path: Path) -> None:
-    """Raises `CheckpointError` where the file tells of strides, padding or an epsilon that deep stems cannot have."""
+    """Raises `CheckpointError` if the file states strides, padding or an epsilon that deep stems cannot have."""
     plain = ResNetSwitches()
     for name in ("stride_in", "pool", "epsilon"):
         decision = getattr(told, name)

@@ -15,16 +15,15 @@ from .readers import MAX_CHECKPOINT_BYTES, find_reader
 from .sharded import INDEXES
 
 _COMPANIONS = (CONFIG, PREPROCESSOR, OWN_PREPROCESSING, *LABEL_FILES, *GENERAL_LABEL_FILES)
-# Their being there says whose folder it is.
+# The existence of these files determines the kind of the folder.
 _SIGNS = ("MLmodel", "saved_model.pb", ".metadata", *INDEXES)
 
 
 def depends_on(path: Path, labels: Path | None = None, max_bytes: int = MAX_CHECKPOINT_BYTES) -> list[tuple[str, str]]:
-    """Name and SHA-256 of each file that the answer of reading the checkpoint `path` depends on.
+    """Name and SHA-256 of each file that affects the result of reading the checkpoint `path`.
 
-    A file that is not there counts as that. With two equal lists, and equal settings and code, reading gives the same
-    twice. `labels` is the labels file that the settings name. Raises `CheckpointError` as reading would, which takes at
-    most `max_bytes`, and `OSError`.
+    Missing files are listed as missing. Equal lists, settings and code give equal results. `labels` is the labels file
+    that the settings name. Raises `OSError`, and `CheckpointError` as a reader with the limit `max_bytes` would.
     """
     home = home_of(path)
     weights = weights_in(path)
@@ -39,7 +38,7 @@ def depends_on(path: Path, labels: Path | None = None, max_bytes: int = MAX_CHEC
 
 
 def _digest_of(companion: Path) -> str:
-    """Of a small file, if it is there; one that is too large is refused when it is read."""
+    """The digest of a small file, "none" if it is missing, or "too large": its reader refuses it then."""
     if not companion.is_file():
         return "none"
     return sha256_of(companion) if companion.stat().st_size <= MAX_JSON_BYTES else "too large"

@@ -34,16 +34,15 @@ def fetch(
     min_bytes_per_second: int = 1024,
     setting: str | None = None,
 ) -> Path:
-    """The file of `url` in `folder`, downloaded unless it is there already.
+    """The file of `url` in `folder`, downloaded unless it exists already.
 
-    It is written under a temporary name, checked against the length that the server gave and against
-    `sha256_prefix`, and renamed in one step; whatever goes wrong leaves nothing behind. A server that sends nothing
-    for `stall_seconds`, or less than `min_bytes_per_second` over such a stretch, has stalled. `setting` is the one that
-    `url` comes from, where it does: errors name it.
+    The file is written under a temporary name, checked against the server's Content-Length and `sha256_prefix`, and
+    renamed in one step; a failure leaves no file behind. A server has stalled if it sends nothing for `stall_seconds`,
+    or less than `min_bytes_per_second` over such a period. Errors name `setting`, the setting with the address, if any.
 
-    Raises `DownloadUnreachable` where the file cannot be had from there (no address, no connection, stalled, truncated,
-    an HTTP error), `DownloadNotWritten` where the disk is to blame, and `DownloadError` where the file is, or it was
-    cancelled. Blocks.
+    Raises `DownloadUnreachable` if the server does not deliver the file (no address, no connection, stalled, truncated,
+    an HTTP error), `DownloadNotWritten` if the disk fails, and `DownloadError` for a wrong checksum or if cancelled.
+    Blocks.
     """
     name = url.rsplit("/", 1)[-1]
     target = folder / name
@@ -76,7 +75,7 @@ def fetch(
 
 
 class _StallWatch:
-    """Tells a slow download from one that is stuck: too few bytes over a whole stretch."""
+    """Detects a stalled download: too few bytes over a whole period."""
 
     def __init__(self, stretch_seconds: float, min_bytes_per_second: int) -> None:
         self._stretch_seconds = stretch_seconds
@@ -107,7 +106,7 @@ class _Source:
         return f" The address comes from {self.setting}: check it." if self.setting else ""
 
     def unreachable(self, reason: str) -> DownloadUnreachable:
-        """The one error of a download that cannot work, with the ways out."""
+        """The error of a download that fails, with two alternatives to it."""
         return DownloadUnreachable(
             f"Cannot download {outbound.redacted(self.url)}: {reason}.{self.advice} Two ways on without it: put a "
             f"ResNet-50 checkpoint (.pth, .pt or .safetensors) into model_weights/ or name one with "
@@ -124,7 +123,7 @@ def _receive(
     watch: _StallWatch,
     stall_seconds: float,
 ) -> str:
-    """Stream the body into `file`; returns its SHA-256 in hex. An `OSError` is the file's."""
+    """Stream the body into `file`; returns its SHA-256 in hex. Raises `OSError` only for writing the file."""
     sha256 = hashlib.sha256()
     received, expected = 0, None
     with closing(_body(source, stall_seconds)) as pieces:
@@ -143,10 +142,11 @@ def _receive(
 
 
 def _body(source: _Source, stall_seconds: float) -> Generator[tuple[bytes, int | None], None, None]:
-    """The pieces of the body as they arrive, each with the length that the server gave. Raises `DownloadUnreachable`
-    for everything that keeps a request from being answered.
+    """The pieces of the body as they arrive, each with the server's Content-Length.
+
+    Raises `DownloadUnreachable` for every failure of the request.
     """
-    # The bytes as they are: a compressed answer would fail the checksum.
+    # Unencoded bytes: a compressed response would fail the checksum.
     headers = {"Accept-Encoding": "identity"}
     timeout = httpx.Timeout(stall_seconds, connect=_CONNECT_SECONDS)
     try:
@@ -155,14 +155,14 @@ def _body(source: _Source, stall_seconds: float) -> Generator[tuple[bytes, int |
             length = response.headers.get("Content-Length", "")
             expected = int(length) if length.isdigit() else None
             yield b"", expected
-            # Gathered into larger chunks, a trickle would be seen only once it filled one.
+            # Not in larger chunks: a slow download would go unnoticed until it filled one.
             for piece in response.iter_raw():
                 yield piece, expected
     except httpx.HTTPStatusError as error:
         raise source.unreachable(f"the server answered {error.response.status_code}") from None
     except httpx.TimeoutException:
         raise source.unreachable("the server did not answer, or stopped sending") from None
-    # The words of these may have a part of a password. UnicodeError: a host's name that cannot be encoded.
+    # Their messages may contain a part of a password. UnicodeError: a host name that cannot be encoded.
     except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError):
         raise source.unreachable(_no_address(source.url)) from None
     except httpx.HTTPError as error:
@@ -170,7 +170,7 @@ def _body(source: _Source, stall_seconds: float) -> Generator[tuple[bytes, int |
     except outbound.OutboundError as error:
         raise source.unreachable(str(error)) from None
     except Exception as error:
-        # Of a library below, as socksio's for a proxy that does not speak SOCKS: a fallback is served all the same.
+        # An error of a lower library, such as socksio's for a proxy without SOCKS: a fallback is still served.
         raise source.unreachable(f"it failed in an unexpected way ({type(error).__name__})") from None
 
 
@@ -181,7 +181,7 @@ def _no_address(url: str) -> str:
 
 
 def _reason(error: httpx.HTTPError) -> str:
-    """What went wrong, with the proxy or the certificates that may be to blame."""
+    """The cause of `error`, with the proxy or the certificates that may be responsible."""
     reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error) or type(error).__name__).rstrip(". ")
     asked = error.request.url
     if "location header" in reason:  # followed by a part of that address

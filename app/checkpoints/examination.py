@@ -13,7 +13,7 @@ from ..processes.limited import NotStarted
 
 @contextmanager
 def examining(path: Path) -> Iterator[None]:
-    """Around `run_limited`. Raises `CheckpointError` for `NotStarted`, which says nothing of the file at `path`."""
+    """A context for `run_limited`: turns `NotStarted`, which is not the file's fault, into a `CheckpointError`."""
     try:
         yield
     except NotStarted as error:

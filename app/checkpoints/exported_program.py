@@ -95,7 +95,7 @@ def _place(entry: Mapping[str, Any]) -> Place:
     if len(shape) != len(stride) or len(shape) > MAX_RANK:
         raise ValueError
     dtype = _DTYPES.get(meta["dtype"], f"number {meta['dtype']} of torch.export's")
-    # A weight's file holds what its storage holds, or the weight alone.
+    # A weight's file contains its whole storage, or the weight alone.
     return Place(str(entry["path_name"]), dtype, _count(meta["storage_offset"]), shape, stride)
 
 
@@ -107,7 +107,7 @@ def _count(number: Mapping[str, Any]) -> int:
 
 
 def _graph(archive: Archive, name: str, constants: str, operations: Operations) -> Any:
-    """What the graph gives, followed from its input. Raises `Unread`."""
+    """The graph's outputs, followed from its input. Raises `Unread`."""
     try:
         module = json.loads(archive.read(name, _MAX_GRAPH_BYTES))["graph_module"]
         values, inputs = _inputs(module["signature"]["input_specs"], archive, constants)
@@ -118,7 +118,7 @@ def _graph(archive: Archive, name: str, constants: str, operations: Operations) 
             raise Unread(f"{len(nodes):,} operations")
         for node in nodes:
             named = {each["name"]: _argument(each["arg"], values) for each in node["inputs"]}
-            # "torch.ops.aten.conv2d.default": the operation, and which of its forms
+            # "torch.ops.aten.conv2d.default": the operation and its overload
             operation = str(node["target"]).removeprefix("torch.ops.").split(".")[1:2]
             given = operations.call(operation[0] if operation else "", (), named, str(node["target"])[:80])
             _assign(node["outputs"], given, values)
@@ -130,7 +130,7 @@ def _graph(archive: Archive, name: str, constants: str, operations: Operations) 
 
 
 def _inputs(specs: list[Any], archive: Archive, constants: str) -> tuple[dict[str, Any], int]:
-    """The graph's names of its input, the weights and the constants; and how many inputs it takes."""
+    """The graph's names → its input, weights and constants; and the number of inputs."""
     values: dict[str, Any] = {}
     inputs = 0
     small = _small_constants(archive, constants)
@@ -178,7 +178,7 @@ def _argument(value: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
 
 
 def _assign(outputs: list[Any], given: Any, values: dict[str, Any]) -> None:
-    """The names of an operation's results: the first is the one that a network computes with."""
+    """Set the names of an operation's results in `values`: a single result gets the first name."""
     names = [each["as_tensor"]["name"] for each in outputs if "as_tensor" in each]
     for number, name in enumerate(names):
         if isinstance(given, tuple):

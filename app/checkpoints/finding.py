@@ -23,13 +23,13 @@ class Found:
 
     source: CheckpointFile | OfflineDemo
     fallback_warning: str | None = None
-    """Set where these weights are the fallback: a sentence that says which could not be downloaded."""
+    """A sentence that names the weights which could not be downloaded, if these are the fallback; else None."""
 
 
 def find(settings: CheckpointSettings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Found:
-    """The weights that the settings name, downloaded if need be; the fallback for them where the settings allow it.
+    """The weights that the settings name, downloaded if needed; or the fallback, if the settings allow it.
 
-    Raises a `StartError` that says what is wrong and what to do. Blocks.
+    Raises a `StartError` with the cause and a remedy. Blocks.
     """
     source: Source = locate(settings.weights)
     if not isinstance(source, PublishedName):
@@ -56,7 +56,7 @@ def find(settings: CheckpointSettings, reporter: Reporter, is_cancelled: Callabl
 
 
 def published_architecture(settings: CheckpointSettings) -> str:
-    """The architecture whose published weights are meant: resnet50, unless the setting names another."""
+    """The architecture of published weights: resnet50, unless the setting names another."""
     return "resnet50" if settings.architecture == "auto" else settings.architecture
 
 
@@ -66,7 +66,7 @@ def download(
     reporter: Reporter,
     is_cancelled: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """torchvision's file in the cache folder, downloaded unless it is there. Raises `DownloadError`."""
+    """torchvision's file in the cache folder, downloaded unless it exists. Raises `DownloadError`."""
     url = published.url
     if settings.download_mirror:
         url = f"{settings.download_mirror.rstrip('/')}/{published.file_name}"

@@ -20,7 +20,7 @@ _VARIABLES = Path("variables", "variables.index")
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What the files beside the weights tell."""
+    """Facts in the files beside the weights."""
 
     told: Told
     warnings: tuple[str, ...] = ()
@@ -66,12 +66,12 @@ def _variables(folder: Path) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """One way of laying a checkpoint out in a folder."""
+    """A layout of a checkpoint in a folder."""
 
     name: str
     recognises: Callable[[Path], bool]
     weights: Callable[[Path], Path | None]
-    """The file in it that a reader is given."""
+    """The file in the folder that a reader reads."""
     beside: Callable[[Path], Beside]
 
 
@@ -86,7 +86,7 @@ FOLDERS = (
 
 
 def find_folder(path: Path) -> Folder | None:
-    """What kind of checkpoint the folder `path` is. Raises `CheckpointError` for a damaged config.json."""
+    """The layout of the folder `path`; None if it has none. Raises `CheckpointError` for a damaged config.json."""
     if not path.is_dir():
         return None
     home = home_of(path)
@@ -100,7 +100,7 @@ def is_checkpoint_folder(path: Path) -> bool:
 
 
 def home_of(path: Path) -> Path:
-    """The folder that belongs to the checkpoint `path`: itself, its snapshot, or the one that its file lies in."""
+    """The folder of the checkpoint `path`: itself, its snapshot, or the folder that contains the file."""
     if path.is_dir():
         return snapshot_of(path)
     if path.parent.name == _VARIABLES.parent.name and (path.parent.parent / "saved_model.pb").exists():
@@ -111,7 +111,7 @@ def home_of(path: Path) -> Path:
 def weights_in(path: Path) -> Path:
     """The file with the weights of the checkpoint `path`: itself, or the one in its folder.
 
-    Raises `CheckpointError` for a folder that is no checkpoint, and where a link leads out of it.
+    Raises `CheckpointError` for a folder that is no checkpoint, and for a link that leads out of it.
     """
     if not path.is_dir():
         refuse_shard(path)
@@ -136,7 +136,7 @@ def _broken_link(home: Path) -> str:
 
 
 def read_beside(path: Path) -> Beside:
-    """What the files beside the weights file `path` tell. Raises `CheckpointError` where they rule a ResNet-50 out."""
+    """Facts in the files beside the weights file `path`. Raises `CheckpointError` if they exclude a ResNet-50."""
     home = home_of(path)
     folder = find_folder(home)
     if folder is None:

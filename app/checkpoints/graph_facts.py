@@ -23,22 +23,22 @@ _SAME_PADDING = [2, 3, 2, 3]
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """What a graph tells, and the names of the tensors that it uses."""
+    """Facts of a graph, and the names of the tensors that it uses."""
 
     told: Told
     used: frozenset[str]
 
 
 def follow(output: Any, place: Place, names: Mapping[str, Any], source: str) -> Followed:
-    """`output` is what the network gives, `names` are the file's tensors.
+    """Follow the network from `output`, its result, to its input. `names` are those of the file's tensors.
 
-    Raises `Unread` with the first operation that a ResNet-50 does not have there.
+    Raises `Unread` for the first operation that a ResNet-50 does not have at that position.
     """
     return _Follower(place, names, source).follow(_single(output))
 
 
 def _single(output: Any) -> Node:
-    """The one tensor that the network gives: alone, or the only one of a tuple or a mapping."""
+    """The network's only output tensor, bare or in a tuple or a mapping."""
     if isinstance(output, dict):
         output = list(output.values())
     while isinstance(output, list | tuple):
@@ -78,7 +78,7 @@ class _Follower:
         return Followed(told, frozenset(self._used))
 
     def _activation(self, node: Node) -> tuple[Node, Activation | None]:
-        """Without what makes probabilities of the scores."""
+        """The node before the final softmax or sigmoid, if there is one; and which."""
         if node.op == "softmax":
             return _skipped(node.inputs[0]), "softmax"
         if node.layer is not None and node.layer.kind == "sigmoid":
@@ -168,7 +168,7 @@ class _Follower:
         return node
 
     def _act(self, node: Node, name: str) -> Node:
-        """Without the activation, which becomes that of `name`."""
+        """The node before the activation, which is recorded as `name`."""
         layer = node.layer
         is_activation = layer is not None and layer.kind in ACTIVATIONS and not node.weights
         kind = layer if is_activation and layer is not None else Layer("", "identity")
@@ -176,7 +176,7 @@ class _Follower:
         return _skipped(node.inputs[0]) if is_activation else node
 
     def _layer(self, node: Node, name: str) -> Node:
-        """Without the layer `name`, which must be the last in `node`."""
+        """The node before the layer `name`, which `node` must be."""
         if node.layer is None or self._torchs(node) != name:
             raise Unread(f"{_named(node)} where {name} was expected")
         self._body[name] = replace(node.layer, name=name)
@@ -193,7 +193,7 @@ class _Follower:
         return renamed.rpartition(".")[0] if renamed else None
 
     def _change(self, node: Node) -> InputChange | None:
-        """What is done to the input before the network."""
+        """The change of the input before the network; None if there is none."""
         scale, shift, is_reversed = np.ones(3), np.zeros(3), False
         while node.op != "input":
             if node.op == "affine":
@@ -218,7 +218,7 @@ def _three(values: NDArray[np.float64]) -> tuple[float, float, float]:
 
 
 def _skipped(node: Node) -> Node:
-    """Without copies."""
+    """The first node before `node`, itself included, that is no copy."""
     while node.op == "same":
         node = node.inputs[0]
     return node
@@ -229,5 +229,5 @@ def _is_sum(node: Node) -> bool:
 
 
 def _named(node: Node) -> str:
-    """A node, for a person."""
+    """A node, for an error text."""
     return node.label or node.op

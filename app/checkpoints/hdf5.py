@@ -20,7 +20,7 @@ from .tensor_axes import in_torch_memory
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_FILE_BYTES = 1 << 30
 _MAX_HEADER_BYTES = 16 << 20
-# Python, numpy and the library take some hundred megabytes of addresses, and a member of a zip is held whole.
+# Python, numpy and the library take some hundred megabytes of address space; a member of a zip is held whole.
 _MEMORY_BYTES = 1 << 30
 _MAX_CPU_SECONDS = 20
 _MAX_SECONDS = 30.0
@@ -28,19 +28,19 @@ _MAX_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Hdf5:
-    """What `hdf5_process` found in a file."""
+    """The groups and tensors of a file, as `hdf5_process` reads them."""
 
     groups: dict[str, dict[str, str]]
-    """Path (`layers/conv2d/vars`; of the file itself "") → the texts among its attributes that Keras's files need."""
+    """Path (`layers/conv2d/vars`; "" for the file itself) → those of its text attributes that Keras's files need."""
     tensors: dict[str, NDArray[Any]]
-    """Path → float32 values, in the file's order; an optimizer's are left out."""
+    """Path → float32 values, in the file's order, without an optimizer's."""
 
 
 def read_hdf5(path: Path, member: str | None = None, size_bytes: int | None = None) -> Hdf5:
-    """The HDF5 file at `path`, or the one of `size_bytes` that is `member` of the zip at `path`.
+    """The HDF5 file at `path`, or the file `member`, of `size_bytes`, in the zip at `path`.
 
-    Raises `CheckpointError` in one line where h5py is missing, or the file is over the limit, damaged, or does what
-    `hdf5_process` refuses.
+    Raises `CheckpointError` in one line if h5py is missing, or if the file is over the limit, damaged, or refused by
+    `hdf5_process`.
     """
     if importlib.util.find_spec("h5py") is None:
         raise CheckpointError(
@@ -56,7 +56,7 @@ def read_hdf5(path: Path, member: str | None = None, size_bytes: int | None = No
                 [str(path.absolute()), *([member] if member else [])],
                 _take,
                 Limits(_MEMORY_BYTES + 2 * size_bytes, _MAX_CPU_SECONDS, _MAX_SECONDS),
-                # No plugins: they are libraries loaded by name.
+                # No plugins, which are libraries loaded by name.
                 environment={"HDF5_PLUGIN_PRELOAD": "::"},
             )
     except _Answered as answer:
@@ -68,7 +68,7 @@ def read_hdf5(path: Path, member: str | None = None, size_bytes: int | None = No
 
 
 class _Answered(Exception):
-    """What the process says instead of numbers."""
+    """The process's refusal of a file, or its report of damage."""
 
     def __init__(self, text: str, is_refusal: bool) -> None:
         super().__init__(text)
@@ -76,7 +76,10 @@ class _Answered(Exception):
 
 
 def _take(pipe: IO[bytes]) -> Hdf5:
-    """A header, the numbers of each tensor, and a word at the end; held once, in the axes in which they are served."""
+    """Read the header, the values of each tensor, and the closing document.
+
+    Tensors are held once, in the memory layout in which they are served.
+    """
     header = read_document(pipe, _MAX_HEADER_BYTES)
     if "not_run" in header:
         raise NotStarted(str(header["not_run"]))

@@ -1,19 +1,19 @@
 """Opens an HDF5 file: a program that `run_limited` runs within limits, with the path as argument.
 
 For a file in a zip the arguments are the zip's path and the member's name. The HDF5 library can crash on a damaged
-file, so this is a process of its own, and it imports nothing of this package but the framing. The answer on standard
-output is a document (see `processes/framing.py`), the tensors as float32, one after the other, and a document at the
-end. It holds a piece of one tensor at a time.
+file, so this is a separate process, which imports only the framing from this package. The answer on standard output is
+a document (see `processes/framing.py`), the tensors as float32, one after the other, and a closing document. The
+process holds a piece of one tensor at a time.
 
     {"groups": {path: {attribute: text}}, "tensors": [[path, shape], …]}
-    {"refused": sentence}     what the file does is not done here; nothing follows
+    {"refused": sentence}     the file uses a feature that is not supported; nothing follows
     {"damaged": reason}       in place of either document; nothing follows
     {"not_run": reason}       the library could not be loaded, whatever the file is; nothing follows
     {}                        the end
 
-Keras writes plain files: hard links, datasets as they are. So a link to elsewhere, storage elsewhere, a filter
-(compression, and plugins loaded by name) and a dataset with fewer bytes than its shape needs are all refused before
-anything is read.
+Keras writes plain files, with hard links and unfiltered datasets. So other links, external storage, filters
+(compression, and plugins loaded by name) and datasets with fewer bytes than their shape needs are refused before any
+value is read.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ MAX_LINKS = 30_000
 MAX_TENSORS = 2_000
 MAX_GROUPS = 20_000
 MAX_DEPTH = 32
-# Texts that are read; lists of texts are not: each of a list's many could be the same long one.
+# Text attributes that are read. Lists of texts are not: many entries could refer to the same long text.
 NAME = "name"
 TEXTS = ("model_config", "training_config")  # of the file itself
 # An optimizer's own tensors are no weights.
 SKIPPED = ("optimizer", "optimizer_weights")
-# Counters, and the seeds of layers that draw at random: no layer computes with them.
+# Counters, and the seeds of random layers: no layer computes with them.
 SMALL_INTEGERS = 4
 PIECE_BYTES = 16 * 1024 * 1024
 
 
 class Refused(Exception):
-    """What the file does and what is not done here, as a clause."""
+    """An unsupported feature of the file, as a clause."""
 
 
 class Dump:
-    """All of a file that Keras's weights need, walked once and checked."""
+    """The groups and datasets of a file, walked once and checked."""
 
     def __init__(self, size_bytes: int) -> None:
         self._bytes_left = size_bytes
@@ -96,7 +96,7 @@ class Dump:
         return dataset.dtype.kind in "iu" and dataset.shape is not None and prod(dataset.shape) <= SMALL_INTEGERS
 
     def check(self, where: str) -> None:
-        """All together, tensors may claim no more bytes than the file has."""
+        """Raises `Refused` for an unsupported dataset, and if all tensors together claim more bytes than there are."""
         dataset = self.datasets[where]
         if dataset.is_virtual or dataset.external:
             raise Refused(f"{where} keeps its numbers in another file, and none is opened")
@@ -113,10 +113,10 @@ class Dump:
 
 
 def dump(source: Path | io.BytesIO, size_bytes: int, output: BinaryIO) -> None:
-    """Answer with what is in a file that is as it should be. Raises `Refused`, or whatever the library meets."""
+    """Write the groups and tensors of a valid file. Raises `Refused`, or any error of the library."""
     import h5py
 
-    # Read only and unlocked: the folder may not be ours to write to.
+    # Read only and unlocked: the folder may not be writable.
     with h5py.File(source, "r", locking=False) as file:
         found = Dump(size_bytes)
         found.walk(file)
@@ -133,7 +133,7 @@ def dump(source: Path | io.BytesIO, size_bytes: int, output: BinaryIO) -> None:
 
 
 def pieces(dataset: Any, index: tuple[int, ...]) -> Iterator[Any]:
-    """The numbers of a dataset in their order, so many at a time."""
+    """The values of a dataset in order, in pieces of at most `PIECE_BYTES`."""
     import numpy as np
 
     shape = dataset.shape[len(index) :]
@@ -152,7 +152,7 @@ def pieces(dataset: Any, index: tuple[int, ...]) -> Iterator[Any]:
 
 
 def open_source(name: str, member: str | None) -> tuple[Path | io.BytesIO, int]:
-    """What h5py opens, and its size in bytes. The zip's directory was checked by whoever asked."""
+    """The file for h5py to open, and its size in bytes. The caller has checked the zip's directory."""
     if member is None:
         return Path(name), Path(name).stat().st_size
     with zipfile.ZipFile(name) as archive:
@@ -173,5 +173,5 @@ def main(name: str, member: str | None = None) -> None:
     except Refused as refusal:
         write_document(output, {"refused": str(refusal)})
     except Exception as error:
-        # Damage fails with whatever the library meets: OSError, KeyError, RuntimeError, TypeError, …
+        # Damage causes all kinds of errors in the library: OSError, KeyError, RuntimeError, TypeError, …
         write_document(output, {"damaged": clause_of(error, 160)})

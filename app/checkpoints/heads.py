@@ -1,7 +1,7 @@
 """The classifier head behind the pooled features, under any name: one dense layer, or several.
 
-A dense layer of (n, 2048) is the classifier under any name, exactly. Of several, the shapes and names tell the order,
-and a bare state dict does not tell what lies between them: a ReLU is assumed, with a warning. Dropout does nothing.
+A single dense layer of (n, 2048) is the classifier, whatever its name. Several layers are ordered by shapes and names.
+A bare state dict does not state the activations between them: a ReLU is assumed, with a warning. Dropout has no effect.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from .base import Decision
 
 FEATURES = 2048
 _SELF_SUPERVISED = re.compile(r"project|prototype|predictor|contrast|queue|encoder_[kq]", re.IGNORECASE)
-# So many modules are tried in every order; more are taken in the order in which they are stored.
+# Up to this many modules are tried in every order; more only in stored and in natural order.
 _MOST_PERMUTED = 6
-_EPSILON, _KERAS_EPSILON = 1e-5, 1e-3  # a normalisation's, where nothing is said: torch.nn's and keras.layers'
+_EPSILON, _KERAS_EPSILON = 1e-5, 1e-3  # defaults of normalisations in torch.nn and keras.layers
 
 Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A classifier's weights as `fc.…`, and what could not be placed."""
+    """A classifier's weights as `fc.…`, and the tensors without a place in the network."""
 
     weights: Arrays = field(default_factory=dict)
     unused: Arrays = field(default_factory=dict)
-    """Under their own names: the network has no place for them."""
+    """Tensors that the network has no place for, under their own names."""
     layers: tuple[Layer, ...] = ()
-    """() for one dense layer, `fc`; else the weights of layer i are `fc.i.…`."""
+    """() for one dense layer, `fc`; otherwise the weights of layer i are `fc.i.…`."""
     source: str = "its shapes"
     is_assumed: bool = False
     notes: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class _Module:
     name: str
     tensors: Arrays
     place: str
-    """Where it stands among the children of a Sequential: its name, or that of the network whose classifier it is."""
+    """The name that gives its position in a Sequential: its own, or its network's for the `fc` of a ResNet in one."""
 
     @property
     def kind(self) -> LayerKind | None:
@@ -84,10 +84,10 @@ def find_head(
     is_keras: bool = False,
     scope: str = "",
 ) -> Head:
-    """The head among the tensors that are not of the body, under torch's leaves and in torch's axes.
+    """The head among the tensors outside the body, with torch's leaf names and axes.
 
-    `told` has the layers in their order where the file states them. Raises `CheckpointError` where several dense
-    layers take the features and nothing says which one classifies.
+    `told` has the layers in order if the file states them. Raises `CheckpointError` if there are several dense layers
+    that form no single chain, so that the classifier is unknown.
     """
     modules = _modules(outside, scope)
     if told is not None:
@@ -99,7 +99,7 @@ def find_head(
         return Head(unused=_names_of(modules))
     order = _order(usable)
     if order is None:
-        # A lone (n, 2048) is the classifier, whatever lies beside it.
+        # A single (n, 2048) is the classifier, whatever is beside it.
         if len(linears) > 1:
             raise CheckpointError(
                 f"{path} has {len(linears)} dense layers behind the network that make no one chain "
@@ -157,7 +157,7 @@ def _modules(outside: Mapping[str, NDArray[Any]], scope: str) -> list[_Module]:
         # A 1×1 convolution of pooled features is a dense layer.
         is_pointwise = leaf == "weight" and values.ndim == 4 and values.shape[2:] == (1, 1)
         modules.setdefault(module, {})[leaf] = values.reshape(values.shape[:2]) if is_pointwise else values
-    # torchvision's ResNet ends in its own classifier: in a Sequential, what stands behind the network follows that.
+    # torchvision's ResNet ends in its own classifier: in a Sequential, later layers follow that classifier.
     return [_Module(name, tensors, scope if name == "fc" and scope else name) for name, tensors in modules.items()]
 
 
@@ -170,7 +170,7 @@ def _names_of(modules: Sequence[_Module] | Iterator[_Module]) -> Arrays:
 
 
 def _order(modules: Sequence[_Module]) -> list[_Module] | None:
-    """The one order in which each module takes what the one before gives; None where there is none, or several."""
+    """The order in which each module takes the output of the one before; None if there is none, or several."""
     natural = sorted(modules, key=lambda module: _natural(module.name))
     for order in (list(modules), natural):
         if _is_chain(order):
@@ -191,12 +191,12 @@ def _is_chain(order: Sequence[_Module]) -> bool:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key by which fc2 stands before fc10."""
+    """A sort key that puts fc2 before fc10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def _gap(before: _Module, after: _Module) -> int | None:
-    """How many modules without weights a Sequential has between two of its own; None where they are not of one."""
+    """The number of modules without weights between two modules of one Sequential; None if they are not in one."""
     parent, _, number = before.place.rpartition(".")
     other, _, following = after.place.rpartition(".")
     if parent != other or not (number.isdigit() and following.isdigit()) or int(following) <= int(number):
@@ -205,7 +205,7 @@ def _gap(before: _Module, after: _Module) -> int | None:
 
 
 def _with_activations(order: Sequence[_Module], epsilon: float) -> Iterator[Layer]:
-    """The layers, and one ReLU behind each hidden dense layer: in the first place behind it that is free."""
+    """The layers, and one ReLU after each hidden dense layer, in the first free position after it."""
     is_wanted = False
     for before, module in zip([None, *order], order, strict=False):
         if is_wanted and before is not None:
@@ -221,7 +221,7 @@ def _with_activations(order: Sequence[_Module], epsilon: float) -> Iterator[Laye
 
 
 def _is_open(order: Sequence[_Module]) -> bool:
-    """Whether something without weights could lie between two of the modules."""
+    """Whether a module without weights could lie between two of the modules."""
     return any(_gap(before, after) != 0 for before, after in pairwise(order))
 
 
@@ -244,7 +244,7 @@ def _numbered(layers: Sequence[Layer], modules: Sequence[_Module]) -> Arrays:
 
 
 def _filled(module: _Module) -> Arrays:
-    """The module's tensors, with the neutral ones for those that it was made without."""
+    """The module's tensors, with neutral values for a missing bias or scale."""
     neutral = {"bias": np.zeros(module.outputs, np.float32)}
     if module.kind != "linear":
         neutral["weight"] = np.ones(module.outputs, np.float32)

@@ -18,9 +18,9 @@ _MAX_REVISION_BYTES = 256
 
 
 def snapshot_of(folder: Path) -> Path:
-    """The snapshot that a repository's folder in the cache stands for, its `refs/main`; any other folder is itself.
+    """The snapshot in `refs/main` of a repository's folder in the cache; any other folder is returned unchanged.
 
-    Raises `CheckpointError` where that snapshot is not there, or is not said.
+    Raises `CheckpointError` if that snapshot is missing, or if none is named and there are several.
     """
     snapshots = folder / _SNAPSHOTS
     if not (snapshots.is_dir() and ((folder / _BLOBS).is_dir() or (folder / _MAIN.parent).is_dir())):
@@ -58,16 +58,16 @@ def _main(path: Path) -> str | None:
 
 
 def check_links(folder: Path, *patterns: str) -> None:
-    """Raises `CheckpointError` for a link in `folder` that leads out of it: what is served is what lies there.
+    """Raises `CheckpointError` for a link in `folder` that leads out of it: only files in the folder are served.
 
-    Of a snapshot, links into the same repository's `blobs/` are what it consists of.
+    A snapshot consists of links into the same repository's `blobs/`, which are allowed.
     """
     for path in (*folder.iterdir(), *(each for pattern in patterns for each in folder.glob(pattern))):
         check_link(path, folder)
 
 
 def check_link(path: Path, folder: Path) -> None:
-    """The same for one file of `folder`."""
+    """Raises `CheckpointError` if `path`, a file of `folder`, is a link that leads out of it."""
     if not path.is_symlink():
         return
     root = folder.resolve()
@@ -82,5 +82,5 @@ def check_link(path: Path, folder: Path) -> None:
 
 
 def _blobs_of(root: Path) -> Path | None:
-    """The folder that a snapshot's links lead to. It is compared with resolved links, so it is no link itself."""
+    """The `blobs/` folder of a snapshot. It must not be a link, since it is compared with resolved links."""
     return next((each.parent / _BLOBS for each in root.parents if each.name == _SNAPSHOTS), None)

@@ -23,11 +23,11 @@ _RESAMPLING = {
     4: Interpolation.BOX,
     5: Interpolation.HAMMING,
 }
-# What a processor does to images and is followed here; of what else it says to do, nothing is.
+# The steps of a processor that are supported; any other step is refused.
 _FOLLOWED = frozenset({"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"})
-# EfficientNet's, which normalise otherwise.
+# EfficientNet's options, which change the normalisation.
 _OTHER_NORMALISATIONS = ("rescale_offset", "include_top")
-# transformers 4 and 5 name a processor that resizes tensors so; the others' names say nothing of who resizes.
+# Ends the names of processors that resize tensors, in transformers 4 and 5. Other names do not state the resizer.
 _TENSORS = "Fast"
 _HALF = (0.5, 0.5, 0.5)
 # ConvNextImageProcessor: below, crop after a resize by crop_pct; from here on, squash.
@@ -36,14 +36,15 @@ _DEFAULT_CROP_PCT = 0.875
 
 
 class Unclear(Exception):
-    """A preparation of images that cannot be followed; the message says what stands there."""
+    """An unsupported preprocessing; the message quotes the file."""
 
 
 def processor_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
-    """transformers/models/convnext/image_processing_convnext.py, and the plain processors that have a crop_size.
+    """The preprocessing of transformers' ConvNextImageProcessor and of the plain processors with a crop_size.
 
-    A processor whose name ends in Fast resizes with torchvision. Of the others' names those before transformers 5
-    resize with Pillow and later ones with torchvision, mostly a level apart: Pillow is assumed.
+    Source: transformers/models/convnext/image_processing_convnext.py. A processor whose name ends in Fast resizes with
+    torchvision. Other processors resize with Pillow before transformers 5 and with torchvision since, with results that
+    are mostly one level apart: Pillow is assumed.
     """
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "ConvNext")
     if config.get("do_resize", True) is not True:
@@ -74,7 +75,7 @@ def processor_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
 def _processor_geometry(
     config: Mapping[str, Any], kind: str
 ) -> tuple[int | None, tuple[int, int] | None, tuple[int, int]]:
-    """The short side (None: squashed), what is squashed to where it is not the crop, and the crop."""
+    """The short side (None if squashed), the size to squash to if it is not the crop, and the crop."""
     size = config.get("size", {"shortest_edge": 384} if "ConvNext" in kind else None)
     # Files from before transformers 4.27 have a number: ConvNext's short side, the others' square.
     if isinstance(size, int):
@@ -106,7 +107,7 @@ def _processor_geometry(
 
 
 def _crop_size(config: Mapping[str, Any], kind: str) -> tuple[int, int] | None:
-    # ConvNeXt's own crop goes by crop_pct: one of another processor is added where it says so.
+    # ConvNeXt crops by crop_pct; other processors crop if they have a crop_size, unless do_center_crop is false.
     is_usual = "crop_size" in config and "ConvNext" not in kind
     if not config.get("do_center_crop", is_usual):
         return None
@@ -131,7 +132,7 @@ def _normalisation(config: Mapping[str, Any]) -> tuple[tuple[float, float, float
 
 
 def with_normalisation(told: Told, normalisation: Normalisation) -> Told:
-    """`told` with the mean and deviation that the checkpoint has as tensors, where nothing else tells them."""
+    """`told` with the mean and deviation that the checkpoint has as tensors, if `told` has no preprocessing."""
     if told.preprocessing is not None:
         return told
     value = replace(PRESETS["torchvision-v1"], mean=normalisation.mean, std=normalisation.std)
@@ -140,7 +141,7 @@ def with_normalisation(told: Told, normalisation: Normalisation) -> Told:
 
 
 def timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
-    """timm/data/transforms_factory.py, transforms_imagenet_eval, for what pretrained_cfg says."""
+    """The preprocessing of a pretrained_cfg, as in timm/data/transforms_factory.py, transforms_imagenet_eval."""
     size = config.get("input_size", [3, 224, 224])
     if not isinstance(size, list) or len(size) != 3 or size[0] != 3:
         raise Unclear(f"input_size is {brief(size)}")
@@ -166,7 +167,7 @@ def timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
 
 
 def _fraction(value: Any, side: int) -> float:
-    """crop_pct: at most 1, and not so small that the resize is past any use."""
+    """crop_pct: at most 1, and large enough that the resize stays within `MAX_SIDE`."""
     (fraction,) = _numbers([_DEFAULT_CROP_PCT if value is None else value], 1, positive=True)
     if not side / MAX_SIDE <= fraction <= 1:
         raise Unclear(f"crop_pct is {brief(value)}")
@@ -198,6 +199,6 @@ def _numbers(value: Any, count: int, positive: bool) -> Iterator[float]:
 
 
 def brief(value: Any) -> str:
-    """What stands in a file, short enough for one line."""
+    """A value from a file, shortened to fit one line."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

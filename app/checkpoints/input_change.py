@@ -13,21 +13,21 @@ from .base import Decision
 from .presets import IMAGENET_MEAN, IMAGENET_STD
 
 _TOLERANCE = 0.02
-# Means and deviations that are the same for each channel and are known to be a normalisation.
+# Mean and deviation of known normalisations that are equal for all channels.
 _SAME_FOR_ALL = ((0.5, 0.5), (0.0, 1.0))
-# Of photos from 0 to 1: what a mean and a deviation can be.
+# Plausible means and deviations of photos from 0 to 1.
 _MEANS, _DEVIATIONS = (0.2, 0.75), (0.1, 0.45)
 
 
 def behind_change(
     change: Decision[InputChange], given: Decision[Preprocessing], is_stated: bool, is_explicit: bool
 ) -> Decision[Preprocessing]:
-    """What the network's body takes, of images prepared as `given` says and changed by the file's own code.
+    """The preprocessing as the network's body sees it: `given`, then the change by the file's own code.
 
-    A change that is a known normalisation tells that the file takes plain images: of `given`, size and filter count,
-    unless the user states a mean, a deviation or a scale (`is_explicit`). Of any other change, `given` is what it
-    takes. Raises `CheckpointError` where nothing says that (`is_stated`): what the file takes is not to be seen from
-    the change.
+    A change that is a known normalisation shows that the file takes plain images: only size and filter of `given`
+    apply, unless the user states a mean, a deviation or a scale (`is_explicit`). With any other change, `given` is the
+    input of the file. Raises `CheckpointError` if `given` is not stated (`is_stated`) either: the change alone does not
+    show which input the file takes.
     """
     base = given.value
     for scale, unit in (("0 to 1", 1.0), ("0 to 255", 1 / 255)):
@@ -46,7 +46,7 @@ def behind_change(
 
 
 def _is_normalisation(value: Preprocessing, unit: float) -> bool:
-    """Whether mean and deviation are such as people normalise photos with."""
+    """Whether mean and deviation are typical of a normalisation of photos."""
     mean, std = np.array(value.mean), np.array(value.std)
     known = [(np.array(IMAGENET_MEAN), np.array(IMAGENET_STD))]
     if unit == 1.0:
@@ -58,6 +58,6 @@ def _is_normalisation(value: Preprocessing, unit: float) -> bool:
     ):
         return True
     is_photo = (mean > _MEANS[0]).all() and (mean < _MEANS[1]).all() and np.ptp(mean) > _TOLERANCE
-    # Without a scaling (Caffe's way), a deviation is one level.
+    # Without a scaling (as in Caffe), the deviation is one level.
     is_deviation = ((std > _DEVIATIONS[0]) & (std < _DEVIATIONS[1])).all() or np.allclose(std * 255, 1, atol=1e-3)
     return bool(is_photo and is_deviation)

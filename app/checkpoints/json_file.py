@@ -11,16 +11,16 @@ from typing import Any
 from ..errors import CheckpointError
 from ..files import NotRegularError, TooLargeError, read_bounded
 
-# The names of 22,000 classes, twice, are 2 MB; at worst 4 MB become 120 MB of objects, in half a second.
+# The names of 22,000 classes, twice, take 2 MB. At worst 4 MB become 120 MB of objects, in half a second.
 MAX_JSON_BYTES = 4 << 20
 
 
 class TwiceError(ValueError):
-    """An object has a name twice; the message is the name."""
+    """An object has a duplicate name, which is the message."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no such file. Raises `CheckpointError` for anything else."""
+    """The object in a JSON file; empty if there is no file. Raises `CheckpointError` for any other content."""
     try:
         document = parse_json(read_bounded(path, MAX_JSON_BYTES))
     except (FileNotFoundError, NotADirectoryError):
@@ -56,7 +56,7 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
-    """Why a file of a checkpoint cannot be read, and what to do."""
+    """The error for a file of a checkpoint that cannot be read, with its cause and a remedy."""
     if isinstance(error, NotRegularError):
         return CheckpointError(f"Cannot read {path}: {error.strerror}. Put the file itself there.")
     if isinstance(error, FileNotFoundError):

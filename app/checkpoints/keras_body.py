@@ -1,6 +1,6 @@
 """A Keras graph's body compared with ResNet-50, layer by layer, from its last block to its stem.
 
-What differs and can be realised becomes a switch or an altered layer; everything else is refused by the layer's name.
+Supported differences become a switch or an altered layer; any other difference is refused by the layer's name.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _NOT_THERE = "which ResNet-50 does not have there"
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What the layers of a body state, by torchvision's names."""
+    """Facts of the layers of a body, by torchvision's names."""
 
     source: Tensor
-    """What the first convolution is given, padding aside: the prepared images."""
+    """The input of the first convolution before its padding: the preprocessed images."""
     size: Size
-    """Of what the body gives."""
+    """The size of the body's output."""
     stride_in: Literal["3x3", "1x1"]
     stem: Literal["symmetric", "same"]
     pool: Literal["symmetric", "ceil", "valid"]
@@ -47,11 +47,11 @@ class Body:
 
 @dataclass(slots=True)
 class Walk:
-    """Backwards through the graph; what is found is kept to be looked at with its sizes, from the front."""
+    """A walk backwards through the graph. Its findings are kept, and measured afterwards from the front."""
 
     graph: KerasGraph
     role: Callable[[Node], str | None]
-    """Which of torchvision's modules (or of `networks.resnet50v2`'s) a layer with weights is."""
+    """A layer with weights → the name of torchvision's module (or of `networks.resnet50v2`'s)."""
     windows: list[tuple[str, Node, list[Node]]] = field(default_factory=list)
     """Convolutions and pools with the ZeroPadding2D before them, last first."""
     norms: list[tuple[str, Node]] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Walk:
         return self._padded(node, name)
 
     def pool(self, tensor: Tensor, name: str) -> Tensor:
-        """A pool, or none, where the tensor comes from somewhere else."""
+        """The tensor before a pool, or the tensor itself if it comes from no pool."""
         tensor = behind_inert(tensor)
         if tensor.node.kind not in ("MaxPooling2D", "AveragePooling2D"):
             return tensor
@@ -92,7 +92,7 @@ class Walk:
         return tensor
 
     def activation(self, tensor: Tensor, name: str) -> Tensor:
-        """Of torchvision's module `name`, which all the activations of a block are."""
+        """The tensor before an activation of torchvision's module `name`, which is shared by a block's activations."""
         tensor = behind_inert(tensor)
         activated = read_activation(self.graph, tensor.node)
         if activated is None:
@@ -122,19 +122,19 @@ class Walk:
         return node
 
     def branches(self, tensor: Tensor, main: str) -> tuple[Tensor, Tensor]:
-        """The two summands, that of the layer `main` first."""
+        """The two summands, with that of the layer `main` first."""
         first, second = self.sum(tensor)
         return (first, second) if self.is_(first, main) else (second, first)
 
     def meet(self, first: Tensor, second: Tensor, block: str) -> Tensor:
-        """Raises `CheckpointError` unless both branches of a block begin at one tensor."""
+        """The tensor where both branches of a block begin. Raises `CheckpointError` if they begin at two."""
         first, second = behind_inert(first), behind_inert(second)
         if first != second:
             raise self.graph.refusal(second.node, f"the two branches of {block} do not begin at one layer")
         return first
 
     def measured(self, size: Size) -> list[tuple[str, Node, Window]]:
-        """The windows with their sizes, first to last; a branch of one block is given what the block is."""
+        """The windows with their sizes, first to last. Both branches of a block start from the block's input size."""
         found: list[tuple[str, Node, Window]] = []
         given = {"": size}
         for name, node, pads in reversed(self.windows):
@@ -157,9 +157,9 @@ class Walk:
 def read_body(
     graph: KerasGraph, end: Tensor, role: Callable[[Node], str | None], size_at: Callable[[Tensor], Size]
 ) -> Body:
-    """The body that ends in `end`; `size_at` measures what it begins with.
+    """The body that ends in `end`; `size_at` measures its input.
 
-    Raises `CheckpointError` for a layer that is no ResNet-50's.
+    Raises `CheckpointError` for a layer that a ResNet-50 does not have.
     """
     walk = Walk(graph, role)
     tensor = end
@@ -221,7 +221,7 @@ def _settled(walk: Walk, source: Tensor, size: Size) -> Body:
 
 
 def _expected(name: str, stride_in: str) -> tuple[Size, Size]:
-    """Stride and padding that torchvision's convolution has under this switch."""
+    """Stride and padding of torchvision's convolution with this switch."""
     if name == "conv1":
         return (2, 2), (3, 3)
     is_strided = name in {f"layer{stage}.0.{'conv1' if stride_in == '1x1' else 'conv2'}" for stage in (2, 3, 4)}
@@ -262,7 +262,7 @@ def _activations(walk: Walk) -> list[Layer]:
 
 
 def read_epsilons(walk: Walk, usual: float | None = None) -> tuple[float, list[Layer]]:
-    """The epsilon that most normalisations have, and those that have another."""
+    """The epsilon of most normalisations, or `usual`; and the normalisations with another."""
     values = [(name, read_epsilon(walk.graph, node)) for name, node in walk.norms]
     common = usual if usual is not None else Counter(value for _, value in values).most_common(1)[0][0]
     return common, [Layer(name, "batch_norm", value=value) for name, value in values if value != common]

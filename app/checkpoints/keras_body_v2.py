@@ -50,7 +50,7 @@ def _bottleneck_v2(walk: Walk, tensor: Tensor, name: str, is_strided: bool) -> T
     start = walk.convolution(main, f"{name}.reduce")
     given = walk.norm(walk.activation(start, f"{name}.relu"), f"{name}.preact")
     if name.endswith(".0"):
-        # The projection starts from what the block's own normalisation gives.
+        # The projection starts from the output of the block's own normalisation.
         walk.meet(start, walk.convolution(side, f"{name}.shortcut"), name)
         return behind_inert(given)
     if is_strided:

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """What stands in the configuration for another call's output."""
+    """A reference in the configuration to another call's output."""
 
     name: str
     number: int
@@ -17,11 +17,11 @@ class Pointer:
 
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Arguments and keywords, with a `Pointer` for what another call gives."""
+"""Arguments and keywords, with a `Pointer` for each output of another call."""
 
 
 def read_call(entry: Mapping[str, Any], number: int, names: Mapping[str, Any]) -> Call:
-    """The call of that number of a layer; `names` are those of the layers that it can refer to."""
+    """Call `number` of a layer; `names` are the layers that it can refer to."""
     calls = entry.get("inbound_nodes") or []
     if not calls:
         return (), {}
@@ -71,7 +71,7 @@ def _keras_3(value: Any) -> Any:
 
 
 def read_references(value: Any) -> list[tuple[str, int, int]]:
-    """Of `input_layers` and `output_layers`: one `[name, number, index]`, or a list (or dict) of them."""
+    """The references of `input_layers` or `output_layers`: one `[name, number, index]`, or a list (or dict) of them."""
     if isinstance(value, dict):
         value = list(value.values())
     if value and isinstance(value[0], str):

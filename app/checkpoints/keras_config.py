@@ -1,7 +1,7 @@
 """Facts in a Keras model's configuration: the body's switches, the classifier, the preprocessing.
 
-Nothing is made of it. Every layer between the image and the scores is known and honoured, or the file is refused by
-that layer's name, since the weights alone would not answer as the model does.
+No layer is instantiated. A file with an unsupported layer between the image and the scores is refused by the layer's
+name, since the weights alone would not give the model's answers.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _BINARY_LOSSES = ("BinaryCrossentropy", "binary_crossentropy", "BinaryFocalCross
 
 @dataclass(frozen=True, slots=True)
 class KerasConfig:
-    """A model's graph, read."""
+    """A model's graph and its training configuration."""
 
     graph: KerasGraph
     training: Mapping[str, Any]
-    """What it was compiled with; empty where the file does not say."""
+    """The arguments of `compile`; empty if the file does not state them."""
 
     def with_facts(self, tensors: Arrays) -> Stored:
-        """`tensors`, named as the graph's layers are, and what the graph tells of them.
+        """`tensors`, under the names of the graph's layers, and the graph's facts.
 
-        Raises `CheckpointError` for a layer that is not known where it stands.
+        Raises `CheckpointError` for a layer that is not supported at its position.
         """
         for node in self.graph.nodes:
             if node.kind == "Lambda":
@@ -92,9 +92,9 @@ class KerasConfig:
 
 
 def read_config(text: str | bytes, path: Path, training: str | None = None) -> KerasConfig:
-    """`training` is what the model was compiled with, where the file keeps it apart.
+    """Read a configuration. `training` has the arguments of `compile`, if the file stores them separately.
 
-    Raises `CheckpointError` where it is no configuration of layers, in one line.
+    Raises `CheckpointError` in one line if it is no configuration of layers.
     """
     graph = read_graph(text, path)
     compiled: Any = graph.document.get("compile_config")
@@ -109,7 +109,7 @@ def read_config(text: str | bytes, path: Path, training: str | None = None) -> K
 
 
 def _roles(tensors: Arrays) -> Callable[[Node], str | None] | None:
-    """Which module of the network a layer is; None where no ResNet-50's names are among those of the variables."""
+    """Layer → the name of its module in the network; None if the variables have no ResNet-50's names."""
     places = find_places(tensors)
     if not places:
         return None
@@ -124,7 +124,7 @@ def _roles(tensors: Arrays) -> Callable[[Node], str | None] | None:
 
 
 def _neutral(graph: KerasGraph, tensors: Arrays) -> Arrays:
-    """Ones and zeros for the factors and shifts that normalisations were made without."""
+    """Ones and zeros for gamma and beta of the normalisations, to fill in missing ones."""
     found: dict[str, NDArray[Any]] = {}
     for node in graph.nodes:
         mean = tensors.get(f"{node.label}/moving_mean")
@@ -142,7 +142,7 @@ def _preprocessing(prepared: Prepared, usual: Any) -> Decision[Any] | None:
 
 
 def _in_torch_order(tensors: Arrays, head: KerasHead) -> Arrays:
-    """Of a classifier that takes features point by point, its first layer's rows in torch's order: channels first."""
+    """Reorder the rows of a classifier's first layer for torch (channels first), if it takes flattened features."""
     if head.flattened is None:
         return tensors
     name = f"{head.layers[0].name}/kernel"

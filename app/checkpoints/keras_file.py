@@ -1,8 +1,8 @@
 """Keras's files without Keras: `.h5` (legacy), `.weights.h5` and `.keras`.
 
-All become `layer/kernel`, `layer/gamma`, …: by the variables' names where a file has them, else by the order in which
-Keras creates them. The configuration in a file is read as data (see `keras_config`); nothing that it names is ever
-made or run.
+All variables become `layer/kernel`, `layer/gamma`, …: by their names if a file has them, otherwise by the order in
+which Keras creates them. The configuration in a file is read as data (see `keras_config`); nothing that it names is
+instantiated or run.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .keras_graph import MAX_CONFIG_BYTES, KerasGraph
 from .keras_order import Variables, is_counted, names_by_order, number_of
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
-# Deflated weights are hardly smaller than they are; what claims to grow by more than this is no Keras's file.
+# Deflate hardly compresses weights: a file that grows by more than this when unpacked is not Keras's.
 _MAX_GROWTH_BYTES = 100 * 1024 * 1024
-# Where a Keras model keeps its layers: Keras 3 and tf.keras 2.12 and up; tf.keras 2.13.
+# Groups with a model's layers: in Keras 3 and tf.keras since 2.12; in tf.keras 2.13.
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
 _ZIP_DAMAGE = (
     zipfile.BadZipFile,
@@ -41,7 +41,7 @@ _ZIP_DAMAGE = (
     ValueError,
     KeyError,
 )
-_MOST_VARIABLES = 4  # of one layer of a ResNet: gamma, beta, mean, variance
+_MOST_VARIABLES = 4  # in one layer of a ResNet: gamma, beta, mean, variance
 # Keras 2 and 3: kernel:0, moving_mean:0. Keras 1, and the weights that were published then: res2a_branch2a_W_1:0.
 _VARIABLE = re.compile(
     r"(?:^|_)(kernel|bias|gamma|beta|moving_mean|moving_variance|W|b|running_mean|running_std|mean|variance)(?:_\d+)?(?::0)?$"
@@ -61,7 +61,7 @@ def is_keras_zip(names: Iterable[str]) -> bool:
 def read_keras_h5(path: Path) -> Stored:
     """An HDF5 file: a whole model or weights alone, legacy or Keras 3's.
 
-    Raises `CheckpointError` for what is refused, damaged, or has layers that tell no ResNet-50.
+    Raises `CheckpointError` if it is refused, damaged, or has layers that a ResNet-50 does not have.
     """
     file = read_hdf5(path)
     text, training = (file.groups[""].get(name) for name in ("model_config", "training_config"))
@@ -85,7 +85,10 @@ def read_keras_zip(path: Path) -> Stored:
 
 
 def _check_member(archive: zipfile.ZipFile, name: str, limit_bytes: int, path: Path) -> None:
-    """Of a member no more is read than it declares, so that what it declares is what to look at."""
+    """Raises `CheckpointError` for a member that is too large or packed in an unusual way.
+
+    The declared size is checked, since at most that many bytes are read.
+    """
     member = archive.getinfo(name)
     if member.file_size > limit_bytes or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise CheckpointError(
@@ -114,7 +117,7 @@ def _stored(file: Hdf5, config: KerasConfig | None, path: Path) -> Stored:
 
 
 def _legacy_tensors(file: Hdf5, graph: KerasGraph | None, path: Path) -> dict[str, NDArray[Any]]:
-    """`layer/kernel` → values. Of a model in the model, its own layers."""
+    """`layer/kernel` → values, also for the layers of nested models."""
     root = "model_weights/" if "model_weights" in file.groups else ""
     tensors: dict[str, NDArray[Any]] = {}
     members: dict[str, list[str]] = {}
@@ -127,7 +130,7 @@ def _legacy_tensors(file: Hdf5, graph: KerasGraph | None, path: Path) -> dict[st
         if graph is not None:
             is_model = group in graph.models
         for where, leaf in zip(datasets, leaves, strict=True):
-            # A layer's own name is the group's: TensorFlow numbers the scopes inside anew.
+            # The group has the layer's name: TensorFlow renumbers the scopes inside it.
             owner = where.split("/")[-2] if is_model else group
             label = graph.label(group if is_model else None, owner) if graph is not None else None
             name = f"{label or owner}/{leaf}"
@@ -196,7 +199,7 @@ def _keras3_layers(file: Hdf5) -> list[Variables]:
 
 
 def _keras3_names(layers: Sequence[Variables], graph: KerasGraph | None, path: Path) -> dict[str, str]:
-    """Places → names: by the configuration, else by the file, else by the layers' order."""
+    """Places → names: from the configuration, otherwise from the file, otherwise by the order of the layers."""
     if graph is not None:
         labels = graph.labels
         unknown = next((layer for layer in layers if layer.place not in labels), None)

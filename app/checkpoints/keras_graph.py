@@ -1,4 +1,4 @@
-"""The graph of a Keras model: which layer takes what another gives. `keras_unfolding` reads it from a configuration."""
+"""The graph of a Keras model: layer calls and their inputs. `keras_unfolding` reads it from a configuration."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Node:
     """One call of a layer or of an operation."""
 
     kind: str
-    """The class of the layer or operation; of a TensorFlow function in Keras 2 its name, such as `tf.nn.relu`."""
+    """The class of the layer or operation, or the name of a TensorFlow function in Keras 2, such as `tf.nn.relu`."""
     name: str
     label: str
-    """The name that its variables have in `Stored.tensors`: its own, behind its models' where two have one name."""
+    """The prefix of its variables in `Stored.tensors`: its name, after its models' names if it is not unique."""
     options: Mapping[str, Any] = field(default_factory=dict)
     arguments: tuple[Any, ...] = ()
-    """With a `Tensor` for what another node gives."""
+    """With a `Tensor` for each output of another node."""
     keywords: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def inputs(self) -> list[Tensor]:
-        """What it takes from other nodes."""
+        """Its inputs from other nodes."""
         return [*tensors_in(self.arguments), *tensors_in(tuple(self.keywords.values()))]
 
     def describe(self) -> str:
@@ -43,7 +43,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """What a node gives; `index` tells several outputs apart."""
+    """The output `index` of a node."""
 
     node: Node
     index: int = 0
@@ -51,14 +51,14 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One layer of the configuration, wherever in its models it stands."""
+    """One layer of the configuration, at any depth of nested models."""
 
     kind: str
     name: str
     models: tuple[str, ...]
-    """The names of the models around it, without the outermost."""
+    """The names of the models that contain it, without the outermost."""
     place: str
-    """Where Keras 3 keeps its variables: `layers/conv2d_1`."""
+    """The path of its variables in Keras 3: `layers/conv2d_1`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class KerasGraph:
     document: Mapping[str, Any]
     layers: tuple[Listed, ...]
     nodes: tuple[Node, ...]
-    """Each behind those that it takes something from."""
+    """In topological order: each after its inputs."""
     output: Tensor
     path: Path
 
@@ -77,7 +77,7 @@ class KerasGraph:
         return any("batch_shape" in node.options for node in self.nodes if node.kind == "InputLayer")
 
     def label(self, model: str | None, name: str) -> str | None:
-        """Of the layer `name` that stands in `model`, at whatever depth; None: of one that stands in no model."""
+        """The label of the layer `name` in `model`, at any depth, or in no nested model (None); None if not unique."""
         fitting = [
             label
             for layer, label in zip(self.layers, labels_of(self.layers), strict=True)
@@ -87,12 +87,12 @@ class KerasGraph:
 
     @property
     def models(self) -> frozenset[str]:
-        """The names of the models that stand in it."""
+        """The names of the models nested directly in it."""
         return frozenset(layer.name for layer in self.layers if layer.kind in MODELS and not layer.models)
 
     @property
     def labels(self) -> dict[str, str]:
-        """Where Keras 3 keeps a layer's variables → the layer's label."""
+        """The path of a layer's variables in Keras 3 → the layer's label."""
         return {layer.place: label for layer, label in zip(self.layers, labels_of(self.layers), strict=True)}
 
     def refusal(self, node: Node, why: str) -> CheckpointError:

@@ -29,10 +29,10 @@ _NOT_BEHIND = "which is not known behind a ResNet-50"
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """The nodes behind the last block, and the sum that the block ends in."""
+    """The nodes after the sum that ends the last block."""
 
     nodes: tuple[Node, ...]
-    """In their order; of those that do nothing, none."""
+    """In order, without those that have no effect."""
     graph: KerasGraph
 
 
@@ -41,17 +41,17 @@ class KerasHead:
     """The classifier."""
 
     layers: tuple[Layer, ...]
-    """By the labels of the layers; none where there is no dense layer."""
+    """Named by their labels; empty if there is no dense layer."""
     altered: tuple[Layer, ...]
-    """The pooling, where it is not the mean of all points."""
+    """The pooling, if it is not the mean of all points."""
     activation: Activation | None
-    """None where the scores are left as they are."""
+    """None if no activation follows the scores."""
     flattened: Size | None = None
-    """Of features that are flattened and not pooled: their height and width, in Keras's order of axes."""
+    """Height and width of features that are flattened and not pooled, in Keras's axis order; else None."""
 
 
 def read_tail(graph: KerasGraph) -> Tail:
-    """From the output back to the last sum of two branches."""
+    """The nodes from the last sum of two branches to the output."""
     nodes: list[Node] = []
     tensor = behind_inert(graph.output)
     while len(tensor.node.inputs) == 1:
@@ -63,7 +63,7 @@ def read_tail(graph: KerasGraph) -> Tail:
 
 
 def split_tail(tail: Tail, is_preactivated: bool) -> tuple[Tensor, tuple[Node, ...]]:
-    """What the body ends in, and the head behind it."""
+    """The output of the body, and the nodes of the head."""
     count = 2 if is_preactivated else 1  # post_bn and post_relu; the last block's activation
     if len(tail.nodes) < count:
         raise tail.graph.refusal(tail.graph.output.node, "the body was expected to end in an activation")
@@ -71,7 +71,7 @@ def split_tail(tail: Tail, is_preactivated: bool) -> tuple[Tensor, tuple[Node, .
 
 
 class _Head:
-    """Reads the nodes in their order."""
+    """Reads the nodes in order."""
 
     def __init__(self, graph: KerasGraph, size: Size) -> None:
         self._graph = graph
@@ -124,7 +124,7 @@ class _Head:
     def _pool_all(self, node: Node, is_max: bool) -> None:
         if self._points != (1, 1):
             if self._is_pooled:
-                # A mean of equal means is the mean of all, which these need not be.
+                # A mean of means is the mean of all points only for windows of equal size, which is not certain here.
                 raise self._graph.refusal(node, "it is the second pooling")
             if is_max:
                 self.altered.append(Layer("avgpool", "adaptive_max_pool"))
@@ -143,7 +143,7 @@ class _Head:
         self._points, self._is_pooled = output_size(self._points, *_plain(window.kernel, window.stride)), True
 
     def _check_axes(self, node: Node) -> None:
-        """Of an operation that says along which axes it goes."""
+        """Raises `CheckpointError` unless the operation goes over height and width."""
         options = {**node.options, **node.keywords}
         axes = options.get("axis")
         if sorted(axes if isinstance(axes, list | tuple) else [axes or 0]) not in ([1, 2], [-3, -2]):
@@ -152,7 +152,7 @@ class _Head:
     def _flatten(self, node: Node) -> None:
         shape = _list(node.options.get("target_shape"))
         if node.kind == "Reshape" and len(shape) != 1:
-            # To 1×1 points, or to those once more; any other shape would mix features.
+            # Only to 1×1 points, from a vector or from such points; any other shape would mix features.
             if len(shape) != 3 or shape[:2] != [1, 1] or self._points != (1, 1):
                 raise self._graph.refusal(node, _NOT_BEHIND)
             self._rank = 4
@@ -208,7 +208,7 @@ class _Head:
         return self._rank == 2
 
     def ends_in(self) -> Activation | None:
-        """What turns the scores into probabilities. Raises `CheckpointError` for what makes neither of them."""
+        """The function from scores to probabilities; None if there is none. Raises `CheckpointError` for any other."""
         if self._last is None:
             return None
         activated, node = self._last
@@ -229,7 +229,7 @@ class _Head:
 
 
 def read_head(graph: KerasGraph, nodes: tuple[Node, ...], size: Size) -> KerasHead:
-    """The layers behind a body that gives `size` points. Raises `CheckpointError` for one that is not known there."""
+    """The head after a body with `size` output points. Raises `CheckpointError` for an unsupported layer."""
     head = _Head(graph, size)
     for node in nodes:
         head.take(node)

@@ -11,9 +11,9 @@ from .keras_graph import KerasGraph, Node, Tensor
 
 Size = tuple[int, int]
 Pads = tuple[int, int, int, int]
-"""Rows above and below, columns left and right."""
+"""Padding in rows above and below, and columns left and right."""
 
-# These do nothing once a model is trained.
+# These have no effect at inference.
 _INERT = frozenset(
     {
         *("Dropout", "SpatialDropout2D", "AlphaDropout", "GaussianDropout", "GaussianNoise", "ActivityRegularization"),
@@ -22,7 +22,7 @@ _INERT = frozenset(
 )
 _RANDOM = ("Random", "AutoContrast", "RandAugment", "AugMix", "MixUp", "CutMix")
 
-# Activations by the names that Keras has for them (keras/activations/activations.py).
+# Activations by Keras's names (keras/activations/activations.py).
 _ACTIVATIONS: Mapping[str, tuple[str, float | None]] = {
     "linear": ("linear", None),
     "relu": ("relu", None),
@@ -41,7 +41,7 @@ _ACTIVATIONS: Mapping[str, tuple[str, float | None]] = {
     "tanh": ("tanh", None),
     "sigmoid": ("sigmoid", None),
     "softmax": ("softmax", None),
-    # A softmax of it gives what it is the logarithm of.
+    # Its softmax gives the probabilities that it is the logarithm of.
     "log_softmax": ("log_softmax", None),
 }
 # Operations of Keras 3 and functions of TensorFlow in Keras 2.
@@ -68,19 +68,19 @@ class Activated:
 
     @property
     def keeps_zero_lowest(self) -> bool:
-        """Whether nothing that it gives is below zero."""
+        """Whether none of its results is below zero."""
         return self.kind in ("relu", "relu6", "sigmoid", "softmax", "softplus")
 
 
 def is_inert(node: Node) -> bool:
     if node.keywords.get("training") is True and node.kind.endswith("Dropout"):
         return False
-    # A RandomCrop crops from the middle once a model is trained.
+    # A RandomCrop crops the centre at inference.
     return node.kind in _INERT or (node.kind.startswith(_RANDOM) and node.kind != "RandomCrop")
 
 
 def behind_inert(tensor: Tensor) -> Tensor:
-    """The tensor, or what the layers that do nothing were given."""
+    """The tensor before any layers without effect."""
     while (is_inert(tensor.node) or _is_linear(tensor.node)) and len(tensor.node.inputs) == 1:
         tensor = tensor.node.inputs[0]
     return tensor
@@ -91,7 +91,7 @@ def _is_linear(node: Node) -> bool:
 
 
 def read_activation(graph: KerasGraph, node: Node) -> Activated | None:
-    """Of a layer that is an activation, which; None for other layers. Raises `CheckpointError` for one unknown."""
+    """The activation that a layer is; None for other layers. Raises `CheckpointError` for an unknown one."""
     options = node.options
     if node.kind == "Activation":
         return named_activation(graph, node)
@@ -105,7 +105,7 @@ def read_activation(graph: KerasGraph, node: Node) -> Activated | None:
 
 
 def named_activation(graph: KerasGraph, node: Node) -> Activated:
-    """What the option `activation` of a layer says. Raises `CheckpointError` for one that is not known."""
+    """The activation in a layer's option `activation`. Raises `CheckpointError` for an unknown one."""
     value = node.options.get("activation")
     if value is None:
         return Activated("linear")
@@ -123,7 +123,7 @@ def named_activation(graph: KerasGraph, node: Node) -> Activated:
 
 
 def _of_class(kind: str, options: Mapping[str, Any]) -> Activated | None:
-    """Layers that are an activation."""
+    """The activation of an activation layer; None for other layers and options."""
     if kind == "ReLU" and options.get("threshold", 0) in (0, None):
         slope, most = options.get("negative_slope") or 0, options.get("max_value")
         if slope and most is None:
@@ -154,7 +154,7 @@ def _of_operation(graph: KerasGraph, node: Node) -> Activated:
 
 
 def pair(value: Any) -> Size | None:
-    """`2`, `[2]` or `[2, 3]` as two numbers."""
+    """`2`, `[2]` or `[2, 3]` as two numbers; None for anything else."""
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(each, int) and 0 <= each < 1 << 16 for each in values) or len(values) not in (1, 2):
         return None
@@ -162,7 +162,7 @@ def pair(value: Any) -> Size | None:
 
 
 def zero_pads(graph: KerasGraph, node: Node) -> Pads:
-    """Of a ZeroPadding2D."""
+    """The padding of a ZeroPadding2D."""
     value = node.options.get("padding", 1)
     if isinstance(value, list) and len(value) == 2 and all(isinstance(each, list) for each in value):
         rows, columns = pair(value[0]), pair(value[1])
@@ -175,7 +175,7 @@ def zero_pads(graph: KerasGraph, node: Node) -> Pads:
 
 
 def same_pads(size: Size, kernel: Size, stride: Size, dilation: Size) -> Pads:
-    """TensorFlow's SAME: the output is ⌈n / stride⌉, and of what that needs the odd row goes behind."""
+    """TensorFlow's padding SAME: the output has ⌈n / stride⌉ rows, and an odd row of padding goes to the end."""
     pads: list[int] = []
     for side, length, step, hole in zip(size, kernel, stride, dilation, strict=True):
         total = max((-(-side // step) - 1) * step + (length - 1) * hole + 1 - side, 0)
@@ -191,28 +191,28 @@ def output_size(size: Size, pads: Pads, kernel: Size, stride: Size, dilation: Si
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A convolution or pool as it is laid over its input."""
+    """The geometry of a convolution or pool on its input."""
 
     kernel: Size
     stride: Size
     dilation: Size
     explicit: Pads
-    """Zeros that a layer before it adds."""
+    """The zeros of a ZeroPadding2D before it."""
     pads: Pads
-    """Those, and what padding SAME adds."""
+    """The sum of `explicit` and the padding SAME."""
     is_same: bool
     given: Size
     gives: Size
 
     @property
     def symmetric(self) -> Size | None:
-        """The padding where it is the same on both sides."""
+        """The padding if it is the same on both sides; else None."""
         top, bottom, left, right = self.pads
         return (top, left) if (top, left) == (bottom, right) else None
 
 
 def read_window(graph: KerasGraph, node: Node, explicit: Pads, size: Size) -> Window:
-    """Of a Conv2D or a pool that is given `size` points. Raises `CheckpointError` where its options are odd."""
+    """The window of a Conv2D or a pool on `size` points. Raises `CheckpointError` for unsupported options."""
     options = node.options
     is_pool = "pool_size" in options
     kernel = pair(options.get("pool_size" if is_pool else "kernel_size"))

@@ -21,7 +21,7 @@ FLOATS = frozenset({"float16", "bfloat16", "float32", "float64", None})
 
 
 def operands_of(node: Node) -> tuple[Any, bool] | None:
-    """Of an operation on two values: the one that is no tensor, and whether it stands first."""
+    """The constant operand of an operation on a tensor and a constant, and whether it is the first operand."""
     keywords = {key: value for key, value in node.keywords.items() if key in ("y", "bias", "x", "x1", "x2")}
     values = [*node.arguments, *keywords.values()]
     if len(values) != 2 or sum(isinstance(value, Tensor) for value in values) != 1:
@@ -31,7 +31,7 @@ def operands_of(node: Node) -> tuple[Any, bool] | None:
 
 
 def numbers_of(value: Any) -> NDArray[np.float64] | None:
-    """One number or one for each channel, whatever axes of length 1 stand around them."""
+    """One number, or one for each channel, from an array with any axes of length 1; None for anything else."""
     if isinstance(value, dict):
         value = value.get("config", {}).get("value") if isinstance(value.get("config"), dict) else None
     if value is None:
@@ -69,7 +69,7 @@ def is_last_axis(node: Node) -> bool:
 
 
 def channels_of(node: Node, count: int) -> list[int] | None:
-    """Which of `count` channels `x[..., 2]`, `x[..., ::-1]` or `x[:, :, :, 0:1]` takes; None of another index."""
+    """The channels, of `count`, that `x[..., 2]`, `x[..., ::-1]` or `x[:, :, :, 0:1]` takes; None for other indices."""
     spec = node.keywords.get("slice_spec", node.arguments[1] if len(node.arguments) > 1 else None)
     if not isinstance(spec, list | tuple) or not spec:
         return None
@@ -85,7 +85,7 @@ def channels_of(node: Node, count: int) -> list[int] | None:
 
 
 def _slice(value: Any) -> Any:
-    """One part of an index, as Keras 2 writes it; Keras 3's are read already."""
+    """One part of an index as Keras 2 writes it; `keras_calls` has parsed those of Keras 3."""
     if isinstance(value, dict):
         if value.get("class_name") == "__ellipsis__":
             return ...

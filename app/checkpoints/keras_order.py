@@ -14,22 +14,22 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError
 
 _BLOCKS = ((2, 3), (3, 4), (4, 6), (5, 3))
-_OLD_PROJECTION_INPUTS = 128  # of the third convolution of conv3_block1 where the shortcut is listed last
+_OLD_PROJECTION_INPUTS = 128  # of the third convolution of conv3_block1, if the shortcut is listed last
 
 
 @dataclass(frozen=True, slots=True)
 class Variables:
-    """What Keras 3 keeps of one layer."""
+    """The variables of one layer in a Keras 3 file."""
 
     place: str
     """`layers/functional/layers/conv2d_1`."""
     name: str | None
-    """As the file has it; older Keras 3 writes none."""
+    """The name in the file; older Keras 3 writes none."""
     values: list[NDArray[Any]]
 
     @property
     def kind(self) -> str:
-        """The layer's class, as it is spelt in places: `batch_normalization`."""
+        """The layer's class, as spelt in `place`: `batch_normalization`."""
         return re.sub(r"_\d+$", "", self.place.split("/")[-1])
 
     @property
@@ -38,20 +38,20 @@ class Variables:
 
     @property
     def model(self) -> str:
-        """The place of the model that it stands in."""
+        """The place of the model that contains it."""
         return self.place.rsplit("/", 2)[0] if self.place.count("/") > 1 else ""
 
 
 def is_counted(places: Iterable[str]) -> bool:
-    """Whether layers go by their classes' names: then their order is all that tells them apart."""
+    """Whether all layers are named after their classes, so that only their order distinguishes them."""
     bare = {"conv2d", "batch_normalization", "dense", "layer_normalization", "normalization"}
     return all(place.split("/")[-1].rstrip("0123456789").rstrip("_") in bare for place in places)
 
 
 def names_by_order(layers: Sequence[Variables], path: Path) -> dict[str, str]:
-    """The names that belong to layers without any, by the order in which Keras lists those of its ResNets.
+    """Place → name for unnamed layers, by the order in which Keras lists the layers of its ResNets.
 
-    What stands behind the body, or in another model than it, keeps its place for a name.
+    Layers after the body, or in another model, are named by their place.
     """
     model = Counter(layer.model for layer in layers if layer.kind == "conv2d").most_common(1)
     body = [layer for layer in layers if model and layer.model == model[0][0]]
@@ -73,7 +73,7 @@ def names_by_order(layers: Sequence[Variables], path: Path) -> dict[str, str]:
         names = ["conv1_conv", *_block_names("1203", "123", "conv")]
         norm_names = [*_block_names(("preact", "1", "2"), ("preact", "1", "2"), "bn"), "post_bn"]
     else:
-        # conv1; of block 2: 1, 2, 0, 3, then two blocks of three; then 1, 2 and the one to look at
+        # conv1; in conv2: 1, 2, 0, 3, then two blocks of three; in conv3: 1, 2, then the one that differs
         third = convolutions[1 + 4 + 3 + 3 + 2].values[0]
         is_old = third.ndim == 4 and third.shape[2] == _OLD_PROJECTION_INPUTS
         first = "1230" if is_old else "1203"

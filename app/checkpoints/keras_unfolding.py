@@ -15,13 +15,13 @@ from ..errors import CheckpointError
 from .keras_calls import Pointer, pointers_in, read_call, read_references
 from .keras_graph import EXPORT, MAX_CONFIG_BYTES, MODELS, KerasGraph, Listed, Node, Tensor, labels_of, tensors_in
 
-# A ResNet50 has some 180; one in a model with layers around it has not many more.
+# A ResNet50 has some 180; a model around one adds few.
 _MAX_LAYERS = 2_000
 _MAX_DEPTH = 16
 
 
 def read_graph(text: str | bytes, path: Path) -> KerasGraph:
-    """Raises `CheckpointError`, in one line, where it is no configuration of a model made of layers."""
+    """The graph of a configuration. Raises `CheckpointError` in one line if it is no model made of layers."""
     if len(text) > MAX_CONFIG_BYTES:
         raise CheckpointError(
             f"{path} has a model configuration of over {MAX_CONFIG_BYTES:,} bytes, which no ResNet-50's is."
@@ -48,7 +48,7 @@ def read_graph(text: str | bytes, path: Path) -> KerasGraph:
 
 
 def _without_tuples(value: Any) -> Any:
-    """Lists for the tuples that a SavedModel's metadata has."""
+    """A document with lists in place of the tuples in a SavedModel's metadata."""
     if isinstance(value, list):
         return [_without_tuples(each) for each in value]
     if not isinstance(value, dict):
@@ -102,7 +102,7 @@ def _listed(model: Mapping[str, Any], models: tuple[str, ...], prefix: str) -> I
 
 
 def _snake(kind: str) -> str:
-    """As Keras makes a name of a class (keras/utils/naming.py): Conv2D → conv2d, BatchNormalization → batch_…"""
+    """Class → name as in keras/utils/naming.py: Conv2D → conv2d, BatchNormalization → batch_normalization."""
     kind = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", kind[:200]))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", kind).lower()
 
@@ -115,10 +115,10 @@ class _Builder:
     path: Path
     nodes: list[Node] = field(default_factory=list)
     calls: int = 0
-    """Of models; one that gives what it is given has no nodes, and can be called by many that are called by many."""
+    """Calls of models. They are limited too: models without nodes could call each other exponentially often."""
 
     def model(self, model: Mapping[str, Any], given: Sequence[Tensor] | None, models: tuple[str, ...]) -> list[Tensor]:
-        """What the model gives of what it is given; None: it is the outermost, with inputs of its own."""
+        """The model's outputs for the inputs `given`; None for the outermost model, which has its own inputs."""
         self.calls += 1
         if len(self.nodes) + self.calls > _MAX_LAYERS:
             raise CheckpointError(f"{self.path} calls over {_MAX_LAYERS:,} layers, which no ResNet-50 does.")
@@ -208,11 +208,11 @@ class _Functional:
 
     def _get(self, name: str, number: int, index: int) -> Tensor:
         tensors = self._made[self._key(name, number)]
-        # One node of several outputs stands for each of them; of a model there is a tensor for each.
+        # A layer with several outputs has one node for all of them; a model has a tensor for each.
         return tensors[index] if index < len(tensors) else Tensor(tensors[0].node, index)
 
     def _key(self, name: str, number: int) -> tuple[str, int]:
-        """Keras 2 counts a model's own making as its first call, which it does not write down."""
+        """The key of a call. Keras 2 counts a model's construction as its first call, without writing it."""
         entry = self._entries[name]
         calls = len(entry.get("inbound_nodes") or []) or 1
         if calls == 1:
@@ -220,7 +220,7 @@ class _Functional:
         return name, number - 1 if _is_model(entry) and number >= calls else number
 
     def _make(self, name: str, number: int) -> None:
-        """All that the call needs first, without recursion: a graph can be as deep as it is long."""
+        """Evaluate a call after all calls that it depends on, without recursion: a graph can be very deep."""
         stack = [self._key(name, number)]
         started: set[tuple[str, int]] = set()
         while stack:

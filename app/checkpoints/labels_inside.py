@@ -10,13 +10,13 @@ from .pickled_document import Entries, attributes_of, entries_of, is_tensor, mod
 
 MAX_NAMES = 100_000
 MAX_BYTES = 1 << 20
-# In the order of preference: an index by name or a name by index is the plainest.
+# In order of preference: mappings between index and name first.
 _KEYS = (
     *("class_to_idx", "idx_to_class", "id2label", "label2id", "label_to_idx", "idx_to_label", "idx2label", "idx2class"),
     *("class2idx", "index_to_class", "class_to_index", "index_to_name", "classes", "CLASSES", "class_names"),
     *("classnames", "names", "label_names", "class_labels", "labels", "categories", "label_map", "labels_map"),
 )
-# Where else than at the top a training script keeps them: mmpretrain, Lightning, a script's arguments.
+# Keys of nested mappings with labels: mmpretrain's, Lightning's, a training script's arguments.
 _PLACES = (
     *("meta", "dataset_meta", "hyper_parameters", "hparams", "args", "config", "cfg", "opt", "params", "info"),
     *("metadata", "model_config", "dataset", "extra", "kwargs", "model_kwargs", "train_args", "data"),
@@ -25,7 +25,7 @@ _MAX_DEPTH = 3
 
 
 def find_labels(levels: tuple[tuple[str, Entries], ...], source: str) -> tuple[Decision[tuple[str, ...]] | None, str]:
-    """The names, and a sentence about those that were found and are not used; "" where there are none."""
+    """The labels, and a sentence about those that were found and are not used; "" if there are none."""
     found: list[tuple[str, Any]] = []
     for name, entries in levels:
         found += _candidates(entries, "" if name.startswith("the module") else _behind(name))
@@ -65,7 +65,7 @@ def _candidates(entries: Entries, prefix: str, depth: int = 0) -> Iterator[tuple
 
 
 def _is_collection(value: Any) -> bool:
-    """A number or a word under such a name is how many there are, or a file's name."""
+    """Whether the value is a collection. A number under such a key is a count, and a text is a file name."""
     return isinstance(value, dict) and not ("c" in value or "b" in value)
 
 
@@ -100,7 +100,7 @@ def _mapped(entries: Entries | None) -> list[str] | None:
 
 
 def _array(value: Any) -> list[str] | None:
-    """A numpy array of texts: numpy's state is (version, shape, dtype, Fortran's order, values)."""
+    """The texts of a numpy array, whose pickled state is (version, shape, dtype, is_fortran, values)."""
     state = value.get("s") if isinstance(value, dict) and "_reconstruct" in str(value.get("o")) else None
     parts = state.get("l") if isinstance(state, dict) else None
     if not parts or len(parts) != 5 or not isinstance(parts[4], dict):

@@ -1,8 +1,8 @@
 """The layers of a ResNet-50's body as a file states them, compared with torchvision's: switches and other differences.
 
-A body is its layers by torchvision's names, all facts given. Activations have places of their own, `relu` behind the
-stem's normalisation and `layer1.0.act1…3` in a block, since a file may state each of them: torchvision has one module
-for the three.
+A body is a mapping from torchvision's names to layers with all their facts. Each activation has its own name, `relu`
+after the stem's normalisation and `layer1.0.act1…3` in a block, since a file may state each of them. torchvision has
+one module for the three.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the names of the weights tell of a body's layers."""
+    """Facts of a body's layers that the names of the weights show."""
 
     is_deep: bool = False
-    """Whether its stem is timm's of three convolutions (resnet50c, d, s, t)."""
+    """Whether it has timm's stem of three convolutions (resnet50c, d, s, t)."""
     is_pooled: bool = False
     """Whether a projection has a pool in front of its convolution (resnet50d, t)."""
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Shape:
-        """`names` are those of the weights, as torchvision has them."""
+        """The shape of a body whose weights have `names`, which are torchvision's."""
         names = set(names)
         return cls("conv1.0.weight" in names, "layer1.0.downsample.2.weight" in names)
 
 
 def expected_body(shape: Shape, switches: ResNetSwitches | None = None) -> dict[str, Layer]:
-    """The layers of the ResNet-50 with these switches, by name; of a deep stem's layers the widths do not matter."""
+    """The layers of the ResNet-50 with these switches, by name. The widths of a deep stem do not affect them."""
     resnet = ResNet(BLOCKS, stem=(32, 32, 64) if shape.is_deep else None, is_pooled=shape.is_pooled)
     steps = describe_resnet(resnet, 1, switches or ResNetSwitches()).steps
     return {layer.name: layer for layer in layers(steps) if layer.kind != "linear"}
 
 
 def told_by_body(body: Body, shape: Shape, source: str, has_same_stem: bool = False) -> Told:
-    """The switches that fit `body` best, and every layer of it that they do not give, as altered."""
+    """The switches that fit `body` best, and as `altered` its layers that differ from them."""
     switches = ResNetSwitches()
     if not shape.is_deep:
         switches = ResNetSwitches(
@@ -85,7 +85,7 @@ def _states(body: Body, *names: str) -> bool:
 
 
 def _stride_in(body: Body) -> Literal["3x3", "1x1"] | None:
-    """What most stages have."""
+    """The position of the stride in most stages."""
     stages = ("layer2.0", "layer3.0", "layer4.0")
     found = Counter(
         tuple(layer.stride if (layer := body.get(f"{stage}.{name}")) else None for name in ("conv1", "conv2"))
@@ -104,13 +104,13 @@ def _pool(body: Body) -> Literal["symmetric", "ceil", "valid"] | None:
 
 
 def _epsilon(body: Body) -> float | None:
-    """What most normalisations have."""
+    """The epsilon of most normalisations."""
     found = Counter(layer.value for layer in body.values() if layer.kind == "batch_norm")
     return found.most_common(1)[0][0] if found else None
 
 
 def _merged(altered: list[Layer]) -> Iterator[Layer]:
-    """A block's three activations as its one `relu`, where they are the same."""
+    """`altered` with the three activations of a block merged into one `relu` if they are equal."""
     by_name = {layer.name: layer for layer in altered}
     for layer in altered:
         block, _, part = layer.name.rpartition(".")

@@ -14,7 +14,7 @@ from .base import Weights
 
 Arrays = dict[str, NDArray[Any]]
 
-# Of a name's last parts, and why the tensor is no part of the network. A component is what stands between . and /.
+# Patterns of names, and why such a tensor is no part of the network. Components of names are separated by . or /.
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     # torch.nn.BatchNorm2d, torch.optim.swa_utils.AveragedModel; thop's and other operator counters
     (re.compile(r"(?:^|[./])(?:num_batches_tracked|n_averaged)$"), "a counter"),
@@ -36,7 +36,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
         "a loss's or a metric's",
     ),
 )
-# Slots that an optimizer of TensorFlow 1 keeps beside each variable, under the variable's own name.
+# Slots of a TensorFlow 1 optimizer for each variable, under the variable's name.
 _SLOT = re.compile(
     r"^(?P<variable>.+)/(?:Adam|Momentum|RMSProp|Adagrad|Adadelta|Ftrl|LARSOptimizer|LAMB|AdamW|Adamax)(?:Optimizer)?(?:_\d+)?$"
 )
@@ -48,7 +48,7 @@ _STATISTIC = re.compile(r"running_mean$|moving_mean$")
 
 @dataclass(frozen=True, slots=True)
 class Normalisation:
-    """Mean and standard deviation of the input, as buffers of the checkpoint have them, of images from 0 to 1."""
+    """Mean and standard deviation of the input, from tensors of the checkpoint, for images from 0 to 1."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -57,7 +57,7 @@ class Normalisation:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is left to account for."""
+    """The tensors that no rule leaves out, and notes about the others."""
 
     tensors: Arrays
     notes: tuple[str, ...]
@@ -65,9 +65,9 @@ class Kept:
 
 
 def leave_out(rest: Arrays, all_tensors: Weights) -> Kept:
-    """Of `rest`, the tensors that are not of the body, those that no rule leaves out.
+    """The tensors of `rest`, which are those outside the body, that no rule leaves out.
 
-    A tensor that equals another of `rest` in name's leaf, shape and values is left out once.
+    A module of `rest` whose tensors equal those of an earlier one in leaf name, shape and values is left out too.
     """
     reasons: dict[str, list[str]] = {}
     kept: Arrays = {}
@@ -96,19 +96,19 @@ def _reason(name: str, values: NDArray[Any], all_tensors: Weights) -> str | None
         match = pattern.match(name)
         if match and match["variable"] in all_tensors:
             return reason
-    # Integers are counters and indices: no layer here computes with them.
+    # Integers are counters and indices: no supported layer computes with them.
     return "a counter" if values.dtype.kind in "iub" else None
 
 
 def _duplicates(kept: Arrays) -> list[str]:
-    """The entries whose leaf, shape and values another entry before them has, of dense layers alone."""
+    """The entries of modules with a matrix whose leaf names, shapes and values equal those of an earlier module."""
     found: list[str] = []
     first: set[tuple[tuple[str, tuple[int, ...], bytes], ...]] = set()
     modules: dict[str, list[str]] = {}
     for name in kept:
         modules.setdefault(name.replace("/", ".").rpartition(".")[0], []).append(name)
     for members in modules.values():
-        # A module is a copy where all its tensors are: two biases of zeros are no copies of each other.
+        # A module is a copy only if all its tensors are: two biases of zeros are not copies of each other.
         key = tuple(sorted((name.replace("/", ".").rpartition(".")[2], *_digest(kept[name])) for name in members))
         if not any(kept[name].ndim >= 2 for name in members):
             continue
@@ -124,7 +124,7 @@ def _digest(values: NDArray[Any]) -> tuple[tuple[int, ...], bytes]:
 
 
 def _normalisation(kept: Arrays) -> Normalisation | None:
-    """Of two tensors of three numbers called mean and std beside each other, what they say of the input."""
+    """The normalisation in the only two tensors called mean and std with three numbers each; None without them."""
     means = [name for name in kept if _MEAN.search(name) and not _STATISTIC.search(name) and kept[name].size == 3]
     stds = [name for name in kept if _STD.search(name) and kept[name].size == 3]
     if len(means) != 1 or len(stds) != 1:
@@ -132,7 +132,7 @@ def _normalisation(kept: Arrays) -> Normalisation | None:
     mean, std = (kept[name].astype(np.float64).reshape(-1) for name in (means[0], stds[0]))
     if not (std > 0).all() or not (np.isfinite(mean).all() and np.isfinite(std).all()):
         return None
-    # Levels of 0 to 255 have means and deviations above 1; of fractions neither can be.
+    # For levels of 0 to 255, means and deviations are above 1; for fractions neither can be.
     if mean.max() > 1.5 or std.max() > 1.5:
         mean, std = mean / 255, std / 255
     return Normalisation(_three(mean), _three(std), (means[0], stds[0]))

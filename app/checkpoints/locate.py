@@ -22,13 +22,13 @@ OFFLINE_DEMO = "offline-demo"
 
 # torchvision's weight names are enum members: capitals, digits and underscores.
 _PUBLISHED_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
-# Numbers that an .onnx keeps in a file of their own.
+# Files with the weights of an .onnx beside it.
 _ONNX_DATA = (".onnx.data", ".onnx_data")
-# What lies beside a TensorFlow checkpoint's .index: numbers, graph, and the list of checkpoints.
+# Files beside a TensorFlow checkpoint's .index: values, graph, and the list of checkpoints.
 _TENSORFLOW_COMPANION = re.compile(r"\.data-\d{5}-of-\d{5}$|\.meta$|^checkpoint$")
 
 
-# What the frameworks write beside the weights of a folder that is one checkpoint: other copies, optimizers, assets.
+# Entries of checkpoint folders that frameworks write beside the weights: other copies, optimizers, assets.
 _FOLDER_COMPANIONS = frozenset(
     {
         *("model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "rust_model.ot", "onnx"),
@@ -61,11 +61,11 @@ Source = CheckpointFile | PublishedName | OfflineDemo
 
 
 def locate(weights: str | None, folder: Path = WEIGHTS_FOLDER) -> Source:
-    """Where the weights come from; reads no weights and asks no network.
+    """The source of the weights, found without reading weights or using the network.
 
-    `weights` is a file, a folder that is or holds one checkpoint, a torchvision weight name or "offline-demo". With
-    None, `folder` is looked in, and where that has no checkpoint the answer is torchvision's IMAGENET1K_V2. Raises
-    `CheckpointError` for a path that is not there, and for a folder that holds two.
+    `weights` is a file, a folder that is or contains one checkpoint, a torchvision weight name or "offline-demo". With
+    None, the source is the checkpoint in `folder`, or torchvision's IMAGENET1K_V2 if there is none. Raises
+    `CheckpointError` for a path that does not exist, and for a folder with several checkpoints.
     """
     if weights is None:
         found = _only_checkpoint(folder) if folder.is_dir() else None
@@ -80,7 +80,7 @@ def locate(weights: str | None, folder: Path = WEIGHTS_FOLDER) -> Source:
             f"RESNET_WEIGHTS is {weights[:200]}, and that home directory is not known here. Give the whole path."
         ) from None
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        pass  # no such file: perhaps a name, or a prefix
+        pass  # no such file: maybe a weight name, or a TensorFlow prefix
     except OSError as error:
         raise CheckpointError(
             f"RESNET_WEIGHTS is {weights[:200]}, which cannot be read: {error.strerror}. Give the path of a file that "
@@ -97,7 +97,7 @@ def locate(weights: str | None, folder: Path = WEIGHTS_FOLDER) -> Source:
         return CheckpointFile(path)
     index = path.with_name(f"{path.name}.index")
     if index.exists():
-        # TensorFlow names a checkpoint by what its files have in common.
+        # TensorFlow names a checkpoint by the common prefix of its files.
         return CheckpointFile(index)
     if _PUBLISHED_NAME.match(weights):
         return PublishedName(weights)
@@ -108,7 +108,10 @@ def locate(weights: str | None, folder: Path = WEIGHTS_FOLDER) -> Source:
 
 
 def _only_checkpoint(folder: Path) -> Path | None:
-    """The one file or folder in `folder` that could be a checkpoint, or itself. Whether it is one, its reader says."""
+    """The only file or folder in `folder` that could be a checkpoint, or `folder` itself; None if there is none.
+
+    Its content is checked by its reader later.
+    """
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -146,8 +149,9 @@ def _only_checkpoint(folder: Path) -> Path | None:
 
 
 def _without_archives(folder: Path, found: list[Path]) -> list[Path]:
-    """Archives of other files are passed over beside what may be a checkpoint, and the log says so. Raises
-    `CheckpointError` for several of them alone: perhaps the weights are in one.
+    """`found` without archives of other files, which are logged.
+
+    Raises `CheckpointError` if there are several archives and nothing else: one of them may contain the weights.
     """
     if len(found) < 2:
         return found

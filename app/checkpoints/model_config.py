@@ -19,38 +19,38 @@ CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 _ONNX = "Export the model to ONNX, which is served as it is."
 
-# What makes a ResNetConfig a ResNet-50: the defaults of transformers/models/resnet/configuration_resnet.py.
+# The values of a ResNetConfig for ResNet-50: the defaults in transformers/models/resnet/configuration_resnet.py.
 _RESNET50: Mapping[str, Any] = {
     "num_channels": 3,
     "embedding_size": 64,
     "hidden_sizes": [256, 512, 1024, 2048],
     "depths": [3, 4, 6, 3],
     "layer_type": "bottleneck",
-    # transformers' own bottleneck takes it for the stem and behind a block alone, and is ReLU within.
+    # transformers' bottleneck uses it only in the stem and after a block; the activations within are ReLU.
     "hidden_act": "relu",
     "downsample_in_first_stage": False,
 }
-# transformers' way to choose a loss, and with it what a score means (loss/loss_utils.py).
+# transformers' choice of the loss, and with it the meaning of the scores (loss/loss_utils.py).
 _PROBLEMS: Mapping[str, Activation] = {
     "single_label_classification": "softmax",
     "multi_label_classification": "sigmoid",
 }
-# timm's names of what is built here, and those that torchvision has under the same name with the same entries.
+# timm's names of networks built here, and its names for networks that torchvision has with the same entries.
 _TIMM_SERVED = frozenset({"resnet50", "resnet50c", "resnet50d", "resnet50s", "resnet50t"})
 _TIMM_AS_TORCHVISION = frozenset(
     {"resnet18", "resnet34", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d", "resnext101_32x8d"}
 )
-# They hold the entries of a ResNet-50 exactly, and blur where it strides.
+# They have exactly the entries of a ResNet-50, but blur before striding.
 _TIMM_ANTIALIASED = ("resnetaa", "resnetblur")
 _OLD_TIMM = frozenset({"num_features", "input_size", "crop_pct", "interpolation", "first_conv", "mean", "std"})
-_LABEL_NAMES = ("label_names", "labels", "label_name")  # today's key, and those before it
-# Arguments of timm's ResNet that change nothing at inference, and those that only have the values they have anyway.
+_LABEL_NAMES = ("label_names", "labels", "label_name")  # the current key, and older ones
+# Arguments of timm's ResNet without effect at inference, and the default values of others.
 _HARMLESS_ARGUMENTS = frozenset({"num_classes", "drop_rate", "drop_path_rate", "drop_block_rate"})
 _USUAL_ARGUMENTS: Mapping[str, Any] = {"global_pool": "avg", "in_chans": 3, "output_stride": 32, "act_layer": "relu"}
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """Whether config.json is of transformers' model classes. TimmWrapper's is timm's."""
+    """Whether config.json is that of a transformers model. TimmWrapper's counts as timm's."""
     config = _read_config(folder)
     return isinstance(config.get("model_type"), str) and not _has_timm_keys(config)
 
@@ -60,11 +60,11 @@ def is_timm(folder: Path) -> bool:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """config.json, in the form that timm has today; empty where there is none."""
+    """config.json, converted to timm's current form if it is an old one of timm; empty if there is none."""
     path = folder / CONFIG
     check_link(path, folder)
     config = read_json(path)
-    # timm until 0.6 wrote its pretrained_cfg at the top (timm/models/_hub.py, load_model_config_from_hf).
+    # timm until 0.6 wrote pretrained_cfg at the top level (timm/models/_hub.py, load_model_config_from_hf).
     is_old_timm = isinstance(config.get("architecture"), str) and not {"model_type", "pretrained_cfg"} & config.keys()
     return config | {"pretrained_cfg": config} if is_old_timm and config.keys() & _OLD_TIMM else config
 
@@ -74,9 +74,9 @@ def _has_timm_keys(config: Mapping[str, Any]) -> bool:
 
 
 def read_hugging_face(folder: Path) -> tuple[Told, tuple[str, ...]]:
-    """What a ResNetConfig and its image processor tell, and warnings.
+    """The facts in a ResNetConfig and its image processor, and warnings.
 
-    Raises `CheckpointError` where the config is of another network.
+    Raises `CheckpointError` for the config of another network.
     """
     path = folder / CONFIG
     config = _read_config(folder)
@@ -112,7 +112,7 @@ def read_hugging_face(folder: Path) -> tuple[Told, tuple[str, ...]]:
 
 
 def _activation(config: Mapping[str, Any], path: Path) -> Decision[Activation] | None:
-    """By problem_type, which says what the scores mean. Raises `CheckpointError` where they are none."""
+    """The activation for problem_type. Raises `CheckpointError` for regression and unknown types."""
     problem = config.get("problem_type")
     if problem is None:
         return None
@@ -129,9 +129,9 @@ def _activation(config: Mapping[str, Any], path: Path) -> Decision[Activation] |
 
 
 def read_timm(folder: Path) -> tuple[Told, tuple[str, ...]]:
-    """What timm's config.json (timm/models/_hub.py, save_config_for_hf) tells, and warnings.
+    """The facts in timm's config.json (timm/models/_hub.py, save_config_for_hf), and warnings.
 
-    Raises `CheckpointError` where it names a network that is not served.
+    Raises `CheckpointError` if it names a network that is not served.
     """
     path = folder / CONFIG
     config = _read_config(folder)
@@ -167,7 +167,7 @@ def read_timm(folder: Path) -> tuple[Told, tuple[str, ...]]:
 
 
 def _changed_arguments(config: Mapping[str, Any]) -> list[str]:
-    """The arguments that make a network another one than its name says."""
+    """The arguments that change the named network."""
     arguments = config.get("model_args") or {}
     if not isinstance(arguments, dict):
         return ["model_args"]
@@ -180,7 +180,7 @@ def _changed_arguments(config: Mapping[str, Any]) -> list[str]:
 
 
 def _id2label(config: Mapping[str, Any], path: Path) -> tuple[str, ...] | None:
-    """Names by index."""
+    """The labels of id2label, in order of their indices."""
     named = config.get("id2label")
     if named is None:
         return None
@@ -194,7 +194,7 @@ def _id2label(config: Mapping[str, Any], path: Path) -> tuple[str, ...] | None:
 
 
 def _label2id(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The same the other way about, for a file that has nothing else."""
+    """The labels of label2id, for a file without id2label."""
     try:
         return _told(names_by_index({"label2id": config["label2id"]}) if config.get("label2id") else ())
     except ValueError:
@@ -202,12 +202,12 @@ def _label2id(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _told(labels: tuple[str, ...]) -> tuple[str, ...] | None:
-    """LABEL_0, LABEL_1, … are what transformers and timm write where nobody named them: they tell nothing."""
+    """`labels`; None for LABEL_0, LABEL_1, …, which transformers and timm write for unnamed classes."""
     return None if all(label == f"LABEL_{index}" for index, label in enumerate(labels)) else labels
 
 
 def _timm_labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """label_names, each by its description where there is one (ImageNet's names there are WordNet's numbers)."""
+    """label_names, each replaced by its description if there is one: ImageNet's label_names are WordNet IDs."""
     sources = ((source, source.get(key)) for source in (config, config["pretrained_cfg"]) for key in _LABEL_NAMES)
     source, names = next(((source, names) for source, names in sources if isinstance(names, list)), (config, None))
     if not names or not all(isinstance(name, str) for name in names):
@@ -218,7 +218,7 @@ def _timm_labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def read_processor(folder: Path) -> tuple[Told, tuple[str, ...], tuple[str, ...]]:
-    """What an image processor's file tells of weights that no known config.json lies beside; warnings; notes."""
+    """Facts in an image processor's file beside weights without a known config.json; warnings; notes."""
     told = Told()
     warnings: tuple[str, ...] = ()
     if (folder / PREPROCESSOR).exists():
@@ -229,7 +229,7 @@ def read_processor(folder: Path) -> tuple[Told, tuple[str, ...], tuple[str, ...]
 
 
 def _processor(folder: Path) -> tuple[Decision[Preprocessing], tuple[str, ...]]:
-    """The image processor's way, or with a warning that of Hugging Face's own ResNet-50."""
+    """The image processor's preprocessing; without a usable file, that of Hugging Face's ResNet-50. And warnings."""
     path = folder / PREPROCESSOR
     assumed = Decision(PRESETS["huggingface"], "Hugging Face's ResNet-50", is_assumed=True)
     check_link(path, folder)

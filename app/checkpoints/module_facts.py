@@ -25,14 +25,14 @@ _SAME = re.compile(r"^torch\.nn\.modules\.(?:flatten\.Flatten)$")
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What the modules tell."""
+    """Facts of the modules, and warnings."""
 
     told: Told = field(default_factory=Told)
     warnings: tuple[str, ...] = ()
 
 
 def read_modules(modules: Modules, tensors: Weights, source: str, path: Path) -> Read:
-    """Raises `CheckpointError` for a module of the network that is not one of the layers that are served."""
+    """The facts of `modules`. Raises `CheckpointError` for a module of the network that is not supported."""
     places = find_places(tensors)
     if not places:
         return Read(warnings=_warnings(modules, path))
@@ -40,7 +40,7 @@ def read_modules(modules: Modules, tensors: Weights, source: str, path: Path) ->
 
 
 def _warnings(modules: Modules, path: Path) -> tuple[str, ...]:
-    """A sentence where a module is of somebody's own class: its code may do more than its layers tell."""
+    """A sentence if a module has a custom class, whose code may do more than its layers state."""
     own = {
         name: kind
         for name, kind in ((name, _kind(facts)) for name, facts in modules.items())
@@ -95,7 +95,7 @@ class _Reader:
                 )
 
     def _check_code(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Refuse a module that has code in it, beside its class's."""
+        """Raises `CheckpointError` for a module with its own code, besides that of its class."""
         what = "a hook" if facts.get("hooks") else "a forward of its own" if facts.get("forward") else ""
         if what and not is_inert(_kind(facts)):
             raise CheckpointError(
@@ -103,14 +103,14 @@ class _Reader:
             )
 
     def _children(self, name: str) -> list[str]:
-        """The modules right in another."""
+        """The direct children of a module."""
         prefix = f"{name}." if name else ""
         return [
             other for other in self._modules if other and other.startswith(prefix) and "." not in other[len(prefix) :]
         ]
 
     def _add(self, name: str, facts: Mapping[str, Any], layers: tuple[str, ...]) -> None:
-        """A module that is in the body: a layer, or what holds others."""
+        """Record a module of the body: a layer, or a container."""
         expected = [each for each in layers if each in self._expected]
         kind, children = _kind(facts), self._children(name)
         if not expected:
@@ -131,9 +131,9 @@ class _Reader:
             self._body[each] = replace(layer, name=each)
 
     def _check_extra(self, name: str, kind: str, children: list[str]) -> None:
-        """A module that is in the body and none of its layers: it holds them, or does nothing."""
+        """Check a module of the body that is none of its layers: it must be a container or have no effect."""
         above = layers_of(self._place, name.rpartition(".")[0]) or ()
-        # What is in a pool or an activation that is a Sequential is looked at from there.
+        # Modules within a Sequential that is a pool or an activation are checked with that Sequential.
         is_within = any(each in self._expected for each in above)
         if not (children or is_within or is_inert(kind) or self._is_container(kind)):
             raise self._unlike(name, f"a {kind}")
@@ -155,7 +155,7 @@ class _Reader:
     def _outside(
         self, names: list[str]
     ) -> tuple[Decision[InputChange] | None, Decision[tuple[Layer, ...]] | None, Decision[Activation] | None]:
-        """What is done to the input, the head and what ends it, of the modules that are not of the body."""
+        """The change of the input, the head and the final activation, from the modules outside the body."""
         change: Decision[InputChange] | None = None
         head: list[Layer] = []
         activation: Decision[Activation] | None = None
@@ -186,7 +186,7 @@ class _Reader:
         return change, self._chain(head), activation
 
     def _is_called(self, name: str) -> bool:
-        """Whether the forward of the module that holds it calls it: torchvision's and timm's know of `fc` alone."""
+        """Whether the forward of its parent module calls it: torchvision's and timm's call only `fc`."""
         owner = self._place.scope.rstrip(".")
         is_plain = re.match(r"^(?:torchvision|timm)\.models\.resnet\.ResNet$", _kind(self._modules.get(owner, {})))
         if not is_plain or not name.startswith(self._place.scope):
@@ -198,7 +198,7 @@ class _Reader:
         return all(is_inert(_kind(self._modules[each])) or not self._is_called(each) for each in behind)
 
     def _is_normaliser(self, name: str, kind: str) -> bool:
-        """A class of one's own with a mean and a deviation, which `left_out` finds among the tensors."""
+        """Whether it is a custom class with a mean and a deviation, which `left_out` finds among the tensors."""
         leaves = {each.removeprefix(f"{name}.") for each in self._tensors if each.startswith(f"{name}.")}
         return not kind.startswith(("torch.", "torchvision.", "timm.")) and leaves == {"mean", "std"}
 
@@ -210,7 +210,7 @@ class _Reader:
         return InputChange.of_normalisation(mean, std)
 
     def _add_pool(self, name: str, layer: Layer, is_late: bool) -> None:
-        """A pool behind the body, where the body has none: a class of one's own that keeps it there."""
+        """Record a pool after a body without one, as in a custom class that wraps the body."""
         points = self._body.get("avgpool")
         is_again = layer.kind.startswith("adaptive") and layer.kernel == (1, 1)
         if points is None or points.kind == "identity":
@@ -221,7 +221,7 @@ class _Reader:
             raise self._unlike(name, "a second pool behind the body")
 
     def _chain(self, head: list[Layer]) -> Decision[tuple[Layer, ...]] | None:
-        """The head's layers; None where the modules do not tell what lies between them."""
+        """The head's layers; None if the modules do not show the functions between them."""
         linears = [layer for layer in head if layer.kind == "linear"]
         if not linears:
             return None
@@ -237,6 +237,6 @@ class _Reader:
             parent = layer.name.rpartition(".")[0]
             is_own = not is_known(_kind(self._modules.get(parent, {})))
             if before.kind == layer.kind == "linear" and is_own:
-                # Its forward may have a ReLU between them that is no module.
+                # Its forward may call a ReLU between them that is not a module.
                 return None
         return Decision(tuple(head), self._source)

@@ -11,14 +11,14 @@ from .layer_facts import convolution
 
 Facts = Mapping[str, Any]
 
-# Classes that do nothing at inference; losses and metrics are no part of the network.
+# Classes without effect at inference; losses and metrics are no part of the network.
 _INERT = re.compile(
     r"^(?:torch\.nn\.modules\.(?:linear\.Identity|dropout\.\w+|loss\.\w+)"
     r"|timm\.(?:layers|models\.layers)\.drop\.\w+|torchvision\.ops\.(?:stochastic_depth|drop_block)\.\w+"
     r"|torch\.(?:ao\.)?quantization\.stubs\.\w+|torch\.(?:ao\.)?nn\.quantized\.modules\.functional_modules\.FloatFunctional"
     r"|torchmetrics\.[\w.]+)$"
 )
-# Classes whose forward this service's networks repeat, or that only call what they hold.
+# Classes whose forward this service's networks repeat, or that only call their children.
 _KNOWN = re.compile(
     r"^(?:torchvision\.models\.resnet\.\w+|torchvision\.models\.quantization\.resnet\.\w+|timm\.models\.resnet\.\w+"
     r"|timm\.layers\.[\w.]+|timm\.utils\.model_ema\.\w+|transformers\.models\.resnet\.\w+\.\w+|transformers\.activations\.\w+"
@@ -30,7 +30,7 @@ NORMALIZE = re.compile(r"^torchvision\.transforms\.(?:transforms|v2\._misc)\.Nor
 
 
 class Unlike(Exception):
-    """A module that is none of the layers that are served; the message says what it is."""
+    """An unsupported module, which the message describes."""
 
 
 def is_inert(kind: str) -> bool:
@@ -38,12 +38,12 @@ def is_inert(kind: str) -> bool:
 
 
 def is_known(kind: str) -> bool:
-    """Whether a class that holds other modules does with them what its name says."""
+    """Whether the forward of a container class is known."""
     return _KNOWN.match(kind) is not None
 
 
 def layer_of(kind: str, facts: Facts) -> Layer:
-    """The layer that a module of the class `kind` is, without a name. Raises `Unlike`."""
+    """The layer, without a name, for a module of the class `kind`. Raises `Unlike`."""
     name = kind.rpartition(".")[2]
     if not kind.startswith(_LIBRARY) or name not in _LAYERS:
         raise Unlike(f"a {kind}")
@@ -159,7 +159,7 @@ _LAYERS: dict[str, Callable[[Facts], Layer]] = {
     "ReLU6": _plain("relu6"),
     "Hardtanh": _hardtanh,
     "LeakyReLU": _valued("leaky_relu", "negative_slope", 0.01),
-    # At inference its slope is the mean of its two.
+    # At inference its slope is the mean of its two bounds.
     "RReLU": lambda facts: Layer("", "leaky_relu", value=(facts.get("lower", 1 / 8) + facts.get("upper", 1 / 3)) / 2),
     "ELU": _valued("elu", "alpha", 1.0),
     "SELU": _plain("selu"),

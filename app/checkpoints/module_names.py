@@ -6,9 +6,9 @@ import re
 
 from .families import Place
 
-# Of a Sequential of torchvision's children: those without weights. The others families.py renames.
+# Children without weights in a Sequential of torchvision's children. families.py renames the others.
 _CHILDREN = {"2": "relu", "3": "maxpool", "8": "avgpool"}
-# torchvision's and timm's: the latter has an activation for each place, and layers that are put in on demand.
+# torchvision's and timm's names: timm has an activation for each position, and optional layers.
 _STEM = {
     **{"relu": "relu", "act1": "relu", "maxpool": "maxpool", "avgpool": "avgpool", "global_pool": "avgpool"},
     **{"conv1.2": "conv1.2", "conv1.5": "conv1.5"},
@@ -19,9 +19,9 @@ _HF_STEM = {"embedder.embedder.activation": "relu", "embedder.pooler": "maxpool"
 
 
 def layers_of(place: Place, name: str) -> tuple[str, ...] | None:
-    """torchvision's names of the layers that a module is, by `layer_facts`' names; () for what only holds others.
+    """The layers of the body, by the names of `layer_facts`, that a module represents; () for a mere container.
 
-    None for a module that is not of the body.
+    None for a module outside the body.
     """
     if not name.startswith(place.scope):
         return None
@@ -53,7 +53,7 @@ def _of_torchvision(name: str) -> tuple[str, ...]:
 def _of_hugging_face(bare: str) -> tuple[str, ...] | None:
     if match := _HF.fullmatch(bare):
         stage, block, layer = match.groups()
-        # The third convolution has none of its own: an Identity, since the sum comes first.
+        # The third convolution has an Identity for an activation, since the sum comes first.
         part = {None: "act3", "0": "act1", "1": "act2"}.get(layer, "before_sum")
         return (f"layer{int(stage) + 1}.{block}.{part}",)
     if bare in _HF_STEM:

@@ -1,7 +1,7 @@
 """Stored names of tensors → torchvision's for the body and `fc.…` for the head; every other tensor is accounted for.
 
-A float tensor is used, is left out by a rule that says why it cannot change an answer (`left_out`), or stays under its
-own name, so that `networks.count_classes` refuses the checkpoint by it.
+A float tensor is used, is left out by a rule with a reason why it cannot change an answer (`left_out`), or keeps its
+own name, by which `networks.count_classes` refuses the checkpoint.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError
 from ..layers import Layer
 from .base import Decision, Stored, Told, Weights
-from .families import Place, find_places, fold_biases, leaf_of_torch, to_torch_axes
+from .families import Place, find_places
+from .family_names import leaf_of_torch
 from .heads import find_head
 from .left_out import Normalisation, leave_out
 from .state_dict import clean, is_counter
+from .tensor_axes import to_torch_axes
 
 Arrays = dict[str, NDArray[Any]]
-# Scopes of MoCo and BYOL: what stands behind the body there gives no classes.
+# Scopes of MoCo and BYOL, whose layers after the body give no classes.
 _SELF_SUPERVISED = re.compile(r"(?:^|[./])(?:encoder_[qk]|(?:base|momentum|online|target)_(?:encoder|network))[./]$")
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A checkpoint's weights under the names that `networks` knows."""
+    """A checkpoint's weights under the names that `networks` uses."""
 
     weights: Weights
     place: Place | None
-    """Where the body's names stand; None where no ResNet-50's were found, and the names are only cleaned."""
+    """The family and scope of the body's names; None if no ResNet-50 was found, and the names are only cleaned."""
     told: Told
-    """What the names and the tensors beside the body tell."""
+    """Facts that the names and the tensors outside the body show."""
     normalisation: Normalisation | None = None
     """Mean and deviation that the checkpoint has as tensors."""
     notes: tuple[str, ...] = ()
@@ -46,7 +48,7 @@ class Settled:
 def settle_names(stored: Stored, path: Path) -> Settled:
     """Rename the tensors of `stored`.
 
-    Raises `CheckpointError` where two entries would have one name, or where there are two different networks.
+    Raises `CheckpointError` if two entries would have the same name, or if there are two different networks.
     """
     places = find_places(stored.tensors)
     if not places:
@@ -82,10 +84,10 @@ def settle_names(stored: Stored, path: Path) -> Settled:
     if head.layers:
         told = Told(head=Decision(head.layers, head.source, head.is_assumed))
     elif stored.told.head is not None:
-        # One dense layer, as the file states it.
+        # One dense layer, as stated in the file.
         told = Told(head=Decision((), stored.told.head.source))
     return Settled(
-        weights=fold_biases({**body, **head.weights, **head.unused}),
+        weights=_fold_biases({**body, **head.weights, **head.unused}),
         place=place,
         told=told,
         normalisation=kept.normalisation,
@@ -99,7 +101,7 @@ _NORM_LEAVES = ("weight", "bias", "running_mean", "running_var")
 
 
 def _place_stem(body: Arrays, rest: Arrays) -> list[str]:
-    """Move a stem that has a name of its own (`stem.0`, `layer0.1`) into the body: its shapes leave no doubt."""
+    """Move a stem with unusual names (`stem.0`, `layer0.1`) into the body: its shapes identify it."""
     if "conv1.weight" in body or "layer1.0.conv1.weight" not in body:
         return []
     kernels = [name for name, values in rest.items() if values.shape == _STEM_SHAPE and name.endswith(".weight")]
@@ -117,7 +119,7 @@ def _place_stem(body: Arrays, rest: Arrays) -> list[str]:
 
 
 def _bare(head: Decision[tuple[Layer, ...]] | None, place: Place) -> Decision[tuple[Layer, ...]] | None:
-    """The layers under the names that tensors have once the scope is off."""
+    """The layers under the names of their tensors without the scope."""
     if head is None:
         return None
     return replace(head, value=tuple(replace(layer, name=layer.name.removeprefix(place.scope)) for layer in head.value))
@@ -154,6 +156,17 @@ def _drop_equal(rest: Arrays, body: Mapping[str, Any], place: Place, other: Plac
     for stored in copies:
         del rest[stored]
     return [f"The network under {_scope(other)} equals the one under {_scope(place)}, which is served."]
+
+
+def _fold_biases(weights: dict[str, NDArray[Any]]) -> Weights:
+    """Subtract the bias of a convolution from the mean of the normalisation behind it: (x + b) - m = x - (m - b)."""
+    for name in [name for name in weights if re.search(r"(?:^|\.)(?:conv\d|downsample\.0)\.bias$", name)]:
+        bias = weights.pop(name)
+        norm = name.removesuffix(".bias").replace("conv", "bn").replace("downsample.0", "downsample.1")
+        mean = f"{norm}.running_mean"
+        if mean in weights:
+            weights[mean] = weights[mean] - bias
+    return weights
 
 
 def _scope(place: Place) -> str:

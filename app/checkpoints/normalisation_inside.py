@@ -31,7 +31,7 @@ def find_normalisation(
     path: Path,
     big_endian: bool,
 ) -> dict[str, NDArray[Any]]:
-    """`mean` and `std` as the tensors that `left_out` looks for; {} where there are none."""
+    """`mean` and `std` as the tensors that `left_out` looks for; {} if there are none."""
     if not find_places(arrays) or "mean" in arrays or "std" in arrays:
         return {}
 

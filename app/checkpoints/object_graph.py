@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .protobuf import fields, messages
+from ..protobuf import fields, messages
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 

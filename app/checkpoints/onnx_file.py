@@ -21,7 +21,7 @@ from .presets import PRESETS
 from .quantized import QuantizedRecord, read_record
 from .record import SOURCE, ArtifactRecord, Record
 
-MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own
+MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit
 _MORE_MEMORY_BYTES = 2 << 30
 _MAX_CPU_SECONDS = 120
 _MAX_SECONDS = 25.0
@@ -32,9 +32,9 @@ _GRAPH = "the file's graph"
 
 
 def read_onnx(path: Path, output: str | None = None) -> Stored:
-    """The graph, checked and tried; `output` is the name of the output with the scores, None to find it.
+    """The graph, after its checks and a trial run. `output` names the output with the scores; None to find it.
 
-    Raises `CheckpointError` in one line for one that is damaged or not to be run.
+    Raises `CheckpointError` in one line for a graph that is damaged or refused.
     """
     for package in ("onnx", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
@@ -57,7 +57,7 @@ def read_onnx(path: Path, output: str | None = None) -> Stored:
             if found["pieces"] is None
             else assemble(path, list(beside.values()), small, found["pieces"])
         )
-        # An artifact of weights: this service's own graph, and the record's digest says that it still is.
+        # An artifact of weights: this service's own graph, unchanged according to the record's digest.
         is_exported = isinstance(record, ArtifactRecord) and record.takes_pixels
         graph = Graph(
             model=model,
@@ -89,9 +89,9 @@ def read_onnx(path: Path, output: str | None = None) -> Stored:
 
 
 def settle(graph: Graph, told: Told) -> Told:
-    """`told`, and what a graph leaves to assume: a name, and how images are prepared for its input.
+    """`told` with an architecture, and with the preprocessing for the graph's input, assumed if not stated.
 
-    A graph that normalises its input is given levels or fractions, whatever files beside it say.
+    A graph that normalises its input always takes levels or fractions, whatever the files beside it state.
     """
     preprocessing = told.preprocessing or Decision(_usual(graph), "torchvision's usual way", is_assumed=True)
     if graph.scale is not None and not graph.takes_pixels:
@@ -102,7 +102,7 @@ def settle(graph: Graph, told: Told) -> Told:
 
 
 def _record(path: Path, found: dict[str, Any]) -> Record | None:
-    """Raises `CheckpointError` for a record that is damaged, or that was made of another graph."""
+    """The record in the file. Raises `CheckpointError` if it is damaged or belongs to another graph."""
     if found["record"] is None:
         return None
     offset, length = found["record"]
@@ -139,7 +139,7 @@ def _usual(graph: Graph) -> Preprocessing:
 
 
 def _ask(path: Path, beside: dict[str, Path], output: str | None, size_bytes: int) -> tuple[dict[str, Any], bytes]:
-    """The answer of `onnx_process`, and the changed parts of the model behind it. Raises `Ended`."""
+    """The answer of `onnx_process`, and the changed parts of the model that follow it. Raises `Ended`."""
 
     def take(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
         found = read_document(pipe, _MAX_DOCUMENT_BYTES)
@@ -153,7 +153,7 @@ def _ask(path: Path, beside: dict[str, Path], output: str | None, size_bytes: in
         "output": output,
     }
     limits = Limits(2 * size_bytes + _MORE_MEMORY_BYTES, _MAX_CPU_SECONDS, _MAX_SECONDS)
-    # Freed memory is returned to the system, so that the process holds no more than it uses.
+    # Freed memory is returned to the system at once, to keep the process within its memory limit.
     environment = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
     with examining(path):
         return run_limited(

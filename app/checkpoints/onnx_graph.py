@@ -7,13 +7,13 @@ from typing import Any
 
 from .onnx_weights import is_told_by_place
 
-# They leave every number what it is.
+# Operators that keep all values unchanged.
 SHAPERS = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Dropout", "Transpose"})
 ROUNDERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 class Graph:
-    """Who makes which value, and the constants among them. `model`: onnx.ModelProto."""
+    """The node that computes each value, and the constants. `model`: onnx.ModelProto."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -24,7 +24,7 @@ class Graph:
                 self.constants[node.output[0]] = node.attribute[0].t
 
     def value(self, name: str, most: int = 4096) -> Any:
-        """A small constant as an array, perhaps in another shape; None for another value."""
+        """A small constant as an array, possibly in another shape; None for any other value."""
         import numpy as np
         import onnx
 
@@ -42,7 +42,7 @@ class Graph:
         return onnx.numpy_helper.to_array(tensor)
 
     def same_numbers(self, name: str) -> Iterator[str]:
-        """`name`, and the values before it that have the same numbers, perhaps rounded or in another shape."""
+        """`name`, and the values before it with the same numbers, possibly rounded or in another shape."""
         for _ in range(len(self.model.graph.node) + 1):
             yield name
             node = self.made_by.get(name)
@@ -51,7 +51,7 @@ class Graph:
             name = node.input[0]
 
     def needs(self, name: str) -> set[str]:
-        """Every value that `name` is made of, and itself."""
+        """All values that `name` is computed from, and itself."""
         needed, waiting = {name}, [name]
         while waiting:
             node = self.made_by.get(waiting.pop())
@@ -63,13 +63,13 @@ class Graph:
 
 
 def pruned(model: Any, output: str) -> bool:
-    """Take out of `model` what `output` is not made of; whether there was any node or output of that kind."""
+    """Remove from `model` all that `output` does not depend on; returns whether there were such nodes or outputs."""
     needed = Graph(model).needs(output)
     kept = [node for node in model.graph.node if needed.intersection(node.output)]
     is_changed = len(kept) < len(model.graph.node) or len(model.graph.output) > 1
     outputs = [value for value in model.graph.output if value.name == output]
     tensors = [tensor for tensor in model.graph.initializer if tensor.name in needed]
-    # Earlier exporters list the weights as inputs too; a real one that is not needed is seen and refused later.
+    # Earlier exporters list the weights as inputs too. A real input that is not needed is kept, and refused later.
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored or value.name in needed]
     for field, values in (("node", kept), ("output", outputs[:1]), ("initializer", tensors), ("input", inputs)):

@@ -1,13 +1,13 @@
 """The ONNX operators that are run, by domain: those of image classifiers.
 
-No loops, branches, sequences, strings or random numbers: what runs here has a size and a time that its shapes tell.
+Loops, branches, sequences, strings and random numbers are excluded, so that shapes determine a run's size and time.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from .onnx_wire import Refused
+from .onnx_refusal import Refused
 
 ONNX = ("", "ai.onnx")
 MICROSOFT = "com.microsoft"
@@ -30,8 +30,8 @@ OPERATORS = frozenset(
         *("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"),
     }
 )
-# ONNX Runtime's own, as its quantizer and its optimizer write them. Of each the operator of ONNX that makes the same
-# shape, and which of its inputs that one takes; the other inputs are scales, zero points, biases.
+# ONNX Runtime's own operators, as its quantizer and its optimizer write them. Each has the ONNX operator with the same
+# output shape, and the inputs that this one takes; the other inputs are scales, zero points and biases.
 STAND_INS: dict[str, tuple[str, tuple[int, ...]]] = {
     "QLinearAdd": ("Add", (0, 3)),
     "QLinearMul": ("Mul", (0, 3)),
@@ -91,7 +91,7 @@ def check_operators(model: Any) -> None:
 
 
 def in_onnx_alone(model: Any) -> None:
-    """Put in place of ONNX Runtime's own operators those of ONNX that make the same shapes: `model` can be measured."""
+    """Replace ONNX Runtime's own operators in `model` by ONNX operators with the same shapes, to measure it."""
     import onnx
 
     versions = {each.domain: each.version for each in model.opset_import}
@@ -113,7 +113,7 @@ def _stand_in(node: Any, number: int, version: int, onnx: Any) -> list[Any]:
     attributes = {each.name: each for each in node.attribute}
     transposes = (attributes[name].i for name in ("transA", "transB", "transBatchA") if name in attributes)
     if operator == "MatMul" and any(transposes):
-        # Of a transposed product the shape is left open.
+        # The shape of a transposed product is left open.
         return []
     known = onnx.defs.get_schema(operator, version).attributes
     output, nodes = node.output[0], []

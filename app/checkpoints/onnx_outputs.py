@@ -6,8 +6,8 @@ from math import prod
 from typing import Any
 
 from .onnx_graph import SHAPERS, Graph
+from .onnx_refusal import Refused
 from .onnx_sizes import Sizes
-from .onnx_wire import Refused
 
 MAX_OUTPUTS = 64
 SETTING = "RESNET_ONNX_OUTPUT"
@@ -17,9 +17,9 @@ _FUSED = frozenset({"FusedGemm", "FusedMatMul", "FusedConv", "MatMulIntegerToFlo
 
 
 def choose_output(model: Any, sizes: Sizes, named: str | None) -> tuple[str, str]:
-    """The name of the output with the scores, and a note where others were passed over.
+    """The name of the output with the scores, and a note if there are others.
 
-    `named` is the setting's word. Raises `Refused` where the setting names none, or where it takes the setting to tell.
+    `named` is the setting's value. Raises `Refused` if it names no output, or if it is None and several could be it.
     """
     outputs = list(model.graph.output)
     if not outputs or len(outputs) > MAX_OUTPUTS:
@@ -45,7 +45,7 @@ def choose_output(model: Any, sizes: Sizes, named: str | None) -> tuple[str, str
 
 
 def _is_row(shape: tuple[int, ...] | None) -> bool:
-    """Whether it is a row of numbers for each image."""
+    """Whether `shape` is a row of numbers for each image."""
     return shape is not None and len(shape) >= 2 and prod(shape[1:]) == max(shape[1:]) > 0
 
 
@@ -56,7 +56,7 @@ def _shown(shape: tuple[int, ...] | None) -> str:
 
 
 def _last(graph: Graph, names: list[str], shapes: dict[str, tuple[int, ...] | None]) -> str | None:
-    """The output that all others lead to, each through a layer (features) or to as many numbers (logits)."""
+    """The output computed from all others: from features through a layer, or from as many logits."""
     sources = {name: _source(graph, name) for name in names}
     for name in names:
         needed = graph.needs(name)
@@ -67,7 +67,7 @@ def _last(graph: Graph, names: list[str], shapes: dict[str, tuple[int, ...] | No
 
 
 def _source(graph: Graph, name: str) -> str:
-    """The value whose numbers `name` has: outputs are often copies of it."""
+    """The value that `name` is a copy of, as outputs often are; or `name`."""
     for _ in range(len(graph.model.graph.node)):
         node = graph.made_by.get(name)
         if node is None or not node.input or node.op_type not in SHAPERS:
@@ -77,7 +77,7 @@ def _source(graph: Graph, name: str) -> str:
 
 
 def _leads(graph: Graph, source: str, target: str, shapes: dict[str, tuple[int, ...] | None], other: str) -> bool:
-    """Whether `target` is made of `source` as scores are of features, or probabilities of logits."""
+    """Whether `target` is computed from `source` as scores from features, or as probabilities from logits."""
     here, there = shapes[target], shapes[other]
     if here is not None and there is not None and prod(here[1:]) == prod(there[1:]):
         return True

@@ -2,22 +2,22 @@
 
     {"path": the model's, "beside": {name in the model: path}, "output": name or null}
 
-onnx's checker and ONNX Runtime can crash on a hostile graph, so this is a process of its own, and it imports nothing of
-this package but the modules `onnx_…`, `protobuf`, `errors`, and two of `processes`. The graph is checked first, then
-run on images: several at once must give the same scores as each alone. The answer on standard output is one document
-(see `processes/framing.py`), and behind it, where the model is to be changed, the small parts of the changed model:
+onnx's checker and ONNX Runtime can crash on a hostile graph, so this is a separate process. It imports only the modules
+`onnx_…`, `protobuf`, `errors` and two of `processes` from this package. The graph is checked first, then run on images:
+a batch must give the same scores as single images. The answer on standard output is one document (see
+`processes/framing.py`), followed by the small parts of the changed model if the model must be changed:
 
     {"input": name, "output": name, "dtype": "float32", "layout": "nchw", "size": [224, 224] or null,
      "batch": 8 or null, "classes": 1000, "activation": null or "softmax" or "none", "scale": null or "unit" or
      "levels", "notes": [clause], "warnings": [clause], "pieces": null or [[source, offset, length]],
      "record": null or [offset, length], "graph_sha256": null or hex, "quantized": false}
-    {"refused": sentence}     what the graph does is not done here
+    {"refused": sentence}     the graph uses something that is not supported
     {"damaged": reason}
     {"not_run": reason}       the libraries could not be loaded, whatever the file is
 
-"batch" is the only size that the graph takes, or null where it takes any. "pieces" is the changed model, as
-`onnx_data.assemble` takes it. "record" is where `quantize` wrote one into the file's metadata, and "graph_sha256" the
-digest of the graph beside it.
+"batch" is the only batch size that the graph accepts, or null if it accepts any. "pieces" is the changed model, as
+`onnx_data.assemble` takes it. "record" is the position of this service's record in the file's metadata, and
+"graph_sha256" the digest of the graph beside it.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ from ..processes.limits import limit, with_growth
 from .onnx_graph import pruned
 from .onnx_operators import check_operators, is_quantized
 from .onnx_outputs import choose_output
+from .onnx_refusal import Refused
 from .onnx_scale import find_scale
 from .onnx_scores import find_ending, read_scores
 from .onnx_sizes import measure, without_weights
 from .onnx_trial import DEFAULT_SIDE, Entrance, Trial
 from .onnx_weights import Weights
-from .onnx_wire import Contents, Refused, walk
+from .onnx_wire import Contents, walk
 
 MAX_SIDE = 1024
 MAX_BATCH = 64
 MAX_RECORD_BYTES = 64 << 20
-# Beside twice the weights: what values of a run may take, and what the libraries hold.
+# In addition to twice the weights: for the values of a run, and for the libraries.
 _MEMORY_BYTES = 144 << 20
 _SCORE_TOLERANCES = {"float32": 1e-3, "uint8": 1e-3, "float16": 1e-2}
 _QUANTIZED_SCORE_TOLERANCE = 5e-2
@@ -52,7 +53,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def examine(asked: dict[str, Any], answer: BinaryIO) -> None:
-    """Write the answer for a graph that is as it should be. Raises `Refused`, or whatever the libraries meet."""
+    """Write the answer for a valid graph. Raises `Refused`, or any error of the libraries."""
     import onnx
 
     files = {"": mapped(asked["path"])} | {name: mapped(path) for name, path in asked["beside"].items()}
@@ -98,14 +99,14 @@ def mapped(path: str) -> mmap.mmap:
 
 
 def limit_growth(file_bytes: int) -> None:
-    """Limit this process's memory to what a file of `file_bytes` can need."""
-    import onnxruntime  # noqa: F401, so that its own memory is not counted as growth
+    """Limit this process's memory to the most that a file of `file_bytes` can need."""
+    import onnxruntime  # noqa: F401, before the limit, so that its own memory does not count as growth
 
     limit(data_bytes=with_growth("VmData", 2 * file_bytes + _MEMORY_BYTES))
 
 
 def find_entrances(model: Any) -> list[Entrance]:
-    """The one input that is no weight: four axes, three of them channels. Several where its shape leaves it open."""
+    """The only input that is no weight: images of three channels. Two layouts if its shape allows both."""
     import onnx
 
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -122,7 +123,7 @@ def find_entrances(model: Any) -> list[Entrance]:
     sides = [max(0, axis.dim_value) for axis in tensor.shape.dim] if tensor.HasField("shape") else [0, 0, 0, 0]
     layouts = [("nchw", 1, (2, 3)), ("nhwc", 3, (1, 2))]
     open_to = [each for each in layouts if len(sides) == 4 and sides[each[1]] in (0, 3)]
-    # Where one of the two says 3, that is the channels.
+    # An axis of length 3 is the channels.
     told = [each for each in open_to if sides[each[1]] == 3][:1] or open_to
     if not told:
         raise Refused(
@@ -144,14 +145,14 @@ def find_entrances(model: Any) -> list[Entrance]:
 
 
 def tried(model: Any, weights: Weights, entrances: list[Entrance], evidence: str) -> tuple[Entrance, Any, Trial]:
-    """The first way of giving it images that it runs with. Raises what the first one meets where there is none."""
+    """The first entrance that a trial run succeeds with. Raises the first one's error if there is none."""
     errors: list[Exception] = []
     for entrance in entrances:
         scale = find_scale(model, entrance.name, entrance.dtype)
         try:
             return entrance, scale, Trial(model, weights, entrance, scale.takes, evidence)
         except Exception as error:
-            # A wrong layout is met as anything: an error of ONNX Runtime, a wrong shape, too much memory.
+            # A wrong layout causes various errors: ONNX Runtime's, a wrong shape, too much memory.
             errors.append(error)
     if any(
         word in str(errors[0]) for word in ("bad allocation", "bad_alloc", "Failed to allocate", "std::length_error")
@@ -163,14 +164,14 @@ def tried(model: Any, weights: Weights, entrances: list[Entrance], evidence: str
 
 
 def record_of(contents: Contents) -> tuple[int, int] | None:
-    """Where `quantize` wrote into the metadata, if it did."""
+    """The position of this service's record in the metadata, if there is one."""
     if contents.record is not None and contents.record[1] > MAX_RECORD_BYTES:
         raise Refused(f"its record has over {MAX_RECORD_BYTES:,} characters; quantize the checkpoint again")
     return contents.record
 
 
 def digest(data: mmap.mmap, begin: int, end: int) -> str:
-    """SHA-256 of the graph with its weights, without what is noted beside it."""
+    """SHA-256 of the graph with its weights, without the metadata."""
     sha256 = hashlib.sha256()
     for at in range(begin, end, _CHUNK_BYTES):
         sha256.update(data[at : min(at + _CHUNK_BYTES, end)])
@@ -192,5 +193,5 @@ def main() -> None:
     except MemoryError:
         write_document(answer, {"refused": "reading it takes over twice its size and 200 MB of memory"})
     except Exception as error:
-        # Damage fails with whatever the libraries meet: DecodeError, ValidationError, InferenceError, Fail, …
+        # Damage causes all kinds of errors in the libraries: DecodeError, ValidationError, InferenceError, Fail, …
         write_document(answer, {"damaged": clause_of(error, 160)})

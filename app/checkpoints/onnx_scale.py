@@ -8,7 +8,7 @@ from typing import Any
 from .onnx_graph import ROUNDERS, Graph
 
 _MOST_NODES = 32
-# Means and deviations of photos lie about here, in fractions of the range.
+# Plausible means and deviations of photos, in fractions of the range.
 _MEANS, _DEVIATIONS = (0.2, 0.8), (0.1, 1.1)
 _LEVELS = 255
 
@@ -16,14 +16,14 @@ _LEVELS = 255
 @dataclass(frozen=True, slots=True)
 class Scale:
     takes: str | None
-    """"unit" (0 to 1), "levels" (0 to 255), or None where it leaves normalisation to be done."""
+    """"unit" (0 to 1), "levels" (0 to 255), or None for normalised values."""
     warning: str = ""
 
 
 def find_scale(model: Any, input_name: str, dtype: str) -> Scale:
-    """By the mean and deviation that the input meets, constants of one or three numbers, before anything else does.
+    """The scale by the mean and deviation, constants of one or three numbers, that are applied to the input first.
 
-    An input of whole numbers is levels, whatever is done to them.
+    An integer input is always levels.
     """
     import numpy as np
 
@@ -52,12 +52,12 @@ def find_scale(model: Any, input_name: str, dtype: str) -> Scale:
         return Scale(None)
     if not slope.all():
         return _unclear(slope, shift)
-    # It turns this input to 0, and this far from it to 1.
+    # The input `mean` becomes 0, and an input `deviation` away from it becomes ±1.
     mean, deviation = -shift / slope, 1 / np.abs(slope)
     for takes, top in (("levels", _LEVELS), ("unit", 1)):
         if _is_mean(mean / top) and _has_deviation(deviation / top, mean / top):
             return Scale(takes)
-    # Means alone, as Caffe's networks have them: for levels they are over 1, and for fractions the slope is 255.
+    # Only means, as in Caffe's networks: for levels they are over 1, and for fractions the slope is 255.
     if _is_mean(mean / _LEVELS) and np.allclose(np.abs(slope), 1, rtol=0.2):
         return Scale("levels")
     if _is_mean(mean) and (np.abs(slope) >= 1).all():
@@ -87,7 +87,7 @@ def _unclear(slope: Any, shift: Any) -> Scale:
 
 
 def _by_statistics(graph: Graph, node: Any) -> Scale | None:
-    """Of a batch normalisation on the image itself: what it saw in training is what the graph takes."""
+    """The scale of the training images, from the statistics of a batch normalisation on the image itself."""
     import numpy as np
 
     statistics = [graph.value(name) for name in node.input[3:5]]
@@ -101,7 +101,7 @@ def _by_statistics(graph: Graph, node: Any) -> Scale | None:
 
 
 def _affine(graph: Graph, node: Any, name: str, slope: Any, shift: Any) -> tuple[Any, Any] | None:
-    """Slope and shift of each channel after `node`; None where it is not arithmetic with a constant."""
+    """Slope and shift of each channel after `node`; None if it is not arithmetic with a constant."""
     import numpy as np
 
     if node.op_type not in ("Mul", "Div", "Sub", "Add") or len(node.input) != 2 or node.input[0] == node.input[1]:
@@ -121,7 +121,7 @@ def _affine(graph: Graph, node: Any, name: str, slope: Any, shift: Any) -> tuple
 
 
 def _is_passed(graph: Graph, node: Any, name: str) -> bool:
-    """Whether it leaves the image's numbers as they are, or swaps its channels."""
+    """Whether the node keeps the image's values, or only swaps its channels."""
     if node.op_type in {"Cast", "Transpose", "Identity", "Reshape"} | ROUNDERS:
         return bool(node.input[0] == name)
     if node.op_type == "Gather":

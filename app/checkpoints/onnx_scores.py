@@ -1,7 +1,7 @@
 """Whether an ONNX graph answers with scores or with probabilities: by its last operators and by a trial run.
 
-Neither is enough alone. A softmax may be written out in other operators, rounded to 8 bits or over another axis; and
-numbers between 0 and 1 may be anything. Where the two disagree the graph is refused, or it is warned of.
+Neither is sufficient alone. A softmax may be composed of other operators, rounded to 8 bits or over another axis, and
+numbers between 0 and 1 need not be probabilities. If the two disagree, the graph is refused, or there is a warning.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from .onnx_graph import ROUNDERS, SHAPERS, Graph
-from .onnx_wire import Refused
+from .onnx_refusal import Refused
 
 _SOFTMAXES = frozenset({"Softmax", "QLinearSoftmax"})
 _SIGMOIDS = frozenset({"Sigmoid", "HardSigmoid", "QLinearSigmoid"})
-# With constants, they change each number by itself.
+# With constants, these are elementwise functions of one value.
 _AFFINE = frozenset({"Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Reciprocal", "Sub"})
-# Of what sigmoids are written out: 1 / (1 + exp(-x)), (1 + tanh(x / 2)) / 2, a line cut off at 0 and 1.
+# Parts of composed sigmoids: 1 / (1 + exp(-x)), (1 + tanh(x / 2)) / 2, a line clipped to 0 and 1.
 _BOUNDING = _SIGMOIDS | {"Clip", "Exp", "Min", "Softmax", "Tanh"}
 _WRITTEN_OUT = _AFFINE | SHAPERS | ROUNDERS | _BOUNDING | {"Pow", "Sqrt", "Sum", "Concat", "ReduceSum", "ReduceMax"}
 _MOST_WRITTEN_OUT = 32
@@ -25,23 +25,23 @@ _MOST_WRITTEN_OUT = 32
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What a graph computes last."""
+    """The last function of a graph."""
 
     operator: str
-    """Softmax, LogSoftmax, Sigmoid, or empty where it is another."""
+    """The softmax, LogSoftmax or sigmoid operator; empty for any other."""
     is_changed: bool
-    """Whether other numbers are made of its own after it."""
+    """Whether later operators change its numbers."""
     before_rounding: str
-    """The value with the output's numbers before they are rounded to 8 bits; the output itself where they are not."""
+    """The value with the output's numbers before rounding to 8 bits; the output itself if it is not rounded."""
     quantum: float
-    """How far apart two numbers of that value are, where it is rounded; else 0."""
+    """The step between two adjacent numbers of that value if it is rounded; else 0."""
     could_bound: bool
-    """Whether the last operators could keep numbers between 0 and 1, as a sigmoid that is written out."""
+    """Whether the last operators could bound numbers to 0 and 1, as a composed sigmoid does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What makes probabilities of the output: the activation that is left to do, or None where the graph is silent."""
+    """The activation that remains to be applied to the output, or None if the graph does not show it."""
 
     activation: str | None
     note: str = ""
@@ -64,10 +64,11 @@ def find_ending(model: Any) -> Ending:
 
 
 def read_scores(ending: Ending, rows: Any, tolerance: float, louder: Callable[[], Any | None], classes: int) -> Reading:
-    """`rows`: what it answers to the trial images, (N, classes), before rounding where that can be seen.
+    """Read the meaning of the scores from the graph's ending and its results.
 
-    `louder` answers images of far more contrast, or None where there are none. Raises `Refused` where what it computes
-    and what it answers contradict one another.
+    `rows` are the results for the trial images, (N, classes), before rounding if they are available. `louder` returns
+    the results for images of much higher contrast, or None if there are none. Raises `Refused` if the ending and the
+    results contradict each other.
     """
     import numpy as np
 
@@ -127,9 +128,9 @@ def read_scores(ending: Ending, rows: Any, tolerance: float, louder: Callable[[]
 
 
 def _last_function(graph: Graph, name: str) -> tuple[str, bool]:
-    """The last softmax or sigmoid, seen through arithmetic with constants, and whether that makes other numbers.
+    """The last softmax or sigmoid before any arithmetic with constants, and whether that changes its numbers.
 
-    `1 - p` is a probability as `p` is.
+    `1 - p` does not count as a change: it is a probability too.
     """
     slope, shift = 1.0, 0.0
     for _ in range(_MOST_WRITTEN_OUT):
@@ -152,7 +153,7 @@ def _last_function(graph: Graph, name: str) -> tuple[str, bool]:
 
 
 def _line(graph: Graph, node: Any, name: str) -> tuple[float, float]:
-    """What an operator with a constant multiplies `name` by and adds to it; 0 and 0 where it does anything else."""
+    """The factor and the summand that an operator with a constant applies to `name`; 0 and 0 for other operators."""
     if node.op_type in ("Clip", "Max", "Min"):
         return 1.0, 0.0
     if node.op_type == "Neg":

@@ -11,10 +11,10 @@ _MAX_THREADS = 4
 
 
 class Session:
-    """Of the skeleton `model`, on its operators as they are.
+    """A session of the skeleton `model`, without graph optimisations.
 
-    ONNX Runtime copies a weight twice for a moment as it loads it. Huge ones are given with every run instead, as
-    inputs, where it takes them as they lie.
+    ONNX Runtime briefly holds two copies of a weight while loading it. Huge weights are passed as inputs of every run
+    instead, which are not copied.
     """
 
     def __init__(self, model: Any, weights: Weights, evidence: str) -> None:
@@ -46,7 +46,7 @@ class Session:
         weights.forget_pages()
 
     def run(self, inputs: dict[str, Any]) -> list[Any]:
-        """The output, and the evidence where that is another value."""
+        """The output, and the evidence if that is another value."""
         return list(self._session.run(self._names, inputs | self._huge))
 
     def _give_huge(self, model: Any, weights: Weights) -> None:

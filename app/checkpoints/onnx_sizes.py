@@ -7,18 +7,18 @@ from math import prod
 from typing import Any
 
 from .onnx_operators import in_onnx_alone
+from .onnx_refusal import Refused
 from .onnx_weights import is_told_by_place
-from .onnx_wire import Refused
 
 MAX_SHAPE_NUMBERS = 1024
 # ConvNeXt-L for images of 384 pixels takes 2.0e11, a ResNet-50 for 224 pixels 8.2e9.
 MAX_OPERATIONS = 2.5e11
-# Beside the weights' own size: a ResNet-50 takes 201 MB for an image of 1,024 pixels, and 10 MB for one of 224.
+# In addition to the weights' size: a ResNet-50 takes 201 MB for an image of 1,024 pixels, and 10 MB for one of 224.
 MAX_VALUE_BYTES = 80 << 20
-# What an element costs that is copied or put through a simple function, in operations of a convolution.
+# The cost of copying an element or applying a simple function to it, in operations of a convolution.
 _ELEMENT_OPERATIONS = 16
 _BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
-# Where an operator's weights are among its inputs.
+# The index of an operator's weights among its inputs.
 _PRODUCTS = {
     **{"Conv": 1, "ConvInteger": 1, "QLinearConv": 3},
     **{"Gemm": 1, "MatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3},
@@ -27,19 +27,19 @@ _PRODUCTS = {
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of one run of `shape`."""
+    """The sizes of one run."""
 
     shapes: dict[str, tuple[int, ...]]
-    """Of the values whose shapes are known; 0 for a side that is not."""
+    """The known shapes of values; 0 for an unknown side."""
     operations: float
     value_bytes: int
-    """Most that values take at once."""
+    """The most bytes that values take at the same time."""
     largest: str
-    """The value that takes most, for a person."""
+    """The largest value, for an error text."""
 
 
 def without_weights(model: Any) -> Any:
-    """A copy in which large weights are inputs: shapes depend on small constants alone."""
+    """A copy in which large weights are inputs: shapes depend only on small constants."""
     import onnx
 
     bare = onnx.ModelProto()
@@ -57,7 +57,7 @@ def without_weights(model: Any) -> Any:
 
 
 def measure(model: Any, input_name: str, shape: tuple[int, ...]) -> Sizes:
-    """What a run with an input of `shape` takes."""
+    """The sizes of a run with an input of `shape`."""
     import onnx
 
     bare = without_weights(model)
@@ -67,7 +67,7 @@ def measure(model: Any, input_name: str, shape: tuple[int, ...]) -> Sizes:
             kind = value.type.tensor_type.elem_type
             value.CopyFrom(onnx.helper.make_tensor_value_info(input_name, kind, shape))
     for value in bare.graph.output:
-        # Declared for the batch that it was exported with.
+        # The output is declared for the batch size of the export.
         value.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(bare, check_type=False, strict_mode=False, data_prop=True)
     shapes, sizes = {}, {}
@@ -90,12 +90,12 @@ def measure(model: Any, input_name: str, shape: tuple[int, ...]) -> Sizes:
 
 
 def most_value_bytes(stored_bytes: int) -> int:
-    """What values may take in a run of a file of `stored_bytes`."""
+    """The limit of values in a run of a file of `stored_bytes`."""
     return stored_bytes + MAX_VALUE_BYTES
 
 
 def check_sizes(sizes: Sizes, stored_bytes: int) -> None:
-    """Raises `Refused` where a run would take too much for a file of `stored_bytes`."""
+    """Raises `Refused` if a run would take too much for a file of `stored_bytes`."""
     if sizes.value_bytes > most_value_bytes(stored_bytes):
         raise Refused(
             f"its values take {sizes.value_bytes / 1e6:,.0f} MB at a time for the input that it was exported for, over "
@@ -109,7 +109,7 @@ def check_sizes(sizes: Sizes, stored_bytes: int) -> None:
 
 
 def _most_at_once(graph: Any, sizes: dict[str, int]) -> int:
-    """Bytes of values that are still to be read or just made, the most over the run."""
+    """The most bytes, over the run, of values that were just computed or are still to be read."""
     last = {name: number for number, node in enumerate(graph.node) for name in node.input}
     outputs = {value.name for value in graph.output}
     held = {value.name: sizes.get(value.name, 0) for value in graph.input}

@@ -8,28 +8,28 @@ from typing import Any
 
 from .onnx_graph import Graph
 from .onnx_operators import is_quantized
+from .onnx_refusal import Refused
 from .onnx_session import Session
 from .onnx_sizes import check_sizes, measure, most_value_bytes
 from .onnx_weights import Weights
-from .onnx_wire import Refused
 
 DEFAULT_SIDE = 224
 TOLERANCE = 1e-4
-# Where numbers are rounded to 8 bits, a difference in the last digit of a float can become one of a whole level.
+# With rounding to 8 bits, a difference in the last digit of a float can become a whole level.
 QUANTIZED_TOLERANCE = 5e-2
 MAX_IMAGES = 6
-# The first of them are like no photo, but have what photos have: differences of all sizes.
+# The first images resemble no photo, but contain differences of all sizes as photos do.
 _ORDINARY = 3
-# What all runs together may take, beside those of the two images that are needed.
+# The limit of all runs together; two images are run in any case.
 _OPERATIONS = 1.5e11
-# What values of several images at once may take.
+# The limit of the values of a batch.
 _TOGETHER_BYTES = 48 << 20
 _LOUDER = 50
 
 
 @dataclass
 class Entrance:
-    """The one input."""
+    """The only input."""
 
     name: str
     dtype: str
@@ -37,7 +37,7 @@ class Entrance:
     size: tuple[int, int] | None
     batch: int | None
     side: int = DEFAULT_SIDE
-    """Of the trial images, where the graph takes any."""
+    """The side of the trial images if the graph takes any size."""
 
     def shape(self, count: int) -> tuple[int, ...]:
         height, width = self.size or (self.side, self.side)
@@ -45,7 +45,7 @@ class Entrance:
 
 
 class Trial:
-    """`model` is the skeleton with one output. Raises `Refused`, or whatever ONNX Runtime meets."""
+    """The trial runs of `model`, the skeleton with one output. Raises `Refused`, or any error of ONNX Runtime."""
 
     def __init__(self, model: Any, weights: Weights, entrance: Entrance, takes: str | None, evidence: str) -> None:
         import numpy as np
@@ -54,7 +54,7 @@ class Trial:
         self._evidence = evidence
         self._tolerance = QUANTIZED_TOLERANCE if is_quantized(model) else TOLERANCE
         self.model = model
-        """The one that is to be served."""
+        """The model to serve."""
         self.batch: int | None = entrance.batch or 1
         self.note = ""
         self.rows: Any
@@ -66,28 +66,28 @@ class Trial:
         count = min(MAX_IMAGES, max(2, int(_OPERATIONS / max(1.0, single.operations))))
         few = 2 if 2 * single.value_bytes <= most_value_bytes(stored) else 1
         self._together = min(count, max(few, _TOGETHER_BYTES // max(1, single.value_bytes)))
-        """How many images are answered in one call."""
+        """The number of images in one call."""
         self._levels = trial_levels(count, entrance.shape(1)[1:])
         self._run(model, freed, stored)
         self.classes: int = self.rows.shape[1]
         is_finite = np.isfinite(self.rows).all(axis=1) & np.isfinite(self.evidence).all(axis=1)
         if not is_finite[:_ORDINARY].all():
             raise Refused("it answers images with numbers that are not finite; make it again of sound weights")
-        # What is all white or black no photo is.
+        # Other images, such as all white or black, resemble no photo: their results need not be finite.
         self.evidence = self.evidence[is_finite]
 
     def louder(self) -> Any | None:
-        """What it answers for images of far more contrast, where its numbers can be large."""
+        """The results for images of much higher contrast; None if the input cannot represent them."""
         if self._entrance.dtype != "float32":
             return None
         return self._answers(self._opened(self.model), self._levels[:1], self.batch or 1, contrast=_LOUDER)[0]
 
     def _run(self, model: Any, freed: Any, stored: int) -> None:
-        """Find out whether any number of images is answered at a time, with the rows that the trial images give."""
+        """Determine the rows of the trial images, and whether the graph accepts any batch size."""
         batch, known = self._entrance.batch, None
         if batch is not None:
             sizes = measure(model, self._entrance.name, self._entrance.shape(batch))
-            # A large batch is not tried: what is made of it is compared with itself alone.
+            # A large fixed batch is not run: the freed model is then compared only with itself.
             if batch == 1 or sizes.value_bytes <= most_value_bytes(stored):
                 known = self._answers(self._opened(model), self._levels, batch)
         for candidate in (model, freed) if batch is None else (freed,):
@@ -101,20 +101,20 @@ class Trial:
             self.note = "it answers 1 image at a time, so that no batches are formed"
             return
         self.note = f"it answers {batch} images at a time and no other number, so that smaller batches are padded"
-        # Images beside it must not change an image's answer.
+        # Other images of a batch must not change an image's result.
         others = self._levels[::-1].copy()
         others[0] = self._levels[0]
         if not self._is_same(self._answers(self._opened(model), others, self.batch or 1)[0][:1], self.rows[:1]):
             raise Refused("its answer for an image depends on the images beside it; export it for one image")
 
     def _answers_any_batch(self, model: Any, known: tuple[Any, Any] | None) -> bool:
-        """Whether images together get the answers that they get alone, and those that are known."""
+        """Whether a batch gives the results of single images, and the known results."""
         try:
             session = self._opened(model)
             rows, evidence = self._answers(session, self._levels, self._together)
             alone, _ = self._answers(session, self._levels[:2], 1)
         except Exception:
-            # Whatever ONNX Runtime meets where a number of images does not fit.
+            # ONNX Runtime has various errors for a batch size that does not fit.
             return False
         if not self._is_same(rows[:2], alone) or (known is not None and not self._is_same(rows, known[0])):
             return False
@@ -130,7 +130,7 @@ class Trial:
         return bool(np.abs(rows - others).max() <= self._tolerance * (1 + np.abs(others).max()))
 
     def _answers(self, session: Session, levels: Any, size: int, contrast: int = 1) -> tuple[Any, Any]:
-        """Rows and evidence of all images, in calls of `size`. Where a call must be of that size, it is filled up."""
+        """Rows and evidence of all images, in calls of `size`, padded to it if the graph accepts no other size."""
         import numpy as np
 
         rows, evidence = [], []
@@ -147,7 +147,7 @@ class Trial:
         return Session(model, self._weights, self._evidence)
 
     def _rows(self, session: Session, images: Any) -> tuple[Any, Any]:
-        """(N, classes) float32 of the output, and of the evidence."""
+        """Output and evidence, (N, classes) float32 each."""
         import numpy as np
 
         scores, *others = session.run({self._entrance.name: images})
@@ -164,7 +164,7 @@ class Trial:
         return rows, rows
 
     def _prepared(self, levels: Any, contrast: int) -> Any:
-        """In the input's own numbers."""
+        """The images in the scale and data type of the input."""
         import numpy as np
 
         if self._entrance.dtype == "uint8":
@@ -177,7 +177,7 @@ class Trial:
 
 
 def trial_levels(count: int, shape: tuple[int, ...]) -> Any:
-    """Images of noise, of patches, of a gradient, white, black, and striped: (count, *shape) uint8."""
+    """Images of noise, patches, a gradient, white, black, and stripes: (count, *shape) uint8."""
     import numpy as np
 
     random = np.random.default_rng(0)
@@ -198,7 +198,7 @@ def trial_levels(count: int, shape: tuple[int, ...]) -> Any:
 
 
 def free_batch(model: Any, input_name: str, batch: int) -> Any:
-    """A copy whose first axis takes any size: in its declarations, and in reshapes that say it again."""
+    """A copy whose first axis takes any size, in its declarations and in reshapes that repeat the batch size."""
     import onnx
 
     freed = onnx.ModelProto()
@@ -214,7 +214,7 @@ def free_batch(model: Any, input_name: str, batch: int) -> Any:
             values = graph.value(node.input[1])
             if values is not None and values.ndim == 1 and values.size > 1 and values[0] == batch:
                 values = values.copy()
-                # 0 keeps the axis as it comes; where another is left open, that one may have meant the images too.
+                # 0 keeps the axis; it is used if another axis is open (-1), since only one can be.
                 values[0] = 0 if (values[1:] == -1).any() else -1
                 tensor = graph.constants[node.input[1]]
                 tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))

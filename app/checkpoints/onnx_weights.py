@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from .onnx_wire import Contents, Refused, Tensor
-from .protobuf import bytes_field, field_head
+from ..protobuf import bytes_field, field_head
+from .onnx_refusal import Refused
+from .onnx_tensors import Tensor
+from .onnx_wire import Contents
 
-# Bits of a number, by TensorProto.DataType; what is not here is text or complex.
+# Bits of a number, by TensorProto.DataType; the missing types are texts or complex.
 _BITS = {
     **{1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 16: 16},
     **{17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4},
@@ -28,18 +30,18 @@ _EXTERNAL = 1
 
 @dataclass(slots=True)
 class Source:
-    """Where bytes lie: the model's file, one beside it, or here."""
+    """A source of bytes: the model's file, a file beside it, or memory."""
 
     data: mmap.mmap | memoryview
     bytes_left: int
-    """Of a file beside the model: what no tensor has claimed yet."""
+    """The bytes of a file beside the model that no tensor has claimed yet."""
 
 
 class Weights:
-    """`skeleton` is the model without the numbers of its large tensors, as onnx.ModelProto."""
+    """The large tensors of a model; `skeleton` is the model without their values, as onnx.ModelProto."""
 
     def __init__(self, contents: Contents, model: mmap.mmap, beside: dict[str, mmap.mmap]) -> None:
-        """Raises `Refused` where tensors claim what a file does not have, before any of it is read."""
+        """Raises `Refused` if tensors claim more than a file has, before any value is read."""
         import onnx
 
         self._sources = {"": Source(model, len(model))}
@@ -60,7 +62,7 @@ class Weights:
         source = self._sources[tensor.location or ""]
         claimed = (prod(tensor.dims) * _BITS[tensor.data_type] + 7) // 8
         if tensor.is_varints:
-            # At least a byte each; and no more bytes come of them than they are, which of numbers of 8 bits holds.
+            # Each takes at least a byte. They must not grow when decoded, which 8-bit numbers never do.
             if prod(tensor.dims) > (tensor.length or 0):
                 raise self._too_large(tensor, name)
             if claimed > max(tensor.length or 0, _MAX_GROWN_BYTES):
@@ -86,7 +88,7 @@ class Weights:
         )
 
     def _told_by_place(self, onnx: Any, tensor: Tensor) -> bytes:
-        """The initializer, which says where its numbers are."""
+        """The initializer, as external data with the position of its values."""
         message = onnx.TensorProto.FromString(tensor.header)
         place, offset = str(self._numbers[tensor.location or ""]), tensor.offset
         if tensor.is_varints:
@@ -101,16 +103,16 @@ class Weights:
         return bytes_field(_INITIALIZER, written)
 
     def bytes_of(self, tensor: Any) -> tuple[mmap.mmap | memoryview, int, int]:
-        """Of an initializer that is given by its place: source, offset, length."""
+        """Source, offset and length of an initializer that is stored as external data."""
         told = {entry.key: entry.value for entry in tensor.external_data}
         return self._source(told["location"]).data, int(told["offset"]), int(told["length"])
 
     def buffer(self, place: str) -> mmap.mmap | memoryview:
-        """All bytes of a source."""
+        """All bytes of the source `place`."""
         return self._source(place).data
 
     def array(self, tensor: Any) -> Any:
-        """The numbers of a huge tensor, held until the end; None where numpy has no such numbers."""
+        """The values of a huge tensor, kept for later calls; None if numpy lacks the type."""
         import numpy as np
 
         kind = _NUMPY.get(tensor.data_type)
@@ -126,7 +128,7 @@ class Weights:
         return self._arrays[tensor.name]
 
     def stored_bytes(self, model: Any) -> int:
-        """Of the tensors of `model` that are given by its place."""
+        """The bytes of the tensors of `model` that are stored as external data."""
         return sum(self.bytes_of(tensor)[2] for tensor in model.graph.initializer if is_told_by_place(tensor))
 
     def _source(self, place: str) -> Source:
@@ -136,7 +138,7 @@ class Weights:
         return list(self._sources.values())[int(place)]
 
     def check(self, model: Any) -> None:
-        """Raises `Refused` where one of `model`'s tensors has values that are not finite, or fewer than it claims."""
+        """Raises `Refused` if a tensor of `model` has values that are not finite, or fewer than it claims."""
         import numpy as np
         import onnx
 
@@ -163,7 +165,7 @@ class Weights:
                 self.forget_pages()
 
     def forget_pages(self) -> None:
-        """Let go of what was read of the files: it is in their pages, which count as this process's."""
+        """Release the pages of the mapped files, which count as this process's memory."""
         for source in self._sources.values():
             if isinstance(source.data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
                 source.data.madvise(mmap.MADV_DONTNEED)
@@ -173,7 +175,7 @@ class Weights:
         return next(str(entry.value) for entry in tensor.external_data if entry.key == "location")
 
     def pieces(self, model: Any) -> tuple[bytes, list[tuple[int, int, int]]]:
-        """The whole of `model`, as `onnx_data.assemble` takes it."""
+        """The complete `model`, as `onnx_data.assemble` takes it."""
         import onnx
 
         outside, inside = onnx.ModelProto(), onnx.GraphProto()
@@ -195,7 +197,7 @@ class Weights:
         return bytes(small), pieces
 
     def _written(self, onnx: Any, tensor: Any) -> list[bytes | tuple[int, int, int]]:
-        """An initializer of the graph, with its numbers in it."""
+        """An initializer of the graph that contains its values."""
         if not is_told_by_place(tensor):
             written = bytes(tensor.SerializeToString())
             return [bytes_field(_INITIALIZER, written)]
@@ -233,7 +235,7 @@ def _finite(part: memoryview, data_type: int) -> bool:
 
 
 def _decoded(data: mmap.mmap | memoryview, tensor: Tensor) -> memoryview:
-    """Numbers written as protobuf's varints, as they lie in memory. Raises `Refused` where there are more or fewer."""
+    """Numbers stored as protobuf's varints, decoded into raw data. Raises `Refused` if there are more or fewer."""
     import numpy as np
 
     kind = np.dtype(f"<u{max(8, _BITS[tensor.data_type]) // 8}")
@@ -247,7 +249,7 @@ def _decoded(data: mmap.mmap | memoryview, tensor: Tensor) -> memoryview:
             raise ValueError("a tensor's numbers end in the middle")
         firsts = np.concatenate([[True], lasts[: size - 1]])
         begin += size
-        # Behind the chunk's end there is nothing, as behind each number's last byte.
+        # Zeros after the chunk's end, so that the last number can be read with up to ten bytes.
         padded = np.concatenate([chunk[:size], np.zeros(10, np.uint8)])
         numbers = np.zeros(int(firsts.sum()), kind)
         goes_on = np.ones(numbers.size, bool)

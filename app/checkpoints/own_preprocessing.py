@@ -26,7 +26,7 @@ _ZEROS, _ONES, _LEVELS = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1 / 255, 1 / 255, 1 
 
 
 def read_own_preprocessing(folder: Path) -> PreprocessingFacts | None:
-    """What the user's file in `folder` states. Raises `CheckpointError` for one that is no such file, or damaged."""
+    """The facts in the user's file in `folder`; None if there is none. Raises `CheckpointError` for a damaged one."""
     path = folder / OWN_PREPROCESSING
     try:
         data = read_bounded(path, _MAX_BYTES)
@@ -47,7 +47,7 @@ def read_own_preprocessing(folder: Path) -> PreprocessingFacts | None:
 
 
 def _explained(error: ValidationError) -> str:
-    """What is wrong with the first member that is, and what it may be."""
+    """The first invalid member, the reason, and the valid values."""
     first = error.errors()[0]
     member = str(first["loc"][0])[:40] if first["loc"] else ""
     if first["type"] == "extra_forbidden":
@@ -63,10 +63,10 @@ def _explained(error: ValidationError) -> str:
 def decide_preprocessing(
     settings: CheckpointSettings, contents: Contents, architecture: str
 ) -> Decision[Preprocessing]:
-    """A preset that is set, else what the checkpoint tells, else its usual way, with what the user states of it.
+    """The preset in the settings, otherwise the checkpoint's own preprocessing or its usual one, with the user's facts.
 
-    Raises `SettingError` and `CheckpointError` for a preset that does not exist, facts that do not go together, and a
-    quantized model that was made for other images.
+    Raises `SettingError` and `CheckpointError` for an unknown preset, facts that do not fit together, and a
+    preprocessing other than the one that a quantized model was calibrated for.
     """
     record = contents.graph.quantized if contents.graph is not None else None
     if record is not None:
@@ -99,7 +99,7 @@ def decide_preprocessing(
 
 
 def stated_preprocessing(contents: Contents, architecture: str) -> Decision[Preprocessing] | None:
-    """What the checkpoint itself is known to take, or is told to."""
+    """The preprocessing known by the checkpoint's checksum, or stated by the checkpoint; None if there is neither."""
     published = find_by_sha256(architecture, contents.sha256)
     if published is not None:
         return Decision(published.preprocessing, f"torchvision's {published.name}, by checksum")
@@ -118,7 +118,7 @@ def _with(
     kind: type[StartError],
     named: Callable[[str], str],
 ) -> Decision[Preprocessing]:
-    """`base` with `facts` of `source`, whose errors are of `kind` and name the facts as `named` does."""
+    """`base` with the facts of `source`. Raises an error of `kind`, in which `named` spells the facts' names."""
     if not facts.stated or facts.stated == ("preset",):
         return base
     try:
@@ -135,7 +135,7 @@ def _members(text: str) -> str:
 
 
 def _named(name: str, architecture: str, source: str, kind: type[StartError]) -> Preprocessing:
-    """A preset, or the preprocessing of torchvision's weights of that name."""
+    """The preset `name`, or the preprocessing of torchvision's weights of that name."""
     if name in PRESETS:
         return PRESETS[name]
     try:
@@ -149,14 +149,14 @@ def _named(name: str, architecture: str, source: str, kind: type[StartError]) ->
 
 
 def _deviation_of(graph: Graph | None) -> tuple[float, float, float] | None:
-    """What pixels are divided by for a graph that normalises its input itself; None of any other."""
+    """The divisor of pixels for a graph that normalises its input itself; None for any other."""
     if graph is None or graph.scale is None or graph.takes_pixels:
         return None
     return _ONES if graph.scale == "unit" else _LEVELS
 
 
 def _of_graph(graph: Graph | None, preset: Decision[Preprocessing]) -> Decision[Preprocessing]:
-    """A preset for a graph, less the normalisation that is in the graph."""
+    """A preset for a graph, without the normalisation that the graph contains."""
     deviation = _deviation_of(graph)
     if deviation is None:
         return preset
@@ -171,7 +171,7 @@ def _told_source(contents: Contents) -> str:
 def _of_quantized(
     settings: CheckpointSettings, contents: Contents, recorded: Decision[Preprocessing]
 ) -> Decision[Preprocessing]:
-    """The record's own: its weights were made for it. Raises as `decide_preprocessing` does for any other."""
+    """The record's preprocessing. Raises as `decide_preprocessing` if the settings or the user's file state another."""
     made = "but this model was quantized for its own preprocessing: unset it, or quantize the checkpoint again with it."
     if settings.preprocessing != "auto":
         raise SettingError(f"{_SETTING} is {settings.preprocessing}, {made}")
@@ -195,7 +195,7 @@ def _of_quantized(
 
 
 def preprocessing_notes(contents: Contents, decision: Decision[Preprocessing], architecture: str) -> Iterator[str]:
-    """What the user's file beside the checkpoint overrides, or why it is not used."""
+    """A sentence about the facts that the user's file beside the checkpoint overrides, or why it is not used."""
     if contents.preprocessing_beside is None:
         return
     if OWN_PREPROCESSING not in decision.source:
@@ -208,7 +208,7 @@ def preprocessing_notes(contents: Contents, decision: Decision[Preprocessing], a
 
 
 def preprocessing_warnings(contents: Contents, decision: Decision[Preprocessing], name: str) -> Iterator[str]:
-    """Whether a graph that normalises its input is given one that is normalised."""
+    """A sentence if the input of a graph that normalises its input would be normalised twice."""
     deviation = _deviation_of(contents.graph)
     if deviation is not None and (decision.value.mean, decision.value.std) != (_ZEROS, deviation):
         levels = "0 to 1" if deviation == _ONES else "0 to 255"

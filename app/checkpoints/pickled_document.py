@@ -12,12 +12,12 @@ from ..errors import CheckpointError
 from .families import find_places
 from .pickled_weights import MAX_TENSORS, Place, place_of, printable, too_much
 
-# Where training scripts keep the weights, in the order of preference: averaged ones first.
+# Keys of the weights in training scripts' files, in order of preference: averaged weights first.
 WRAPPERS = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema", "params_ema"),
     *("state_dict", "model", "model_state_dict", "net", "weights"),
 )
-# Training's own tensors, which are as many as the weights: never where the weights are looked for.
+# Keys of the training's own tensors, which can be as many as the weights and are never taken for them.
 _TRAINING = re.compile(
     r"(?:^|_)(?:optims?|optimi[sz]ers?|opt|sgd|adamw?|lr_\w+|schedulers?|grad_?scaler|scaler|amp|callbacks|loops|rng)"
     r"(?:_?(?:states?|dicts?|[0-9a-z]))*$",
@@ -26,7 +26,7 @@ _TRAINING = re.compile(
 _MAX_MODULES = 5_000
 _MAX_DEPTH = 32
 _MAX_NAME = 512
-# Of a wrapper's mapping, so much of the largest one's tensors makes it a whole network's.
+# The share of the largest mapping's tensors that makes a wrapper's mapping a whole network.
 _WHOLE = 0.95
 
 Entries = dict[Any, Any]
@@ -38,22 +38,22 @@ class Located:
 
     tensors: Mapping[str, Place]
     modules: Mapping[str, Mapping[str, Any]]
-    """Of a whole module: its parts by name, in the order in which they were registered, with what they state."""
+    """The modules of a whole pickled module by name, in the order of registration, with their attributes."""
     found: str
-    """What the document is, for a person."""
+    """The kind of the document, for an error text."""
     levels: tuple[tuple[str, Entries], ...] = ()
-    """The mappings on the way to the weights, and the attributes of a module, each with what it is called."""
+    """The mappings that lead to the weights, and the attributes of a module, each with its name."""
     rivals: tuple[str, ...] = ()
-    """Keys of several mappings of the same names, of which all are in `tensors`, each behind its key."""
+    """Keys of several mappings with the same names. All are in `tensors`, prefixed with their keys."""
 
 
 def entries_of(value: Any) -> Entries | None:
-    """A mapping's entries."""
+    """A mapping's entries; None for any other value."""
     return {key: each for key, each in value["m"]} if isinstance(value, dict) and "m" in value else None
 
 
 def attributes_of(value: Any) -> Entries | None:
-    """An object's attributes, whatever it is."""
+    """An object's attributes; None for any other value."""
     return entries_of(value.get("s")) if isinstance(value, dict) and "o" in value else None
 
 
@@ -62,7 +62,7 @@ def is_tensor(value: Any) -> bool:
 
 
 def module_of(value: Any) -> Entries | None:
-    """A module's attributes; None for what is no module."""
+    """A module's attributes; None for any other value."""
     attributes = attributes_of(value)
     if attributes is None:
         return None
@@ -72,10 +72,10 @@ def module_of(value: Any) -> Entries | None:
 
 
 def locate_weights(document: Any, path: Path) -> Located:
-    """Raises `CheckpointError` where two modules or mappings could be the ones that are meant."""
+    """The weights in `document`. Raises `CheckpointError` if it has several values with weights, one a module."""
     levels: list[tuple[str, Entries]] = []
     name = ""
-    # As deep as there are wrappers and no deeper: a mapping in a file may hold itself.
+    # Up to a limit: a mapping in a file may contain itself.
     for _ in range(_MAX_DEPTH):
         if module_of(document) is not None:
             return _of_module(document, levels, path)
@@ -103,7 +103,7 @@ def locate_weights(document: Any, path: Path) -> Located:
 
 
 def _size(key: Any, value: Any, depth: int = 0) -> int:
-    """How many tensors a mapping or a module has, itself and in the mappings in it; 0 for training's own."""
+    """The number of tensors in a mapping or a module and in those within it; 0 for the training's own."""
     if not isinstance(key, str) or _TRAINING.search(key) or depth > _MAX_DEPTH:
         return 0
     module = module_of(value)
@@ -116,7 +116,7 @@ def _of_module(document: Any, levels: list[tuple[str, Entries]], path: Path) -> 
     modules: dict[str, dict[str, Any]] = {}
     _flatten(document, "", tensors, modules, path)
     levels = [*levels, ("the module's attributes", module_of(document) or {})]
-    # The network in a wrapper (DataParallel, a class of one's own) may have the attributes that its owner set.
+    # The network in a wrapper (DataParallel, a custom class) may have the attributes that the user set.
     inner = module_of(document)
     for _ in range(_MAX_DEPTH):
         children = [each for _, each in (entries_of((inner or {}).get("_modules")) or {}).items() if module_of(each)]
@@ -152,7 +152,7 @@ def _tensors_in(value: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[
 def _flatten(
     module: Any, prefix: str, tensors: dict[str, Place], modules: dict[str, dict[str, Any]], path: Path, depth: int = 0
 ) -> None:
-    """A module and those in it, in the order in which they were registered."""
+    """Record a module and its descendants, in the order of registration."""
     if len(modules) >= _MAX_MODULES or len(tensors) > MAX_TENSORS or depth > _MAX_DEPTH or len(prefix) > _MAX_NAME:
         raise too_much(path, "it has modules without end")
     attributes = module_of(module) or {}
@@ -173,12 +173,12 @@ def _members(attributes: Entries) -> Iterator[tuple[str, Any]]:
         return
     for group in ("_parameters", "_buffers", "_modules"):
         yield from ((str(name), value) for name, value in (entries_of(attributes.get(group)) or {}).items())
-    # Of a class of one's own that normalises its input: tensors that it did not register.
+    # Unregistered tensors of a custom class that normalises its input.
     yield from ((name, value) for name, value in attributes.items() if name in ("mean", "std") and is_tensor(value))
 
 
 def _facts(attributes: Entries) -> dict[str, Any]:
-    """What a module states in numbers, truths and short texts; and whether more code than its class's belongs to it."""
+    """A module's attributes that are numbers, booleans or short texts, and whether it has hooks or its own forward."""
     facts: dict[str, Any] = {}
     for key, value in attributes.items():
         if not isinstance(key, str) or key.startswith("_"):

@@ -23,7 +23,7 @@ MAX_TENSORS = 2_000
 MAX_RANK = 8
 # No file, child or socket beyond the three standard streams.
 LIMITS = Limits(memory_bytes=192 << 20, cpu_seconds=5, seconds=30.0, open_files=3)
-# The number formats that are read, as numpy has them; bfloat16 it does not have.
+# The number formats that are read, as numpy's; bfloat16, which numpy lacks, is read as integers.
 _DTYPES = {
     **{"float64": "f8", "float32": "f4", "float16": "f2", "bfloat16": "u2"},
     **{"int64": "i8", "int32": "i4", "int16": "i2", "int8": "i1", "uint8": "u1", "bool": "?"},
@@ -35,7 +35,7 @@ _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor's values lie: a view of a storage."""
+    """The position of a tensor's values: a view of a storage."""
 
     storage: str
     dtype: str
@@ -46,19 +46,19 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Pickled:
-    """What is in a pickle, as `inert_unpickler` describes it."""
+    """The content of a pickle, as `inert_unpickler` describes it."""
 
     document: Any
     storages: tuple[tuple[str, str], ...] = ()
-    """Of a legacy file: keys and number formats in their order, …"""
+    """The keys and number formats of a legacy file's storages, in order."""
     offset: int = 0
-    """… and where the first one's values begin."""
+    """The position of the first storage in a legacy file."""
 
 
 def unpickle(container: Literal["zip", "legacy"], content: bytes, path: Path) -> Pickled:
-    """What a pickle holds. Runs and imports nothing that it names.
+    """The content of a pickle. Nothing that it names is run or imported.
 
-    Raises `CheckpointError` for a pickle that names what has no place there, takes too much, or is damaged.
+    Raises `CheckpointError` for a pickle that names other things than weights, is too large, or is damaged.
     """
     if len(content) > MAX_PICKLE_BYTES:
         raise too_much(path, f"its pickle has {len(content):,} bytes")
@@ -96,7 +96,7 @@ def unpickle(container: Literal["zip", "legacy"], content: bytes, path: Path) ->
 
 
 def place_of(tensor: list[Any]) -> Place:
-    """From the list that stands for a tensor in a document."""
+    """The place of a tensor, from its list in a document."""
     storage, dtype, offset, shape, stride = tensor
     return Place(storage, dtype, offset, tuple(shape), tuple(stride))
 
@@ -113,7 +113,7 @@ def too_much(path: Path, what: str) -> CheckpointError:
 
 
 def check_claims(places: Mapping[str, Place], path: Path) -> None:
-    """Before anything is read: refuse formats that do not fit, and tensors that claim far more than the file has."""
+    """Raises `CheckpointError` for unsupported formats, and for tensors that claim far more than the file has."""
     if len(places) > MAX_TENSORS:
         raise too_much(path, f"it has {len(places):,} tensors, and at most {MAX_TENSORS:,} are read")
     claimed = 0
@@ -129,22 +129,22 @@ def check_claims(places: Mapping[str, Place], path: Path) -> None:
         if max(count, *place.shape, 0) * itemsize > size:
             raise CheckpointError(f"{path}: {name} claims shape {place.shape} but stores fewer values.")
         claimed += count * itemsize
-    # Tied weights are stored once and used twice.
+    # Twice, since tied weights are stored once and used twice.
     if claimed > 2 * size:
         raise CheckpointError(f"{path}: its tensors claim {claimed:,} bytes, twice what the file stores or more.")
 
 
 def _format_of(dtype: str) -> str:
-    """A number format, for a person."""
+    """A number format, for an error text."""
     return f"torch.{dtype}" if re.fullmatch(r"(?:float|bfloat|complex|q?u?int|bits)\w*", dtype) else printable(dtype)
 
 
 def load_arrays(
     places: Mapping[str, Place], read_storage: ReadStorage, path: Path, big_endian: bool = False
 ) -> dict[str, NDArray[Any]]:
-    """The tensors, floats as float32 and integers as they are. float32 is not copied but viewed.
+    """The tensors, floats as float32 and integers unchanged. float32 tensors are views of their storage.
 
-    Storages are read once each, one at a time, and a storage in another format is gone before the next is read.
+    Each storage is read once, one at a time, and a storage in another format is freed before the next is read.
     Raises `CheckpointError` as `check_claims` does, and for a tensor larger than its storage.
     """
     check_claims(places, path)
@@ -165,7 +165,7 @@ def _array(name: str, place: Place, storage: bytearray, path: Path, big_endian: 
     if count:
         stored = len(storage) // dtype.itemsize
         last = place.offset + sum((n - 1) * step for n, step in zip(place.shape, place.stride, strict=True))
-        # Before any view is made: a few bytes can claim to be terabytes, with a stride of 0.
+        # Checked before a view is created: with a stride of 0, a few bytes can claim to be terabytes.
         if count > stored or last >= stored:
             raise CheckpointError(f"{path}: {name} claims shape {place.shape} but stores fewer values.")
         flat = np.frombuffer(storage, dtype, count=stored)

@@ -9,7 +9,7 @@ from ..types import Interpolation, Preprocessing
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _HALF = (0.5, 0.5, 0.5)
-_ONE = (1 / 255, 1 / 255, 1 / 255)  # a standard deviation of one grey level: only a mean is taken off
+_ONE = (1 / 255, 1 / 255, 1 / 255)  # a standard deviation of one grey level: only the mean is subtracted
 
 
 def _imagenet(
@@ -18,7 +18,7 @@ def _imagenet(
     return Preprocessing(short_side, (crop, crop), interpolation, IMAGENET_MEAN, IMAGENET_STD, floor_crop=floor_crop)
 
 
-# keras.applications.imagenet_utils, mode "caffe": BGR, mean taken off, no scaling
+# keras.applications.imagenet_utils, mode "caffe": BGR, mean subtracted, no scaling
 _KERAS = Preprocessing(
     None,
     (224, 224),
@@ -40,7 +40,7 @@ PRESETS = {
     "timm": _imagenet(235, Interpolation.BICUBIC),
     "timm-tv2": _imagenet(201, Interpolation.BILINEAR, 176),
     "timm-half": Preprocessing(235, (224, 224), Interpolation.BICUBIC, _HALF, _HALF),
-    # transformers' processor on Pillow, and the one on torchvision, its default from 5 on
+    # transformers' processor with Pillow, and with torchvision, the default since 5
     "huggingface": _HUGGING_FACE,
     "huggingface-torchvision": replace(_HUGGING_FACE, resizer="torchvision"),
     # with a filter that averages, and with the default of keras.utils.load_img, which picks pixels
@@ -48,6 +48,6 @@ PRESETS = {
     "keras-nearest": replace(_KERAS, interpolation=Interpolation.NEAREST),
     "keras-v2": _KERAS_V2,
     "keras-v2-nearest": replace(_KERAS_V2, interpolation=Interpolation.NEAREST),
-    # tf_slim preprocessing/vgg_preprocessing.py: RGB, mean taken off, no scaling
+    # tf_slim preprocessing/vgg_preprocessing.py: RGB, mean subtracted, no scaling
     "tf-slim": Preprocessing(256, (224, 224), Interpolation.BILINEAR, (123.68 / 255, 116.78 / 255, 103.94 / 255), _ONE),
 }

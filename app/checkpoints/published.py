@@ -42,12 +42,12 @@ class PublishedWeights:
 
 
 def published_resnet50_preprocessing() -> Preprocessing:
-    """What ResNet-50's IMAGENET1K_V1 takes, known without reading the table; a test compares the two."""
+    """The preprocessing of ResNet-50's IMAGENET1K_V1, without reading the table; a test compares the two."""
     return PRESETS["torchvision-v1"]
 
 
 def find_by_name(architecture: str, name: str) -> PublishedWeights:
-    """torchvision's weights `name` of `architecture`. Raises `SettingError` that lists the names there are."""
+    """torchvision's weights `name` of `architecture`. Raises `SettingError` with the known names."""
     published = _all_of(architecture)
     for weights in published:
         if weights.name == name:
@@ -59,7 +59,7 @@ def find_by_name(architecture: str, name: str) -> PublishedWeights:
 
 
 def find_by_sha256(architecture: str, sha256: str) -> PublishedWeights | None:
-    """The published file with this digest, if it is one: then its preprocessing is known and not assumed."""
+    """The published weights with this digest, whose preprocessing is known; None for other files."""
     for weights in _published().get(architecture, ()):
         if weights.sha256_prefix and sha256.startswith(weights.sha256_prefix):
             return weights
@@ -67,9 +67,9 @@ def find_by_sha256(architecture: str, sha256: str) -> PublishedWeights | None:
 
 
 def default_preprocessing(architecture: str) -> tuple[Preprocessing, str]:
-    """What to assume for a checkpoint of unknown training, and the name of the weights it is taken from.
+    """The preprocessing to assume for a checkpoint of unknown training, and the name of its weights.
 
-    The oldest published weights stand for the training recipe that most people follow: for ResNet-50, short side 256.
+    It is that of the oldest published weights, the most common training recipe: for ResNet-50, short side 256.
     """
     oldest = _all_of(architecture)[0]
     return oldest.preprocessing, oldest.name
@@ -87,7 +87,7 @@ def _all_of(architecture: str) -> tuple[PublishedWeights, ...]:
 
 @cache
 def _published() -> Mapping[str, tuple[PublishedWeights, ...]]:
-    """Of each classifier that torchvision has, its weights, the oldest first."""
+    """Each classifier of torchvision → its weights, the oldest first."""
     table = files(__package__.rpartition(".")[0]) / "data" / "torchvision_weights.json"
     return {
         architecture: tuple(_weights(architecture, entry) for entry in entries)

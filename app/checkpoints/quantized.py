@@ -27,11 +27,11 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Cpu(Written):
-    """What decides how 8-bit products are added up."""
+    """The facts of a CPU that determine how 8-bit products are summed."""
 
     machine: str = Field(max_length=64)
     features: tuple[str, ...] = Field(max_length=64)
-    """Of the instruction sets that the kernels for 8 bits choose by, those it has."""
+    """Its instruction sets, among those that 8-bit kernels are chosen by."""
 
     @classmethod
     def here(cls) -> Cpu:
@@ -42,7 +42,7 @@ class Cpu(Written):
 
 
 class Speeds(Written):
-    """Single images, both networks measured in turn in one run: medians in seconds."""
+    """Median times of single images, with both networks measured alternately in one run."""
 
     float32_seconds: float = Field(gt=0)
     int8_seconds: float = Field(gt=0)
@@ -54,20 +54,20 @@ class Speeds(Written):
 
 
 class CheckImages(Written):
-    """Images that were held out, as the network takes them, and what float32 answers to each."""
+    """Held-out images as the network takes them, and the float32 results for each."""
 
     shape: tuple[int, int, int, int]
     """(N, H, W, 3)."""
     pixels: str
     """uint8, deflated, in base64."""
     classes: tuple[Count, ...]
-    """float32's first class of each."""
+    """The top class of each image in float32."""
     probabilities: tuple[Share, ...]
-    """And its probability."""
+    """The probability of that class in float32."""
 
     @classmethod
     def of(cls, pixels: Pixels, reference: NDArray[np.float64]) -> CheckImages:
-        """`pixels` (N, H, W, 3), `reference` float32's probabilities (N, classes)."""
+        """`pixels` are (N, H, W, 3), `reference` the float32 network's probabilities (N, classes)."""
         count, height, width, channels = pixels.shape
         best = reference.argmax(axis=1)
         return cls(
@@ -88,7 +88,7 @@ class CheckImages(Written):
         return self
 
     def images(self) -> Pixels:
-        """(N, H, W, 3) uint8. Raises ValueError where they are not what the shape says."""
+        """(N, H, W, 3) uint8. Raises ValueError if they do not have the stated shape."""
         size = int(np.prod(self.shape))
         try:
             inflater = zlib.decompressobj()
@@ -101,18 +101,18 @@ class CheckImages(Written):
 
 
 class QuantizedRecord(Record):
-    """The whole record of a quantized model."""
+    """The complete record of a quantized model."""
 
     method: Literal["entropy", "percentile", "minmax"]
     per_channel: bool
     reduce_range: bool
-    """Whether weights have 7 bits, so that sums of 16 bits hold the products of two."""
+    """Whether weights have 7 bits, so that a 16-bit sum of two products cannot overflow."""
     kept_float: tuple[str, ...]
     """Layers that stayed in float32."""
     layers: Count
     calibration_images: Count
     agreement: Agreement
-    """With float32, on images that calibration has not seen."""
+    """Agreement with float32, on images that were not used for calibration."""
     speeds: Speeds
     cpu: Cpu
     check: CheckImages
@@ -128,13 +128,13 @@ class QuantizedRecord(Record):
         return self
 
     def describe(self) -> str:
-        """One line for a person."""
+        """One line of text."""
         kept = f"{len(self.kept_float)} of {self.layers} layers kept in float32" if self.kept_float else "all layers"
         return f"int8 ({kept}), agrees with float32: {self.agreement.describe()}"
 
 
 def parse_record(text: str) -> QuantizedRecord | ArtifactRecord:
-    """Raises ValueError where the text is no record."""
+    """A record from its JSON. Raises ValueError for any other text."""
     document = json.loads(text)
     if isinstance(document, dict) and "kind" in document:
         return ArtifactRecord.model_validate_json(text)
@@ -142,7 +142,7 @@ def parse_record(text: str) -> QuantizedRecord | ArtifactRecord:
 
 
 def read_record(text: str, path: Path) -> QuantizedRecord | ArtifactRecord:
-    """Raises `CheckpointError` where the text is no record."""
+    """A record from its JSON. Raises `CheckpointError` for any other text."""
     try:
         return parse_record(text)
     except (ValueError, RecursionError):

@@ -33,7 +33,7 @@ from .torch_script import is_torch_script, read_torch_script
 from .torchserve import is_torchserve, read_torchserve
 from .zip_file import open_zip
 
-# A tar's sign stands at 257.
+# A tar's signature is at 257.
 _EDGE_BYTES = 512
 MAX_CHECKPOINT_BYTES = 1 << 30
 
@@ -48,22 +48,22 @@ def is_zip(head: bytes, tail: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A container that is recognised by its first or last bytes, never by its name."""
+    """A container format, recognised by its first or last bytes, never by its name."""
 
     name: str
     recognises: Callable[[bytes, bytes], bool]
     read: Callable[[Path], Stored]
     files: Callable[[Path], Iterable[Path]] = _itself
-    """All files that the checkpoint consists of; their digest is its version."""
+    """All files of the checkpoint; their digest is its version."""
     recognises_zip: Callable[[list[str]], bool] | None = None
-    """Of a zip: whether its members' names are this container's. Asked after `recognises`."""
+    """Whether a zip's member names are those of this container; called after `recognises`. None if it is no zip."""
 
 
 READERS = (
     Reader("Keras 3 (.keras)", is_zip, read_keras_zip, recognises_zip=is_keras_zip),
     Reader("TorchServe archive", is_zip, lambda path: read_torchserve(path, _unpacked), recognises_zip=is_torchserve),
     Reader("torch.export", is_zip, read_exported_program, recognises_zip=is_exported_program),
-    # Before torch's zip, which it is too.
+    # Before torch's zip: a TorchScript file is one too.
     Reader("TorchScript", is_zip, read_torch_script, recognises_zip=is_torch_script),
     Reader("torch zip", is_zip, read_torch_zip, recognises_zip=is_torch_zip),
     Reader("torch legacy", is_torch_legacy, read_torch_legacy),
@@ -71,16 +71,16 @@ READERS = (
     Reader("weights in several files", is_index, lambda index: read_sharded(index, _shard), files_of),
     Reader("TensorFlow checkpoint", is_tensor_bundle, read_tensor_bundle, lambda index: [index, *data_files(index)]),
     Reader("Keras HDF5", is_keras_h5, read_keras_h5),
-    # Last: three bytes are all that protobuf has to be known by.
+    # Last: protobuf is recognised by only three bytes.
     Reader("ONNX", is_onnx, read_onnx, model_files),
 )
 
 
 def read_checkpoint(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES, output: str | None = None) -> Contents:
-    """What is in the checkpoint at `path`; of a TensorFlow checkpoint, the path is its `.index` file.
+    """The contents of the checkpoint at `path`; for a TensorFlow checkpoint, that is its `.index` file.
 
-    `output` names the output of an ONNX file that has the scores; with None it is found.
-    Runs nothing that is in the file. Raises `CheckpointError` with what was expected and what was found.
+    `output` names the output of an ONNX file that has the scores; None to find it. No code in the file is run. Raises
+    `CheckpointError` with the expected and the found content.
     """
     given, folder = path, find_folder(path)
     own = read_own_preprocessing(home_of(path))
@@ -123,10 +123,10 @@ def _family_name(stored: Stored, place: Place | None, stem: Told) -> str:
 
 
 def find_reader(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Reader:
-    """Whose container the file at `path` is. Raises `CheckpointError` for one that is nobody's, or too large."""
+    """The reader for the file at `path`. Raises `CheckpointError` if there is none, or if the file is too large."""
     head, tail = _edges(path)
     _check_sizes([path], max_bytes)
-    # Its first eight bytes are a number: they may be another format's sign.
+    # The first eight bytes of safetensors are a number, which may equal another format's signature.
     if not is_safetensors(head, tail):
         refuse_by_sign(path, head, tail)
     members = list(open_zip(path).members) if is_zip(head, tail) else []
@@ -143,24 +143,24 @@ def find_reader(path: Path, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Reader:
 
 
 def _unpacked(path: Path, max_bytes: int) -> Stored:
-    """What is in a file that came out of an archive."""
+    """The content of a file unpacked from an archive."""
     reader = find_reader(path, max_bytes)
-    # One that holds itself would be unpacked without end.
+    # An archive that contains itself would be unpacked endlessly.
     if reader.name == "TorchServe archive":
         raise CheckpointError(f"{path} is an archive in an archive. Put the model file itself into it.")
     return reader.read(path)
 
 
 def _shard(path: Path) -> Stored:
-    """What is in one of several files."""
-    reader = find_reader(path, sys.maxsize)  # they were measured together
+    """The content of one of a checkpoint's several files."""
+    reader = find_reader(path, sys.maxsize)  # `find_reader` has checked their total size
     if reader.name not in ("safetensors", "torch zip", "torch legacy"):
         raise CheckpointError(f"{path} is one of several files of weights, and it is {reader.name}. Save them again.")
     return reader.read(path)
 
 
 def _check_sizes(files: Iterable[Path], max_bytes: int) -> None:
-    """Raises `CheckpointError` for a file that is no regular one, and where they are too large together."""
+    """Raises `CheckpointError` for a file that is not regular, and if they are too large together."""
     total = 0
     for number, path in enumerate(files):
         try:
@@ -176,7 +176,7 @@ def _check_sizes(files: Iterable[Path], max_bytes: int) -> None:
 
 
 def _check_labels(weights: Weights, graph: Graph | None, beside: Beside, path: Path) -> None:
-    """Raises `CheckpointError` where the files beside the weights name another number of classes than they have."""
+    """Raises `CheckpointError` if the files beside the weights name a different number of classes."""
     labels, head = beside.told.labels, weights.get("fc.weight")
     count = graph.class_count if graph else len(head) if head is not None and head.ndim else None
     if labels is not None and count is not None and not are_labels_of(labels.value, count):
@@ -201,7 +201,7 @@ def _edges(path: Path) -> tuple[bytes, bytes]:
 
 
 def _digest(files: Iterable[Path]) -> str:
-    """SHA-256 of the files, one behind the other: of a single file, the file's own."""
+    """SHA-256 of the concatenated files; for a single file, its own."""
     sha256 = hashlib.sha256()
     for path in files:
         with open_regular(path) as file:

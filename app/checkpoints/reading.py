@@ -34,15 +34,15 @@ def read(found: Found, settings: CheckpointSettings) -> Contents:
 
 
 def read_and_decide(found: Found, settings: CheckpointSettings, reporter: Reporter) -> Checkpoint:
-    """The checkpoint that was found. Raises a `StartError` that says what is wrong and what to do. Blocks."""
+    """The checkpoint that was found. Raises a `StartError` with the cause and a remedy. Blocks."""
     what = found.source.path if isinstance(found.source, CheckpointFile) else _DEMO
     reporter.step(f"Reading {what}")
     return decide(read(found, settings), settings)
 
 
 def open_checkpoint(settings: CheckpointSettings, reporter: Reporter, is_cancelled: Callable[[], bool]) -> Checkpoint:
-    """The checkpoint that the settings name, or the fallback for it where the settings allow one.
+    """The checkpoint that the settings name, or the fallback if the settings allow one.
 
-    Raises a `StartError` that says what is wrong and what to do. Blocks.
+    Raises a `StartError` with the cause and a remedy. Blocks.
     """
     return read_and_decide(find(settings, reporter, is_cancelled), settings, reporter)

@@ -13,13 +13,13 @@ SOURCE = "the file's own word"
 
 
 class Written(BaseModel):
-    """A part of a record. A later version adds members and changes none."""
+    """A part of a record. Later versions add members and change none."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class Record(Written):
-    """The members that the records of all ONNX files have which this service writes: artifacts and quantized models."""
+    """The common members of the records in ONNX files from this service: artifacts and quantized models."""
 
     version: Literal[1] = 1
     architecture: str = Field(max_length=64)
@@ -27,14 +27,14 @@ class Record(Written):
     labels: tuple[str, ...]
     activation: Activation = "softmax"
     takes_pixels: bool
-    """Whether channel order and normalisation are in the graph."""
+    """Whether the graph contains channel order and normalisation."""
     source: str
     """The checkpoint's file name."""
     source_sha256: str
     graph_sha256: str
-    """Of the graph as `onnx_process` digests it: a record beside another graph says nothing."""
+    """The digest of the graph as `onnx_process` computes it: a record beside another graph is refused."""
     versions: dict[str, str]
-    """Of the packages that made the graph."""
+    """Versions of the packages that created the graph."""
 
     @property
     def class_count(self) -> int:

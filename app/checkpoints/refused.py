@@ -33,7 +33,7 @@ _WEIGHTS = "Name the file with the weights"
 
 
 def is_distributed(folder: Path) -> bool:
-    """A folder of torch.distributed.checkpoint's: the shards of each rank."""
+    """Whether `folder` is from torch.distributed.checkpoint: it has the shards of each rank."""
     return any(folder.glob("*.distcp"))
 
 
@@ -52,7 +52,7 @@ _NPZ_TO_TORCH = (
     "torch.save({{k: torch.from_numpy(d[k]) for k in d.files}}, 'weights.pth')\""
 )
 
-# The first that holds is said: what it is, and what to do. {path} is quoted for a shell, {file} for Python.
+# Test, kind of file, remedy; the first match is reported. {path} is quoted for a shell, {file} for Python.
 _SIGNS: tuple[tuple[Test, str, str], ...] = (
     (
         named(".distcp"),
@@ -60,7 +60,7 @@ _SIGNS: tuple[tuple[Test, str, str], ...] = (
         f"Join its folder with torch's own: {_DISTRIBUTED}",
     ),
     (starts(b"version https://git-lfs."), "a pointer of Git LFS and not the file itself", "Fetch it: git lfs pull"),
-    # --- what a download leaves in place of the file
+    # --- results of failed downloads
     (
         says(r"(?:<!--[^>]*-->\s*)?(?:<\?xml[^>]*>\s*)?<(?:!doctype html|html|head|body|script|title|meta)\b"),
         "a web page (HTML) and not the file that it offers",
@@ -221,13 +221,13 @@ def refuse_by_sign(path: Path, head: bytes, tail: bytes) -> None:
 
 
 def _filled(cure: str, path: Path) -> str:
-    """A cure's command with the file's own name in it: for Python, within the quotes of a shell, where that goes."""
+    """A remedy with the file's name in its command. In Python code within shell quotes, unusual names become FILE."""
     plain = re.fullmatch(r"[\w./ +~-]+", str(path))
     return cure.format(path=shlex.quote(str(path)), file=f"'{path}'" if plain else "'FILE'")
 
 
 def refuse_zip(path: Path, members: list[str]) -> None:
-    """Raises `CheckpointError` for a zip of other files, by what is in it."""
+    """Raises `CheckpointError` for a zip of other files, with a remedy that depends on its members."""
     if all(name.endswith(".npy") for name in members):
         raise CheckpointError(
             f"{path} is NumPy's (.npz), which does not say whose names its arrays have. Save them with torch, under "
@@ -241,7 +241,7 @@ def refuse_zip(path: Path, members: list[str]) -> None:
 
 
 def what_it_is(head: bytes) -> str:
-    """A file of no known kind, for the end of a sentence."""
+    """A description of a file of unknown kind, for the end of a sentence."""
     if not head:
         return "it is empty: its download or its copy was cut off"
     text = Edges(Path(), head, b"").text

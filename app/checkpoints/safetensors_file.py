@@ -1,6 +1,6 @@
 """safetensors: a JSON header and raw tensors (github.com/huggingface/safetensors, "Format").
 
-Read here and not by the package: its header is checked before anything of the size that it claims is made.
+Read here and not by the package, so that the header is checked before memory is allocated for the sizes in it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from ..errors import CheckpointError
 from ..files import open_regular
 from .base import Stored
 from .converted import read_decisions
-from .families import leaf_of_torch, to_torch_axes
+from .family_names import leaf_of_torch
 from .json_file import TwiceError, parse_json
 from .pickled_weights import MAX_TENSORS
+from .tensor_axes import to_torch_axes
 
 _LENGTH_BYTES = 8
-# A ResNet-50's header has 35 kB; the names of 22,000 classes, which `convert` puts there, 1 MB.
+# A ResNet-50's header has 35 kB; the names of 22,000 classes, which `convert` writes into it, take 1 MB.
 _MAX_HEADER_BYTES = 4 << 20
 _MAX_DIMENSIONS = 8
 _METADATA = "__metadata__"
@@ -35,7 +36,7 @@ _INTEGERS = {
     **{"U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8"},
 }
 _DTYPES = {name: np.dtype(code) for name, code in (_FLOATS | _INTEGERS).items()}
-# transformers' TensorFlow classes wrote torch's module names with slashes, around TensorFlow's own variables.
+# transformers' TensorFlow classes wrote torch's module names with slashes, and TensorFlow's variable names.
 _TENSORFLOW_RESNET = re.compile(r"(?:^|/)embedder/embedder/convolution/kernel(?::0)?$")
 
 
@@ -49,12 +50,12 @@ class _Entry:
 
 
 def is_safetensors(head: bytes, tail: bytes) -> bool:
-    """An unsigned 64-bit header length, then JSON (the format's own README)."""
+    """Whether it begins with an unsigned 64-bit header length and JSON (the format's README)."""
     return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= 100_000_000
 
 
 def read_safetensors(path: Path) -> Stored:
-    """The tensors, and the decisions that `convert` wrote. Claims are checked before anything of their size is made."""
+    """The tensors, and the decisions that `convert` wrote. Sizes are checked before memory is allocated."""
     with open_regular(path) as file:
         entries, metadata, start = _header(file, path)
         tensors = {entry.name: _tensor(file, start, entry, path) for entry in entries}
@@ -62,7 +63,7 @@ def read_safetensors(path: Path) -> Stored:
 
 
 def _header(file: BinaryIO, path: Path) -> tuple[list[_Entry], dict[str, str], int]:
-    """The entries in the order of their bytes, the metadata, and where the first byte is."""
+    """The entries in the order of their bytes, the metadata, and the position of the first byte."""
     size = path.stat().st_size
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     start = _LENGTH_BYTES + length
@@ -122,7 +123,7 @@ def _entries(header: dict[str, Any], path: Path) -> Iterator[_Entry]:
 
 
 def _tensor(file: BinaryIO, start: int, entry: _Entry, path: Path) -> NDArray[Any]:
-    """Floats as float32, integers as they are."""
+    """Read a tensor: floats as float32, integers unchanged."""
     file.seek(start + entry.begin)
     stored = np.fromfile(file, _DTYPES[entry.dtype], math.prod(entry.shape))
     if stored.size != math.prod(entry.shape):
@@ -131,14 +132,14 @@ def _tensor(file: BinaryIO, start: int, entry: _Entry, path: Path) -> NDArray[An
         # The upper half of a float32.
         stored = (stored.astype(np.uint32) << 16).view(np.float32)
     elif entry.dtype in _FLOATS:
-        # What is too large becomes infinite, and is refused as that.
+        # Values that are too large become infinite, and are refused later.
         with np.errstate(over="ignore"):
             stored = stored.astype(np.float32, copy=False)
     return stored.reshape(entry.shape)
 
 
 def _in_torchs_layout(tensors: dict[str, NDArray[Any]], framework: str | None, path: Path) -> dict[str, NDArray[Any]]:
-    """Under torch's names and axes, where another framework wrote the file in its own and the names tell how."""
+    """`tensors` under torch's names and axes. Raises `CheckpointError` for frameworks with another layout."""
     if framework in ("flax", "jax", "mlx"):
         raise CheckpointError(
             f"{path} was written by {framework}, as its metadata says, which keeps kernels in another order. Save the "

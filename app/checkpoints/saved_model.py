@@ -1,7 +1,7 @@
 """Facts of a SavedModel beside its variables: Keras 2's configuration, or the operations of its graph.
 
-Both are read as data. Of a graph the operations are counted: more of them than a ResNet-50 and its classifier need do
-something else to images or scores, and are refused or warned of.
+Both are read as data. The operations of a graph are counted. Operations in addition to those of a ResNet-50 and its
+classifier change images or scores, and are refused; a graph that cannot be read causes a warning.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..protobuf import messages
 from ..types import Activation
 from .base import Decision, Stored, Told, Weights
 from .keras_config import read_config
-from .protobuf import messages
 
 GRAPH, _METADATA = "saved_model.pb", "keras_metadata.pb"
 _MAX_BYTES = 8 * 1024 * 1024
@@ -24,7 +24,7 @@ _SOURCE = "the SavedModel's graph"
 _EXPORT = "Convert it to ONNX and serve that: python -m tf2onnx.convert --saved-model FOLDER --output model.onnx"
 _CONVOLUTIONS = 53
 _SUMS = 16
-# Operations that move values about and compute nothing.
+# Operations that move values without computing.
 _PLUMBING = frozenset(
     {
         *("Const", "Identity", "NoOp", "Placeholder", "ReadVariableOp", "Reshape", "Squeeze", "Cast"),
@@ -37,15 +37,15 @@ _ENDS = frozenset({"Softmax", "Sigmoid"})
 
 
 def find_home(index: Path) -> Path | None:
-    """The folder of the SavedModel whose variables `index` has."""
+    """The folder of the SavedModel with the variables of `index`; None if there is none."""
     home = index.parent.parent
     return home if index.parent.name == "variables" and (home / GRAPH).is_file() else None
 
 
 def with_graph(tensors: Weights, home: Path) -> Stored:
-    """`tensors` and what the files in `home` tell of them.
+    """`tensors`, and the facts in the files of `home`.
 
-    Raises `CheckpointError` for a layer or an operation that would change the answer and is not served.
+    Raises `CheckpointError` for an unsupported layer or operation that would change the answer.
     """
     metadata = _read(home / _METADATA)
     if metadata is not None and (model := _root(metadata)) is not None:
@@ -82,8 +82,11 @@ def _root(metadata: bytes) -> dict[str, Any] | None:
 
 
 def _functions(graph: bytes) -> list[Counter[str]]:
-    """Of each function how many operations of each kind: SavedModel.meta_graphs = 2, MetaGraphDef.graph_def = 2,
-    GraphDef.library = 2, FunctionDefLibrary.function = 1, FunctionDef.node_def = 3."""
+    """The number of operations of each kind, by function.
+
+    SavedModel.meta_graphs = 2, MetaGraphDef.graph_def = 2, GraphDef.library = 2, FunctionDefLibrary.function = 1,
+    FunctionDef.node_def = 3.
+    """
     return [
         Counter(kind for node in messages(function, 3) for kind in _kinds(node))
         for meta in messages(graph, 2)

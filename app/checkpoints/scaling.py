@@ -1,8 +1,8 @@
 """Check of a preprocessing's scale against the statistics of the network's first batch normalisation.
 
-The statistics it stored are those of its convolution's answers to training photos. Answers to pictures like photos,
-scaled as the preprocessing says, must spread alike. On a trained network the right scaling came out within 0.2, that of
-a neighbouring convention (deviation 0.5 for 0.226) at 0.7, and levels of 0 to 255 for fractions at 4.7.
+It stores the statistics of its convolution's outputs for training photos. Outputs for photo-like pictures, scaled as
+the preprocessing states, must have a similar spread. On a trained network, the error was within 0.2 for the right
+scaling, 0.7 for a similar convention (deviation 0.5 for 0.226), and 4.7 for levels of 0 to 255 in place of fractions.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from .base import Weights
 from .presets import PRESETS
 
 SUSPICIOUS = 0.5
-"""A spread that is off by a factor of e^0.5, 1.65, is no accident."""
+"""The limit of the error: a spread that is wrong by a factor of e^0.5, 1.65."""
 
 _SIDE = 128
 _PICTURES = 6
 _PATCHES = 2000
-# Where the first convolution and its normalisation stand: torchvision's, and a deep stem's.
+# Names of the first convolution and its normalisation: torchvision's, and those of a deep stem.
 _STEMS = (("conv1.weight", "bn1.running_var"), ("conv1.0.weight", "conv1.1.running_var"))
 # Amplitudes of photos fall with frequency by about this power (Field, 1987, "Relations between the statistics of
-# natural images and the response properties of cortical cells"). The colours' spread is ImageNet's; the share that they
-# have in common was chosen to agree with real photos on a trained network.
+# natural images and the response properties of cortical cells"). The colours' spread is ImageNet's; their common share
+# was chosen to agree with real photos on a trained network.
 _SPECTRUM = 1.2
 _SPREAD = 0.22
 _COMMON = 0.95
@@ -36,9 +36,9 @@ _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
 def spread_error(weights: Weights, preprocessing: Preprocessing) -> float | None:
-    """ln of the factor by which inputs spread more (above 0) or less than those the network was trained on.
+    """ln of the ratio of the inputs' spread to that of the training images: above 0 if the inputs spread more.
 
-    None where the weights have no stem that is known here.
+    None if the weights have no known stem.
     """
     for kernel_name, variance_name in _STEMS:
         kernel, stored = weights.get(kernel_name), weights.get(variance_name)
@@ -48,13 +48,13 @@ def spread_error(weights: Weights, preprocessing: Preprocessing) -> float | None
 
 
 def is_scaling_unlikely(weights: Weights, preprocessing: Preprocessing) -> bool:
-    """Whether the first batch normalisation was trained on inputs of another scaling."""
+    """Whether the first batch normalisation was probably trained on inputs of another scaling."""
     error = spread_error(weights, preprocessing)
     return error is not None and abs(error) > SUSPICIOUS
 
 
 def fitting_presets(weights: Weights) -> list[str]:
-    """The presets whose scaling agrees with the first batch normalisation."""
+    """The presets with a scaling that agrees with the first batch normalisation."""
 
     @cache
     def error(mean: Three, std: Three, is_bgr: bool) -> float | None:
@@ -71,7 +71,7 @@ def _error(kernel: NDArray[np.float64], stored: NDArray[np.float64], preprocessi
         inputs = inputs[..., ::-1]
     inputs = (inputs - np.array(preprocessing.mean)) / np.array(preprocessing.std)
     answers = np.einsum("nhwc,kchw->nk", inputs, kernel, optimize=True).var(0)
-    # Channels that died in training answer nothing.
+    # Channels that died in training are left out.
     alive = (stored > 1e-8) & (answers > 1e-8)
     if not alive.any():
         return None
@@ -80,7 +80,7 @@ def _error(kernel: NDArray[np.float64], stored: NDArray[np.float64], preprocessi
 
 @cache
 def _patches(side: int) -> NDArray[np.float64]:
-    """`(N, side, side, 3)` pieces of pictures like photos, 0 to 1."""
+    """`(N, side, side, 3)` patches of photo-like pictures, 0 to 1."""
     generator = np.random.default_rng(0)
     pictures = np.stack([_picture(generator) for _ in range(_PICTURES)])
     which = generator.integers(0, _PICTURES, _PATCHES)

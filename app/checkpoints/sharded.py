@@ -21,17 +21,17 @@ _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<suffix>\.safeten
 
 
 def is_index(head: bytes, tail: bytes) -> bool:
-    """A JSON object that begins as transformers writes it (modeling_utils.py, save_pretrained)."""
+    """Whether it is a JSON object that begins as transformers writes it (modeling_utils.py, save_pretrained)."""
     return _INDEX_HEAD.match(head) is not None
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file's name is of one that several make up a checkpoint."""
+    """Whether `name` is that of one of a checkpoint's several files."""
     return _SHARD.fullmatch(name) is not None
 
 
 def refuse_shard(path: Path) -> None:
-    """Raises `CheckpointError` for a file that is a part of a checkpoint: alone it answers nothing."""
+    """Raises `CheckpointError` for a file that is only a part of a checkpoint."""
     match = _SHARD.fullmatch(path.name)
     if match and int(match["count"]) > 1:
         index = path.with_name(f"{match['stem']}{match['suffix']}.index.json")
@@ -41,14 +41,14 @@ def refuse_shard(path: Path) -> None:
 
 
 def files_of(index: Path) -> list[Path]:
-    """The index and the files that it names, in the order of their names."""
+    """The index and the files that it names, sorted by name."""
     return [index, *(index.parent / name for name in sorted(set(_weight_map(index).values())))]
 
 
 def read_sharded(index: Path, read: Callable[[Path], Stored]) -> Stored:
-    """What `read` finds in each file that `index` names.
+    """The combined results of `read` for all files that `index` names.
 
-    Raises `CheckpointError` where a tensor is not in the file that it should be in, or in another too.
+    Raises `CheckpointError` if a tensor is missing from its file, or is in another.
     """
     weight_map = _weight_map(index)
     tensors: dict[str, NDArray[Any]] = {}
@@ -76,7 +76,7 @@ def read_sharded(index: Path, read: Callable[[Path], Stored]) -> Stored:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor → file. Raises `CheckpointError` where it is none, or names files elsewhere, or that are not there."""
+    """Tensor → file. Raises `CheckpointError` if `index` is none, or names files that are elsewhere or missing."""
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(file, str) for file in found.values()):
         raise CheckpointError(

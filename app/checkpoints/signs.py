@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import open_regular
-from .protobuf import varint
+from ..protobuf import varint
 from .sharded import is_index
 
 _JSON = re.compile(r'[{\[]\s*["}\]{]')
@@ -17,7 +17,7 @@ _JSON = re.compile(r'[{\[]\s*["}\]{]')
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """What a file is known by."""
+    """The name and the first and last bytes of a file."""
 
     path: Path
     head: bytes
@@ -26,11 +26,11 @@ class Edges:
 
     @property
     def text(self) -> str:
-        """The beginning, in lower case and without mark and spaces, where it is text; else empty."""
+        """The beginning of a text file, in lower case, without BOM and leading spaces; empty for other files."""
         data = self.head.removeprefix(b"\xef\xbb\xbf")
         if not data or any(byte < 9 or 13 < byte < 27 for byte in data):
             return ""
-        # The last character may be cut.
+        # The last character may be incomplete.
         return data.decode("utf-8", "ignore").lstrip().lower()
 
 
@@ -55,7 +55,7 @@ def both(one: Test, other: Test) -> Test:
 
 
 def is_caffe(file: Edges) -> bool:
-    """A NetParameter (caffe.proto): its name in field 1, then a layer, in field 100 or in the old field 2."""
+    """Whether it is a NetParameter (caffe.proto): name in field 1, then a layer in field 100 or the old field 2."""
     head = file.head
     if head[:1] != b"\x0a" or len(head) < 4:
         return False
@@ -64,7 +64,7 @@ def is_caffe(file: Edges) -> bool:
 
 
 def _inside(head: bytes) -> bytes:
-    """Of a protobuf message whose field 1 is a message: what that begins with."""
+    """The beginning of a protobuf message in field 1; empty if there is none."""
     try:
         _, position = varint(head, 1)
     except (IndexError, ValueError):
@@ -78,7 +78,7 @@ _VALUE = re.compile(rb"\x0a[\x01-\x7f][\x20-\x7e]+\x12[\x80-\xff]*[\x00-\x7f][\x
 
 
 def is_pickle(file: Edges) -> bool:
-    """Of protocols 2 to 5 by their first opcode; of 0 and 1 by how a mapping begins and any pickle ends."""
+    """Whether it is a pickle: protocols 2 to 5 by the first opcode, 0 and 1 by the start of a mapping and the end."""
     if file.head[:1] == b"\x80" and file.head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return not file.head.startswith(b"\x80\x02\x8a\x0a")  # torch's own, until 1.6
     return file.head.startswith((b"(dp", b"(lp", b"}q\x00", b"ccollections\n", b"ccopy_reg\n")) and file.tail.endswith(
@@ -95,7 +95,7 @@ def is_packed_tar(file: Edges) -> bool:
 
 
 def is_cut_zip(file: Edges) -> bool:
-    """A zip's directory stands at its end, behind which is at most a comment of 64 KiB (APPNOTE.TXT, 4.3.16)."""
+    """Whether a zip lacks the directory at its end, before a comment of at most 64 KiB (APPNOTE.TXT, 4.3.16)."""
     if not file.head.startswith(b"PK\x03\x04"):
         return False
     with open_regular(file.path) as opened:
@@ -105,7 +105,7 @@ def is_cut_zip(file: Edges) -> bool:
 
 
 def is_core_ml(file: Edges) -> bool:
-    """Its version, then a description, which begins with an input; ONNX's second field is a text."""
+    """Whether it begins with a version and a description with an input. ONNX's second field is a text."""
     head = file.head
     if len(head) < 8 or head[0] != 0x08 or head[2] != 0x12:
         return False
@@ -125,12 +125,12 @@ def is_mindspore(file: Edges) -> bool:
 
 
 def is_paddle_program(file: Edges) -> bool:
-    """Its first block: number 0, and no parent."""
+    """Whether its first block has number 0 and no parent."""
     return _inside(file.head).startswith(b"\x08\x00\x10")
 
 
 def is_json(file: Edges) -> bool:
-    """Whether it begins as an object or a list does. An index of weights, which is read, is another matter."""
+    """Whether it begins as a JSON object or list, and is no index of weights, which is read."""
     return _JSON.match(file.text) is not None and not is_index(file.head, file.tail)
 
 

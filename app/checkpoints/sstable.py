@@ -1,7 +1,7 @@
 """LevelDB's table format (doc/table_format.md) of sorted keys and values, which TensorFlow's indices use.
 
-Blocks of keys with shared prefixes, and a footer that says where the block of block addresses is. What a table could
-multiply is bounded: no block is read twice, no key is long, and each is behind the one before it.
+A table consists of blocks of keys with shared prefixes, and a footer with the address of the block of block addresses.
+The work for a hostile table is bounded: no block is read twice, keys are short, and they must be sorted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .protobuf import varint
+from ..protobuf import varint
 
 MAGIC = bytes.fromhex("57fb808b247547db")
 FOOTER_BYTES = 48
@@ -21,7 +21,10 @@ _MAX_VALUE_BYTES = 4_096
 
 
 def read_table(table: bytes, index: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values in their order. Raises `ValueError` and the like for damage, `CheckpointError` if compressed."""
+    """Sorted keys and values. Raises `ValueError`, `IndexError` or `struct.error` for damage.
+
+    Raises `CheckpointError` for a compressed table.
+    """
     footer = table[-FOOTER_BYTES:]
     position = _skip_handle(footer, 0)  # the metaindex, which TensorFlow leaves empty
     end, before = 0, None
@@ -64,7 +67,7 @@ def _block(table: bytes, offset: int, size: int, index: Path) -> Iterator[tuple[
 
 
 def _handle(data: bytes, position: int) -> tuple[int, int]:
-    """Where a block is: offset and size."""
+    """The address of a block: offset and size."""
     offset, position = varint(data, position)
     size, _ = varint(data, position)
     return offset, size

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError
 from .base import Weights
 
-# What wrappers put before a name: DataParallel and DDP `module.`, torch.compile `_orig_mod.`, Lightning and classes
-# written by hand the rest. Any run of them is taken off.
+# Prefixes from wrappers: `module.` from DataParallel and DDP, `_orig_mod.` from torch.compile, the others from
+# Lightning and custom classes. Any sequence of them is removed.
 _PREFIXES = re.compile(r"^(?:(?:module|_orig_mod|model|timm_model|net|backbone)\.)+")
-# Counters that inference does not need.
+# Counters, which inference does not need.
 _IGNORED = re.compile(r"(?:^|\.)(?:num_batches_tracked|n_averaged)$")
-# Old DenseNet files say norm.1 where the module says norm1 (torchvision/models/densenet.py, _load_state_dict).
+# Old DenseNet files have norm.1 for the module norm1 (torchvision/models/densenet.py, _load_state_dict).
 _DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$")
 
 
@@ -26,12 +26,12 @@ def without_prefixes(name: str) -> str:
 
 
 def is_counter(name: str) -> bool:
-    """Whether inference does not need the entry, whatever network it is of."""
+    """Whether the entry is a counter, which inference does not need in any network."""
     return _IGNORED.search(name) is not None
 
 
 def clean(weights: Weights, path: Path) -> Weights:
-    """Drop counters and take prefixes off. Raises `CheckpointError` for two entries with one name."""
+    """Drop counters and remove prefixes. Raises `CheckpointError` for two entries with one name."""
     cleaned: dict[str, NDArray[Any]] = {}
     for name, values in weights.items():
         bare = _DENSENET.sub(r"\1\2", without_prefixes(name))
@@ -57,6 +57,6 @@ def check_values(weights: Weights, path: Path) -> None:
 
 
 def never_trained(weights: Weights) -> bool:
-    """Whether every batch normalisation still has the statistics that it is made with: mean 0, variance 1."""
+    """Whether every batch normalisation still has its initial statistics: mean 0, variance 1."""
     statistics = [(name, values) for name, values in weights.items() if ".running_" in f".{name}"]
     return bool(statistics) and all((values == float("var" in name)).all() for name, values in statistics)

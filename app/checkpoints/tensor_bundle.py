@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
+from ..protobuf import fields, varint
 from .base import Stored, Weights
 from .object_graph import OBJECT_GRAPH, read_object_graph
-from .protobuf import fields, varint
 from .saved_model import find_home, with_graph
 from .sstable import FOOTER_BYTES, MAGIC, read_table
 from .tensor_axes import in_torch_memory
@@ -41,14 +41,14 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 }
 _BFLOAT16 = 14
 _STRING = 7
-# Keys of what training keeps beside a model in a graph of objects: optimizers, their slots, metrics.
+# Keys of training state in a graph of objects: optimizers, their slots, metrics.
 _NO_WEIGHT = re.compile(r"(?:^|/)(?:_?optimizer|keras_api)/|/\.OPTIMIZER_SLOT/")
 _MAX_OBJECT_GRAPH_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(slots=True)
 class _Entry:
-    """Where a tensor's numbers lie."""
+    """The type, shape and position of a tensor's values."""
 
     dtype: int = 0
     shape: list[int] = field(default_factory=list)
@@ -64,13 +64,13 @@ def is_tensor_bundle(head: bytes, tail: bytes) -> bool:
 
 
 def data_files(index: Path) -> list[Path]:
-    """The files that hold the numbers of `index`, in the order of their shards, as far as they are there."""
+    """The existing data files of `index`, in the order of their shards."""
     name = re.compile(re.escape(index.name.removesuffix(".index")) + r"\.data-\d{5}-of-\d{5}")
     return sorted(path for path in index.parent.iterdir() if name.fullmatch(path.name))
 
 
 def _shards(index: Path, count: int) -> list[Path]:
-    """All data files of `index`, by its own count of them. Raises `CheckpointError` for one that is missing."""
+    """All data files of `index`, by the count in it. Raises `CheckpointError` if one is missing."""
     stem = index.name.removesuffix(".index")
     if not 1 <= count <= _MAX_SHARDS:
         raise ValueError(f"it has {count} data files")
@@ -82,12 +82,12 @@ def _shards(index: Path, count: int) -> list[Path]:
 
 
 def read_tensor_bundle(index: Path) -> Stored:
-    """The float tensors of a checkpoint, under the names they were saved with.
+    """The float tensors of a checkpoint, under their saved names.
 
-    `index` is its `.index` file; the `.data-…` files lie beside it. Strings and integers (object graphs, step counters)
-    are left out. TF2 saves a variable by its place in a graph of objects, which also has its name: that is taken.
+    `index` is its `.index` file; the `.data-…` files are beside it. Strings and integers (object graphs, step counters)
+    are left out. TF2 saves a variable by its position in a graph of objects, which also has the name to use.
 
-    Raises `CheckpointError` where a file is missing, damaged, compressed or partitioned.
+    Raises `CheckpointError` if a file is missing, damaged, compressed or partitioned.
     """
     try:
         count, entries = _read_index(index)
@@ -103,7 +103,7 @@ def read_tensor_bundle(index: Path) -> Stored:
 
 
 def _read_index(index: Path) -> tuple[int, dict[str, _Entry]]:
-    """How many data files there are, and what lies in them."""
+    """The number of data files, and the entries in them."""
     if index.stat().st_size > _MAX_INDEX_BYTES:
         raise CheckpointError(f"{index} is over {_MAX_INDEX_BYTES:,} bytes, which no ResNet's index is.")
     entries: dict[str, _Entry] = {}
@@ -119,7 +119,7 @@ def _read_index(index: Path) -> tuple[int, dict[str, _Entry]]:
 
 
 def _check_header(message: bytes, index: Path) -> int:
-    """How many data files there are, by the BundleHeaderProto: num_shards = 1, endianness = 2 (0 is little)."""
+    """The number of data files, from the BundleHeaderProto: num_shards = 1, endianness = 2 (0 is little)."""
     count = 0
     for number, value in fields(message):
         if number == 2 and value != 0:
@@ -154,7 +154,7 @@ def _shape(message: bytes) -> list[int]:
 
 
 def _check_claims(shards: list[Path], entries: dict[str, _Entry]) -> None:
-    """Raises `ValueError` unless all entries lie in their files, none over another: no more is read than is there."""
+    """Raises `ValueError` unless all entries are within their files, without overlaps."""
     sizes = [shard.stat().st_size for shard in shards]
     ends = [0] * len(shards)
     for name, entry in sorted(entries.items(), key=lambda each: (each[1].shard, each[1].offset, each[1].size)):
@@ -195,7 +195,7 @@ def _read(file: BinaryIO, entry: _Entry) -> bytes:
 
 
 def _object_names(shards: list[Path], entries: dict[str, _Entry]) -> dict[str, str]:
-    """Keys → variables' names, from a TF2 checkpoint's graph of objects; empty for TF1's, whose keys are names."""
+    """Keys → variables' names, from a TF2 checkpoint's graph of objects; empty for TF1, where keys are names."""
     entry = entries.get(OBJECT_GRAPH)
     if entry is None:
         return {}
@@ -203,7 +203,7 @@ def _object_names(shards: list[Path], entries: dict[str, _Entry]) -> dict[str, s
         raise ValueError("its graph of objects is no single string of a bearable size")
     with shards[entry.shard].open("rb") as file:
         data = _read(file, entry)
-    # A string tensor: the length of each, a checksum of the lengths, the strings (tensorflow/core/util/tensor_bundle).
+    # A string tensor: the lengths, a checksum of the lengths, the strings (tensorflow/core/util/tensor_bundle).
     length, position = varint(data, 0)
     position += 4
     if position + length != len(data):
@@ -212,11 +212,11 @@ def _object_names(shards: list[Path], entries: dict[str, _Entry]) -> dict[str, s
 
 
 def _named(index: Path, tensors: Weights, names: dict[str, str]) -> Weights:
-    """`tensors` under their variables' names. Keras 3 exports each variable twice, under one name: once is enough."""
+    """`tensors` under their variables' names. Keras 3 exports each variable twice under one name; one is kept."""
     named: dict[str, NDArray[Any]] = {}
     for key, values in tensors.items():
         if names and _NO_WEIGHT.search(key):
-            continue  # its name would be the variable's that it belongs to
+            continue  # its name would be that of the variable that it belongs to
         name = names.get(key, key)
         if name in named and not np.array_equal(named[name], values):
             raise CheckpointError(

@@ -40,7 +40,7 @@ def read_torch_zip(path: Path) -> Stored:
 
 
 def read_torch_legacy(path: Path) -> Stored:
-    """The same of a file from before torch 1.6."""
+    """As `read_torch_zip`, for a file from before torch 1.6."""
     with path.open("rb") as file:
         pickled = unpickle("legacy", file.read(MAX_PICKLE_BYTES), path)
     return _stored(path, pickled, _legacy_storages(path, pickled), big_endian=False)
@@ -70,7 +70,7 @@ def _stored(path: Path, pickled: Pickled, read_storage: ReadStorage, big_endian:
 
 
 def _activation(located: Located) -> Decision[Activation] | None:
-    """What transformers' config in the file says of its labels."""
+    """Sigmoid, if a transformers config in the file states multi-label classification."""
     for _, entries in located.levels:
         config = attributes_of(entries.get("config")) or entries_of(entries.get("config")) or {}
         if config.get("problem_type") == "multi_label_classification":
@@ -79,7 +79,7 @@ def _activation(located: Located) -> Decision[Activation] | None:
 
 
 def _one_of(arrays: Weights, located: Located, path: Path) -> tuple[Weights, list[str]]:
-    """The first of several networks of the same names, where the others equal it."""
+    """The first of several networks with the same names. Raises `CheckpointError` unless all are equal."""
     groups = {
         key: {name.removeprefix(f"{key}."): values for name, values in arrays.items() if name.startswith(f"{key}.")}
         for key in located.rivals
@@ -97,7 +97,7 @@ def _one_of(arrays: Weights, located: Located, path: Path) -> tuple[Weights, lis
 
 
 def _legacy_storages(path: Path, pickled: Pickled) -> ReadStorage:
-    """Behind the pickles: of each storage its number of elements (int64), then its bytes."""
+    """Reads storages, which follow the pickles: each is its number of elements (int64), then its bytes."""
     spans: dict[str, tuple[int, int]] = {}
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -29,7 +29,10 @@ def is_torch_script(names: list[str]) -> bool:
 
 
 def read_torch_script(path: Path) -> Stored:
-    """Raises `CheckpointError` for a frozen module, whose weights have lost their names, and for other networks."""
+    """The tensors and facts of an archive. Raises `CheckpointError` for a frozen module and for other networks.
+
+    Weights of a frozen module have lost their names.
+    """
     archive = open_zip(path)
     root = archive.root()
     require_stored(archive, but=(f"{root}code/", f"{root}extra/"))
@@ -57,7 +60,7 @@ def read_torch_script(path: Path) -> Stored:
         except Unread as unread:
             raise refusal(path, unread) from None
         arrays, more = used_alone(arrays, followed, operations.used)
-        # Its code has been followed from end to end, whosever its classes are.
+        # Its code has been followed completely, so that custom classes need no warning.
         told, notes, warnings = followed.told.then(told), [*notes, *more], ()
     return Stored(arrays, told, warnings, notes=tuple(notes))
 
@@ -70,7 +73,7 @@ def refusal(path: Path, unread: Unread) -> CheckpointError:
 
 
 def used_alone(arrays: Weights, followed: Followed, read: set[str]) -> tuple[Weights, list[str]]:
-    """The tensors that the network computes with, and a note about the others; counters go without a word."""
+    """The tensors that the network computes with, and a note about the others, except counters."""
     used = followed.used | read
     left = [name for name in arrays if name not in used and not name.endswith("num_batches_tracked")]
     shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
@@ -87,7 +90,7 @@ def _code(archive: Archive, root: str) -> Code:
 
 
 def _constants(archive: Archive, root: str, path: Path, big_endian: bool) -> list[Any]:
-    """The code's constants in their order: small tensors by their values."""
+    """The code's constants in order, with the values of small tensors."""
     name = f"{root}constants.pkl"
     if name not in archive.members:
         return []
@@ -105,7 +108,7 @@ def _constants(archive: Archive, root: str, path: Path, big_endian: bool) -> lis
 
 
 def _warnings(located: Located, path: Path) -> tuple[str, ...]:
-    """A sentence where a class is somebody's own, and its code was not followed."""
+    """A sentence if there is a custom class, whose code was not followed."""
     kinds = [re.sub(r"___torch_mangle_\d+\.", "", str(facts["class"])) for facts in located.modules.values()]
     own = [kind for kind in kinds if not kind.startswith(_LIBRARY)]
     if not own:

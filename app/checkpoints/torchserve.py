@@ -19,7 +19,7 @@ from .zip_file import Archive, open_zip
 MANIFEST = "MAR-INF/MANIFEST.json"
 _LABELS = "index_to_name.json"
 _MAX_JSON_BYTES = 4 << 20
-# Weights hardly pack: 7% of a trained network's, half where they were rounded to 16 bits.
+# Weights compress little: by 7% for a trained network, by half if they were rounded to 16 bits.
 _SPARE_BYTES = 64 << 20
 # ts/torch_handler/image_classifier.py: Resize(256), CenterCrop(224), ImageNet's mean and deviation; softmax.
 _OWN_HANDLER = "image_classifier"
@@ -34,7 +34,7 @@ def is_torchserve(names: list[str]) -> bool:
 
 
 def read_torchserve(path: Path, read: Callable[[Path, int], Stored]) -> Stored:
-    """What `read` finds in the archive's model file, of at most so many bytes, with the labels that lie beside it."""
+    """The result of `read`, called with the unpacked model file and a size limit, and the archive's labels."""
     archive = open_zip(path)
     model = _model(archive)
     name = _serialized_file(archive, model)
@@ -54,7 +54,7 @@ def read_torchserve(path: Path, read: Callable[[Path, int], Stored]) -> Stored:
 
 
 def _check_unpacked(archive: Archive, name: str, limit_bytes: int) -> None:
-    """Raises `CheckpointError` before anything is written that is too much, or for which there is no room."""
+    """Raises `CheckpointError` for a member over the limit or without enough disk space, before it is unpacked."""
     size = archive.size(name)
     if size > limit_bytes:
         raise CheckpointError(
@@ -88,7 +88,7 @@ def _serialized_file(archive: Archive, model: Mapping[str, Any]) -> str:
 
 
 def _own_code(model: Mapping[str, Any], path: Path) -> Iterator[str]:
-    """Of the archive's own programs: what they could do to an answer, which they do not do here."""
+    """Warnings that the archive's own code, which could change answers, is not run."""
     handler = model.get("handler")
     if isinstance(handler, str) and handler.partition(":")[0].endswith(".py"):
         yield (

@@ -21,7 +21,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 class _BoundedFile(io.FileIO):
-    """zipfile reads a zip's directory at once, of the size that the zip claims."""
+    """A file with a limit for reads: zipfile reads the directory at once, in the size that the zip claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         left = os.fstat(self.fileno()).st_size - self.tell()
@@ -33,15 +33,15 @@ class _BoundedFile(io.FileIO):
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """A zip whose names are all different and stay inside it."""
+    """A zip with unique member names, none of which leads out of it."""
 
     path: Path
     members: dict[str, zipfile.ZipInfo]
     ends: dict[str, int]
-    """Where in the file each member must have ended: at the next one, or at the zip's directory."""
+    """Name → the latest end of the member in the file: the next member, or the zip's directory."""
 
     def root(self) -> str:
-        """The folder that torch puts all members into, with its slash; "" where there is none."""
+        """The folder that torch puts all members into, with its slash; "" if there is none."""
         first = next(iter(self.members), "")
         folder = first.split("/", 1)[0] + "/"
         return folder if "/" in first and all(name.startswith(folder) for name in self.members) else ""
@@ -50,7 +50,7 @@ class Archive:
         return self._member(name).file_size
 
     def read(self, name: str, limit_bytes: int) -> bytes:
-        """A member, unpacked if it is packed. Raises `CheckpointError` over `limit_bytes`, whatever the zip claims."""
+        """A member, decompressed if needed. Raises `CheckpointError` if it is larger than `limit_bytes`."""
         member = self._member(name)
         if member.file_size > limit_bytes:
             raise CheckpointError(
@@ -68,7 +68,7 @@ class Archive:
             raise _damaged(self.path, error) from None
 
     def read_stored(self, name: str) -> bytearray:
-        """A member that is not packed, from its place in the file: as large as the file has bytes for, no larger."""
+        """An uncompressed member, read from its position: never larger than the file itself."""
         member = self._member(name)
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
             raise CheckpointError(
@@ -82,7 +82,7 @@ class Archive:
         raise _damaged(self.path, f"{name[:80]} is cut off")
 
     def _seek(self, file: BinaryIO, member: zipfile.ZipInfo) -> None:
-        """To a member's first byte. Raises `CheckpointError` where it would not end before the next one."""
+        """Seek to a member's first byte. Raises `CheckpointError` if it would overlap the next one."""
         file.seek(member.header_offset)
         header = file.read(_LOCAL_HEADER_BYTES)
         if len(header) == _LOCAL_HEADER_BYTES and header.startswith(b"PK\x03\x04"):
@@ -94,7 +94,7 @@ class Archive:
         raise _damaged(self.path, f"{member.filename[:80]} is cut off")
 
     def _inflated(self, member: zipfile.ZipInfo) -> bytes:
-        """A packed member, piece by piece, and no more of it than it claims."""
+        """A compressed member, decompressed piece by piece up to its claimed size."""
         content, left = bytearray(), member.compress_size
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
@@ -111,7 +111,7 @@ class Archive:
         return bytes(content)
 
     def extract(self, name: str, to: Path, limit_bytes: int) -> None:
-        """Unpack a member into a new file, piece by piece."""
+        """Decompress a member into a new file, piece by piece."""
         left = limit_bytes
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(self._member(name)) as file, to.open("xb") as out:
@@ -132,12 +132,12 @@ class Archive:
         return self.members[name]
 
 
-# What zipfile and zlib raise on damage; a flag that means encryption is a RuntimeError.
+# Errors of zipfile and zlib on damage; RuntimeError is that for an encryption flag.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError, struct.error, OverflowError)
 
 
 def open_zip(path: Path) -> Archive:
-    """The zip's directory. Raises `CheckpointError` for damage, a name twice, and names that lead out of it."""
+    """The zip's directory. Raises `CheckpointError` for damage, duplicate names, and names that lead out of it."""
     try:
         with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
@@ -158,7 +158,7 @@ def open_zip(path: Path) -> Archive:
 
 
 def _ends(path: Path, members: Sequence[zipfile.ZipInfo], directory: int) -> dict[str, int]:
-    """Where each member ends at the latest. Raises `CheckpointError` where two would share bytes of the file."""
+    """Name → the latest end of the member. Raises `CheckpointError` if two members overlap in the file."""
     in_order = sorted(members, key=lambda member: member.header_offset)
     ends: dict[str, int] = {}
     for member, end in zip(in_order, [*(each.header_offset for each in in_order[1:]), directory], strict=True):
@@ -172,7 +172,7 @@ def _ends(path: Path, members: Sequence[zipfile.ZipInfo], directory: int) -> dic
 
 
 def require_stored(archive: Archive, but: Sequence[str] = ()) -> None:
-    """Refuse packed members, which torch does not write, but in the folders `but`."""
+    """Raises `CheckpointError` for compressed members, which torch does not write, except in the folders `but`."""
     for name, member in archive.members.items():
         if member.compress_type != zipfile.ZIP_STORED and not name.startswith(tuple(but)):
             raise CheckpointError(

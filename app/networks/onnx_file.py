@@ -1,6 +1,6 @@
-"""ONNX files written piece by piece: nodes, and tensors that are made when their turn comes.
+"""A writer of ONNX files: nodes first, then tensors one by one, each computed just before it is written.
 
-Without the package onnx, and without a copy of the weights: a model of 100 MB is written with the memory of one layer.
+It needs neither the package onnx nor a copy of the weights: writing a model of 100 MB takes the memory of one layer.
 Field numbers are those of onnx.proto3.
 """
 
@@ -14,6 +14,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from ..protobuf import bytes_field, field_head, number_field, varint_bytes
+
 FLOAT, UINT8, INT64 = 1, 2, 7
 _IR_VERSION = 9  # of opset 20
 _PRODUCER = b"resnet-serve"
@@ -22,7 +24,7 @@ Attribute = int | float | str | tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """float32 numbers, or int64."""
+    """An initializer, of float32 or int64 numbers."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,7 +36,7 @@ class Tensor:
         return prod(self.shape) * (4 if self.data_type == FLOAT else 8)
 
     def head(self) -> bytes:
-        """The TensorProto up to its numbers."""
+        """The TensorProto without its numbers, which come last."""
         dims = b"".join(number_field(1, each) for each in self.shape)
         name = bytes_field(8, self.name.encode())
         return dims + number_field(2, self.data_type) + name + field_head(9, self.size_bytes)
@@ -42,7 +44,7 @@ class Tensor:
 
 @dataclass(slots=True)
 class OnnxFile:
-    """A graph of one input and one output that is written in the order in which nodes are added."""
+    """A graph with one input and one output. Nodes are written in the order in which they were added."""
 
     opset: int
     input: bytes = b""
@@ -51,7 +53,7 @@ class OnnxFile:
     _tensors: list[Tensor] = field(default_factory=list)
 
     def add_node(self, operator: str, inputs: tuple[str, ...], output: str, **attributes: Attribute) -> str:
-        """Returns `output`, which is the node's name too."""
+        """Add a node that is named like its output. Returns `output`."""
         node = b"".join(bytes_field(1, name.encode()) for name in inputs)
         node += bytes_field(2, output.encode()) + bytes_field(3, output.encode()) + bytes_field(4, operator.encode())
         node += b"".join(bytes_field(5, _attribute(name, value)) for name, value in attributes.items())
@@ -63,7 +65,7 @@ class OnnxFile:
         return tensor.name
 
     def pieces(self) -> Iterator[bytes]:
-        """The file's bytes in their order."""
+        """The file, in consecutive pieces."""
         graph = b"".join(self._nodes) + bytes_field(2, b"network")
         graph += bytes_field(11, self.input) + bytes_field(12, self.output)
         heads = [(tensor, tensor.head()) for tensor in self._tensors]
@@ -80,12 +82,12 @@ class OnnxFile:
             yield values.tobytes()
 
     def size_bytes(self) -> int:
-        """Of the tensors, which is nearly all."""
+        """The size of all tensors, which is nearly that of the file."""
         return sum(tensor.size_bytes for tensor in self._tensors)
 
 
 def value_info(name: str, data_type: int, shape: tuple[int | str, ...]) -> bytes:
-    """An input or output; an axis with a name takes any number."""
+    """A ValueInfoProto for an input or output. An axis that is given by a name has any length."""
     axes = b"".join(
         bytes_field(1, number_field(1, each) if isinstance(each, int) else bytes_field(2, each.encode()))
         for each in shape
@@ -99,30 +101,7 @@ def _attribute(name: str, value: Attribute) -> bytes:
     if isinstance(value, int):
         return start + number_field(3, value) + number_field(20, 2)
     if isinstance(value, float):
-        return start + _varint(2 << 3 | 5) + struct.pack("<f", value) + number_field(20, 1)
+        return start + varint_bytes(2 << 3 | 5) + struct.pack("<f", value) + number_field(20, 1)
     if isinstance(value, str):
         return start + bytes_field(4, value.encode()) + number_field(20, 3)
     return start + b"".join(number_field(8, each) for each in value) + number_field(20, 7)
-
-
-def number_field(number: int, value: int) -> bytes:
-    return _varint(number << 3) + _varint(value)
-
-
-def bytes_field(number: int, value: bytes) -> bytes:
-    return field_head(number, len(value)) + value
-
-
-def field_head(number: int, length: int) -> bytes:
-    """The bytes before a field of `length` bytes."""
-    return _varint(number << 3 | 2) + _varint(length)
-
-
-def _varint(number: int) -> bytes:
-    """protobuf's base-128 number, of one that is not negative."""
-    written = bytearray()
-    while number > 0x7F:
-        written.append(number & 0x7F | 0x80)
-        number >>= 7
-    written.append(number)
-    return bytes(written)

@@ -31,7 +31,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel(ModelFacts):
-    """A model that requests use from admission to answer. Closed by the pool, or by a caller that loaded it itself."""
+    """A model that requests use from admission to answer. The pool that holds it closes it."""
 
     engine: Engine
     schedule: Schedule

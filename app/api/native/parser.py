@@ -26,7 +26,7 @@ class NativeParser:
     def __init__(self, scope: Scope, headers: Mapping[bytes, bytes], max_images: int | None) -> None:
         """Raises `InvalidParameter` for a parameter that is out of range or not a number."""
         query: bytes = scope["query_string"]
-        self._top_k = _positive("top_k", QueryParams(query).get("top_k")) if query else None
+        self._top_k = _top_k_of(query) if query else None
         timeout = headers.get(b"x-request-timeout-ms")
         timeout_ms = None if timeout is None else _positive("X-Request-Timeout-Ms", timeout.decode("latin-1"))
         self.timeout_seconds = timeout_ms / 1e3 if timeout_ms else None
@@ -57,6 +57,13 @@ class NativeParser:
         if carried.top_k not in (None, self._top_k):
             raise InvalidParameter("top_k in the query contradicts top_k in the body.")
         return Images(carried.images, self._top_k)
+
+
+def _top_k_of(query: bytes) -> int | None:
+    values = {_positive("top_k", sent) for sent in QueryParams(query).getlist("top_k")}
+    if len(values) > 1:
+        raise InvalidParameter("The query has two top_k that contradict each other.")
+    return values.pop() if values else None
 
 
 def _positive(name: str, sent: str | None) -> int | None:

@@ -1,4 +1,4 @@
-"""Protobuf's wire format, as far as the messages of checkpoints need it."""
+"""Protobuf's wire format: varints and fields, read from bytes and written to bytes, without message classes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def varint(data: bytes | mmap.mmap, position: int) -> tuple[int, int]:
-    """A base-128 number (protobuf's encoding), and where it ends."""
+    """The varint (base-128 number) at `position`, and the position behind it."""
     number = shift = 0
     while shift < 64:
         byte = data[position]
@@ -20,7 +20,7 @@ def varint(data: bytes | mmap.mmap, position: int) -> tuple[int, int]:
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message: number, and an integer or bytes."""
+    """Number and value of each field. Values with a length are bytes, all others are integers."""
     position = 0
     while position < len(message):
         tag, position = varint(message, position)
@@ -42,8 +42,15 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             raise ValueError(f"a field has the unknown wire type {wire}")
 
 
+def messages(message: bytes, wanted: int) -> Iterator[bytes]:
+    """The values of the fields numbered `wanted` that are messages, texts or bytes."""
+    for number, value in fields(message):
+        if number == wanted and isinstance(value, bytes):
+            yield value
+
+
 def spans(data: bytes | mmap.mmap) -> Iterator[tuple[int, int, int, int]]:
-    """Where the fields of a message lie: number, where its tag begins, where its value begins, and where it ends."""
+    """The position of each field: its number, the start of its tag, the start of its value, and its end."""
     position = 0
     while position < len(data):
         at = position
@@ -63,17 +70,8 @@ def spans(data: bytes | mmap.mmap) -> Iterator[tuple[int, int, int, int]]:
         yield tag >> 3, at, begin, position
 
 
-def field_head(number: int, length: int) -> bytes:
-    """What stands before a field of `length` bytes."""
-    return _written(number << 3 | 2) + _written(length)
-
-
-def bytes_field(number: int, value: bytes) -> bytes:
-    return field_head(number, len(value)) + value
-
-
-def _written(number: int) -> bytes:
-    """A base-128 number."""
+def varint_bytes(number: int) -> bytes:
+    """A number that is not negative, as a varint."""
     written = bytearray()
     while number > 0x7F:
         written.append(number & 0x7F | 0x80)
@@ -82,8 +80,16 @@ def _written(number: int) -> bytes:
     return bytes(written)
 
 
-def messages(message: bytes, wanted: int) -> Iterator[bytes]:
-    """The values of the field `wanted` that are messages, texts or bytes."""
-    for number, value in fields(message):
-        if number == wanted and isinstance(value, bytes):
-            yield value
+def number_field(number: int, value: int) -> bytes:
+    """A field whose value is a varint."""
+    return varint_bytes(number << 3) + varint_bytes(value)
+
+
+def bytes_field(number: int, value: bytes) -> bytes:
+    """A field whose value is a message, text or bytes."""
+    return field_head(number, len(value)) + value
+
+
+def field_head(number: int, length: int) -> bytes:
+    """The tag and length in front of a value of `length` bytes."""
+    return varint_bytes(number << 3 | 2) + varint_bytes(length)
