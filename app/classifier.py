@@ -1,4 +1,4 @@
-"""The classifier: one image from its bytes to its classes, and whether the service takes it."""
+"""The classifier: admits an image and turns its bytes into classes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ DEFAULT_TOP_K = 5
 
 Phase = Literal["loading", "warming", "ready", "stuck", "restarting", "draining", "failed"]
 
-# How long all decoders may be held by images that do not end before only a restart is the cure: what is slow, and does
-# not hang, has ended by then.
+# If images occupy all decoders for longer than this, only a restart helps: a decoder that is slow, but does not hang,
+# is done by then.
 _STUCK_SECONDS = 60.0
 _LOST = "The device is beyond repair; this server ends, to be started again."
 _RESTARTING = "The model's process has ended and is being started again."
@@ -39,7 +39,7 @@ _STUCK = "Every decoder is held by an image that takes longer than this server a
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """What health is asked for. `ready` is true only when requests are served and new ones are welcome."""
+    """The state that health checks report. `ready` is true only if requests are served and new ones are accepted."""
 
     phase: Phase
     ready: bool
@@ -47,7 +47,7 @@ class ServiceState:
 
 
 class Admitted:
-    """A request that was accepted by its headers. It holds a lease of its model, until `give_back`."""
+    """A request that was accepted by its headers. It holds a lease of its model until `give_back`."""
 
     __slots__ = ("_announcement", "_lease")
 
@@ -60,7 +60,7 @@ class Admitted:
         return self._lease.model
 
     def body_has_ended(self) -> None:
-        """From here on each image has a reservation of its own, or is refused. May be called again."""
+        """The body is complete: from now on each image has its own reservation, or is refused. May be called again."""
         if self._lease.is_open:
             self._lease.model.schedule.withdraw(self._announcement)
 
@@ -73,9 +73,9 @@ class Admitted:
 class Classifier:
     """Admits, decodes, batches and ranks images, each by the model that its request has leased from the pool.
 
-    An image is admitted only if it can be answered in time, as the reservations ahead of it say (`Schedule`). That is
-    checked twice: when its headers have come, so that the body of a refused request is never read, and at the end of
-    its body, where it gets a reservation of its own.
+    An image is admitted only if it can be answered in time, according to the reservations ahead of it (`Schedule`).
+    That is checked twice: when the headers have arrived, so that the body of a refused request is never read, and at
+    the end of the body, when the image gets its own reservation.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class Classifier:
 
     @property
     def model(self) -> LoadedModel | None:
-        """The model of requests that name none; it may still be warming up."""
+        """The default model, for requests that name none; it may still be warming up."""
         default = self.pool.default
         return None if default is None else default.model
 
     def state(self) -> ServiceState:
-        """Of the service, and of its default model."""
+        """The state of the service with its default model."""
         return self._state_of(self.model)
 
     def _state_of(self, model: LoadedModel | None) -> ServiceState:
@@ -126,16 +126,16 @@ class Classifier:
         return ServiceState("ready", True, None)
 
     def check(self, seconds: float | None = None) -> None:
-        """Whether a request that names no model would be admitted, with `seconds` from the end of its body.
+        """Check whether a request for the default model would be admitted, with `seconds` from the end of its body.
 
-        Raises `NotReady`, `EngineUnavailable`, or `Overloaded` with when to come again.
+        Raises `NotReady`, `EngineUnavailable`, or `Overloaded` with the time to retry.
         """
         self._check(self.model, seconds)
 
     def admit(self, seconds: float | None = None, name: str | None = None, version: str | None = None) -> Admitted:
         """Accept a request by its headers, for the default model or the one that it names.
 
-        Raises as `check`; for a model that it names also `ModelNotFound` and `ModelConflict`.
+        Raises as `check`; for a named model also `ModelNotFound` and `ModelConflict`.
         """
         pool = self.pool
         pooled = pool.default if name is None and version is None else pool.find(name, version)
@@ -160,7 +160,7 @@ class Classifier:
         return kind(state.reason, retry_after_seconds=2.0)
 
     def resolve_top_k(self, model: LoadedModel, asked: int | None) -> int:
-        """How many predictions to give. Raises `InvalidParameter` outside 1…classes."""
+        """The number of predictions to return. Raises `InvalidParameter` outside 1…classes."""
         if asked is None:
             return min(DEFAULT_TOP_K, model.class_count)
         if not 1 <= asked <= model.class_count:
@@ -170,7 +170,7 @@ class Classifier:
     async def classify(
         self, model: LoadedModel, data: bytes, top_k: int, deadline: float, batch: Hashable | None = None
     ) -> Classification:
-        """The `top_k` most probable classes of one encoded image. Parameters and errors as `score` has them."""
+        """The `top_k` most probable classes of one encoded image. Parameters and errors are those of `score`."""
         scored = await self.score(model, data, Want.SCORES, deadline, batch)
         predictions = rank(scored.outputs.scores, scored.outputs.activation, model.labels, top_k)
         return Classification(scored.model, predictions, scored.timings, scored.batch_size)
@@ -178,13 +178,12 @@ class Classifier:
     async def score(
         self, model: LoadedModel, image: bytes | Tensor, want: Want, deadline: float, batch: Hashable | None = None
     ) -> ScoredImage:
-        """The model's outputs for one image: an encoded one, or a tensor that is normalised already.
+        """The model's outputs for one image: an encoded one, or a normalised tensor.
 
-        `deadline` is an absolute monotonic time; `batch` is the request, where that carries several images: they share
-        its turns at being decoded. Raises a `ServiceError`: the image's (`ImageCorrupt` and its like, and
-        `InvalidParameter` for a tensor of another shape or with values that are not finite), the service's
-        (`Overloaded`, `DeadlineExceeded`) or the model's (`ModelOutputInvalid`, `FeaturesNotAvailable`,
-        `TensorsNotAvailable`).
+        `deadline` is an absolute monotonic time. `batch` identifies a request with several images, which share its
+        turns at decoding. Raises a `ServiceError`: the image's (such as `ImageCorrupt`, or `InvalidParameter` for a
+        tensor of another shape or with values that are not finite), the service's (`Overloaded`, `DeadlineExceeded`)
+        or the model's (`ModelOutputInvalid`, `FeaturesNotAvailable`, `TensorsNotAvailable`).
         """
         began = self._clock()
         schedule = model.schedule
@@ -230,7 +229,7 @@ class Classifier:
 
 
 def _check_tensor(tensor: Tensor, model: LoadedModel) -> None:
-    """Raises `InvalidParameter` for a tensor that the model does not take."""
+    """Raises `InvalidParameter` for a tensor that the model does not accept."""
     shape = (3, *model.preprocessing.crop)
     if tensor.shape != shape or tensor.dtype != np.float32:
         raise InvalidParameter(f"The tensor must be float32 of shape {list(shape)}, normalised as the model expects.")

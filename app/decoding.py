@@ -14,31 +14,31 @@ from .resources import available_cpus, available_memory_bytes
 from .settings import Settings
 from .types import Pixels, Preprocessing
 
-# What decoding holds at its peak, measured (docs/decoding.md) and rounded up: 12.2 for a CMYK JPEG that is turned
-# upright, 21.0 for a 16-bit grey PNG, 20.6 for a WebP with transparency, which is laid over a background.
+# Peak memory of decoding, measured (docs/decoding.md) and rounded up: 12.2 for a CMYK JPEG that is rotated upright,
+# 21.0 for a 16-bit grey PNG, 20.6 for a WebP with transparency, which is drawn over a background.
 _JPEG_BYTES_A_PIXEL = 13
 _BYTES_A_PIXEL = 24
-# Images of the size that screens and most data sets have are accepted on the smallest machine too.
+# Images of the size of screens and most data sets are accepted even on the smallest machine.
 _FEWEST_MEGAPIXELS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class DecodePlan:
-    """How much is decoded at once: slots × the worst image never exceed the memory set aside for it."""
+    """The number of images decoded at once: slots × the worst image never exceed the memory reserved for it."""
 
     slots: int
     """Images decoded at once."""
     spare: int
-    """How many more the memory holds: what may replace a thread that hangs."""
+    """Further images that the memory allows: replacements for threads that hang."""
     slot_bytes: int
-    """What the worst image that the limits let in takes while it is decoded."""
+    """Memory for decoding the worst image within the limits."""
 
 
 def fit_image_limits(settings: Settings) -> Settings:
-    """Lower limits of an image's size, where the memory for decoding is automatic and too small for the worst image.
+    """Lower the image size limits, if the memory for decoding is automatic and too small for the worst image.
 
-    A process that reaches the memory limit of its container or service is killed. The size limits are lowered
-    instead, in whole tenths of a megapixel. Reads files; blocks.
+    A process that reaches the memory limit of its container or service is killed. To avoid that the size limits are
+    lowered, in tenths of a megapixel. Reads files; blocks.
     """
     if settings.decode_memory_bytes != "auto":
         return settings
@@ -52,7 +52,7 @@ def fit_image_limits(settings: Settings) -> Settings:
 
 
 def describe_fitted_limits(settings: Settings) -> str:
-    """What `fit_image_limits` lowered, and how to have the limits that were set."""
+    """The limits that `fit_image_limits` lowered, and the advice for getting the configured ones."""
     worst = max(settings.max_megapixels_jpeg * _JPEG_BYTES_A_PIXEL, settings.max_megapixels * _BYTES_A_PIXEL)
     return (
         f"This process may use {available_memory_bytes() / 1e6:,.0f} MB of memory, and half of it is for decoding: "
@@ -64,11 +64,11 @@ def describe_fitted_limits(settings: Settings) -> str:
 
 
 def plan_decoding(settings: Settings) -> DecodePlan:
-    """A slot for each CPU as far as the memory goes, or as many as the settings say. Reads files; blocks.
+    """A slot for each CPU as far as the memory allows, or as many as the settings say. Reads files; blocks.
 
-    Raises `SettingError` where the memory set aside does not hold the slots that were asked for, or not one. Without
-    either setting there is always one slot, also on a machine whose half is smaller than the worst image
-    (`fit_image_limits` lowers the limits there).
+    Raises `SettingError` if the reserved memory is too small for the configured slots, or for one. With neither
+    setting there is always one slot, even if half of the machine's memory is smaller than the worst image
+    (`fit_image_limits` lowers the limits in that case).
     """
     worst = max(settings.max_megapixels_jpeg * _JPEG_BYTES_A_PIXEL, settings.max_megapixels * _BYTES_A_PIXEL)
     slot_bytes = int(worst * 1e6)
@@ -94,7 +94,7 @@ def _count(setting: int | str, automatic: int) -> int:
 
 
 def decode_limits(settings: Settings) -> DecodeLimits:
-    """The limits for an image before it is decoded, from the settings."""
+    """The limits on an image before it is decoded, from the settings."""
     return DecodeLimits(
         max_pixels_jpeg=int(settings.max_megapixels_jpeg * 1e6),
         max_pixels=int(settings.max_megapixels * 1e6),
@@ -105,13 +105,13 @@ def decode_limits(settings: Settings) -> DecodeLimits:
 
 
 def decode_as_served(settings: Settings) -> Callable[[bytes, Preprocessing], Pixels]:
-    """Decoding as these settings ask for it, as a blocking call without a decoder."""
+    """Decoding with these settings, as a blocking call without a decoder."""
     limits = decode_limits(settings)
     return lambda data, preprocessing: decode(data, preprocessing, limits, settings.decode)
 
 
 def build_decoder(settings: Settings, metrics: Metrics) -> Decoder:
-    """The decoder that the settings size and limit, not started yet. Raises as `plan_decoding`."""
+    """The decoder with the settings' slots and limits, not started yet. Raises as `plan_decoding`."""
     plan = plan_decoding(settings)
     limits = decode_limits(settings)
 

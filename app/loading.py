@@ -1,4 +1,4 @@
-"""From settings to a `LoadedModel`: its checkpoint, backend and engine."""
+"""Loads a model from the settings: its checkpoint, backend and engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load_model(
 ) -> LoadedModel:
     """Find, read and build the model that the settings name; its engine is not started yet. Blocks for seconds.
 
-    Raises a `StartError` that says what is wrong and what to do.
+    Raises a `StartError` with the cause and the remedy.
     """
     is_null = settings.backend == "null"
     checkpoint = null_checkpoint() if is_null else open_served(settings, reporter, is_cancelled)
@@ -48,7 +48,7 @@ def load_model(
             f"RESNET_MAX_BATCH_SIZE (--max-batch-size) cannot be {settings.max_batch_size}: the {backend.name} backend "
             f"on {backend.device} takes 1 to {backend.max_batch_size}, or auto."
         )
-    # A fallback goes by its own name, never by the one that was meant for another model.
+    # A fallback keeps its own name: the configured one was meant for another model.
     name = checkpoint.architecture if checkpoint.is_fallback else settings.model_name or checkpoint.architecture
     identity = ModelIdentity(name, checkpoint.sha256[:8])
     model_metrics = metrics.of_model(identity)
@@ -80,7 +80,7 @@ def load_model(
 
 
 class Cancellation:
-    """A flag that one thread sets and the loading thread looks at between steps."""
+    """A flag that one thread sets and the loading thread checks between steps."""
 
     def __init__(self) -> None:
         self._event = threading.Event()

@@ -3,8 +3,8 @@
     JSON  {"level": "INFO", "logger": "app.cli.serve", "message": "Listening …", "time": "2026-01-31T12:00:00+00:00"}
     text  2026-01-31T12:00:00.123Z INFO    Listening …
 
-What a client sent may be in a line and cannot end it: JSON escapes it, and in text every character that is no printable
-one is written as an escape.
+A line may contain text that a client sent, but that cannot end the line: JSON escapes it, and text lines escape every
+character that is not printable.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pythonjsonlogger.json import JsonFormatter
 LogFormat = Literal["json", "text"]
 _MOST_WAITING = 10_000
 _FLUSH_SECONDS = 1.0
-# How long a line may wait for others to be written with, and how many these may be.
+# How long a line may wait to be written together with others, and how many lines are written at once.
 _GATHER_SECONDS = 0.02
 _MOST_AT_ONCE = 100
 
@@ -32,26 +32,26 @@ _MOST_AT_ONCE = 100
 def set_up_logging(level: str, log_format: LogFormat = "text", *, in_background: bool = False) -> None:
     """Log to stderr from now on.
 
-    With `in_background` a thread of its own writes the lines, so that a full disk or a reader that has stopped holds up
-    nobody: lines that find no room are dropped and counted.
+    With `in_background` a separate thread writes the lines, so that a full disk or a reader that has stopped blocks no
+    other thread: lines that do not fit into the queue are dropped and counted.
     """
-    # No line says them, and to find the caller is half of what a record costs (the standard library's logging how-to).
+    # No line shows the caller, and finding it is half the cost of a record (the standard library's logging how-to).
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     stream = _Stream(sys.stderr)
     stream.setFormatter(_json_formatter() if log_format == "json" else TextFormatter())
     handler: logging.Handler = BackgroundHandler(stream) if in_background else stream
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Each request of the download's HTTP client is no news, and uvicorn says twice what `serve` says once.
+    # The download's HTTP client logs each request, and uvicorn repeats lines of `serve`.
     for name in ("httpx", "httpcore", "uvicorn.error"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 def share_output(lock: int) -> None:
-    """From now on, write each line while holding `lock`: other processes write to the same place.
+    """From now on, write each line while holding `lock`, because other processes write to the same output.
 
-    `lock` is the descriptor of a file that they all have. The kernel keeps lines of up to 4 KB apart by itself, and
-    those only in pipes.
+    `lock` is the descriptor of a file that all of them have open. The kernel alone separates only lines of up to 4 KB,
+    and only in pipes.
     """
     for handler in logging.getLogger().handlers:
         stream = handler.target if isinstance(handler, BackgroundHandler) else handler
@@ -60,7 +60,7 @@ def share_output(lock: int) -> None:
 
 
 def dropped_lines() -> int:
-    """How many lines could not be written since the start."""
+    """The number of lines that could not be written since the start."""
     return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, BackgroundHandler))
 
 
@@ -70,7 +70,7 @@ def _json_formatter() -> logging.Formatter:
 
 
 class TextFormatter(logging.Formatter):
-    """A line for a person. Of an exception the trace follows, each of its lines indented."""
+    """A readable line; an exception's trace follows, with each of its lines indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_timestamp(record.created)} {record.levelname:<7} {printable(record.getMessage())}"
@@ -81,20 +81,20 @@ class TextFormatter(logging.Formatter):
 
 
 def printable(text: str) -> str:
-    """`text` with every character that could move a terminal's cursor, or look like another line, as an escape."""
+    """`text` with an escape for every character that could move a terminal's cursor or look like another line."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _timestamp(created: float) -> str:
-    """UTC, to the millisecond, as RFC 3339 writes it."""
+    """UTC with milliseconds, as in RFC 3339."""
     seconds, milliseconds = divmod(round(created * 1000), 1000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{milliseconds:03d}Z"
 
 
 class _Stream(logging.StreamHandler[TextIO]):
-    """Writes, and counts what it could not write: stderr may be closed, or on a disk that is full."""
+    """Writes lines, and counts failures: stderr may be closed, or on a full disk."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
@@ -116,7 +116,7 @@ class _Stream(logging.StreamHandler[TextIO]):
             self.failed += len(lines)
 
     def _line(self, record: logging.LogRecord) -> str | None:
-        """None where the record's own arguments cannot be formatted."""
+        """The formatted line; None if the record's own arguments cannot be formatted."""
         try:
             return self.format(record) + self.terminator
         except Exception:
@@ -135,7 +135,7 @@ class _Stream(logging.StreamHandler[TextIO]):
 
 
 class Target(Protocol):
-    """What writes lines, and counts those that it could not."""
+    """Writes lines, and counts those that it could not write."""
 
     failed: int
 
@@ -143,10 +143,11 @@ class Target(Protocol):
 
 
 class BackgroundHandler(logging.Handler):
-    """Hands records to a thread that writes them with `target`; drops and counts them where too many wait.
+    """Passes records to a thread that writes them with `target`; drops and counts them if too many wait.
 
-    Lines of a few milliseconds are written together: to wake the thread for each, which then competes with decoding for
-    the interpreter's lock, is several times what writing it costs. A warning, or what is worse, waits for nothing.
+    Lines of a few milliseconds are written together. Waking the thread for each line would cost several times as much
+    as writing it, because the thread competes with decoding for the interpreter's lock. Warnings and errors do not
+    wait.
     """
 
     def __init__(self, target: Target, most_waiting: int = _MOST_WAITING) -> None:
@@ -154,7 +155,7 @@ class BackgroundHandler(logging.Handler):
         self.target = target
         self._full = 0
         self._most_waiting = most_waiting
-        # The simple one: the other, which has a bound of its own, takes a lock and wakes a condition for each line.
+        # SimpleQueue, because a Queue with a bound takes a lock and notifies a condition for each line.
         self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
         self._no_more = threading.Event()
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
@@ -171,7 +172,7 @@ class BackgroundHandler(logging.Handler):
             self._full += 1
 
     def close(self) -> None:
-        """Write what waits, for as long as a second; a reader that has stopped must not hold the process."""
+        """Write the waiting lines, for at most a second: a reader that has stopped must not block the process's end."""
         if self._thread.is_alive():
             self._no_more.set()
             self._records.put(None)

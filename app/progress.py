@@ -1,4 +1,4 @@
-"""Progress of loading a model: the interface that is told of it, its form as log lines, and as a channel's messages."""
+"""Progress of loading a model: its interface, and its forms as log lines and as messages on a channel."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ logger = logging.getLogger(__name__)
 
 
 class Reporter(Protocol):
-    """Is told each step of loading."""
+    """Receives the steps of loading."""
 
     def step(self, text: str) -> None:
-        """A step begins that may take a while."""
+        """A step begins that may take some time."""
         ...
 
     def warn(self, text: str) -> None: ...
 
     def downloading(self, name: str, received: int, expected: int | None) -> None:
-        """Bytes so far, and in all if the server said."""
+        """Bytes so far, and the total if the server sent it."""
         ...
 
 
 class LogReporter:
-    """Progress as log lines; of a download one line every tenth."""
+    """Progress as log lines; for a download, a line for each tenth."""
 
     def __init__(self) -> None:
         self._tenths = 0
@@ -46,7 +46,7 @@ class LogReporter:
 
 
 class ChannelReporter:
-    """Progress as messages to another process, which may come from any thread; `report` is the other side."""
+    """Progress as messages to another process, from any thread; `report` is the receiving side."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -62,7 +62,7 @@ class ChannelReporter:
 
 
 def report(message: Message, reporter: Reporter) -> bool:
-    """Pass a message of a `ChannelReporter` on; False where the message is of another kind."""
+    """Pass on a message of a `ChannelReporter`; False if the message is of another kind."""
     fields = message.fields
     match message.kind:
         case "step":

@@ -17,10 +17,10 @@ from .request_context import RequestContext, context_of, first_of_each
 
 logger = logging.getLogger(__name__)
 
-# Probes and scrapers ask every few seconds; only answers that are not good are of interest.
+# Probes and scrapers ask every few seconds: only their failures are logged.
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 _MAX_TEXT = 256
-# A refusal's line costs as much as the refusal: of many some are enough.
+# Writing a refusal's line costs as much as the refusal: of many, a few are enough.
 _LINES_A_SECOND = 10
 _SUM_UP_SECONDS = 2.0
 CLIENT_GONE = 499
@@ -53,7 +53,7 @@ class AccessLog:
         if omitted is None:
             return
         seconds = time.monotonic() - began
-        # As it came, still percent-encoded: no control or look-alike character is in the log.
+        # The path as received, still percent-encoded: no control or look-alike character is in the log.
         path = scope.get("raw_path", b"").decode("ascii", "replace")[:_MAX_TEXT]
         named = f" {code}" if code else ""
         logger.log(
@@ -118,11 +118,11 @@ class AccessLog:
         )
 
     def left_early(self, path: str) -> None:
-        """The client of a request that was to be refused left before its answer."""
+        """The client left before its refusal was sent."""
         self._metrics.requests.labels(path, str(CLIENT_GONE), "client_gone").inc()
 
     def refused(self, error: ServiceError, scope: MutableMapping[str, Any]) -> None:
-        """A connection ended with `error` before it was a request, or in the middle of one."""
+        """A connection ended with `error` before its request was complete."""
         context = context_of(scope)
         self._metrics.requests.labels(self._route(scope, context), str(error.status), error.code).inc()
         if (omitted := self._sample.take() if error.status == 503 else 0) is None:
@@ -141,9 +141,9 @@ class AccessLog:
         )
 
     def _route(self, scope: Mapping[str, Any], context: RequestContext) -> str:
-        """The route's path and never the client's, of which there would be endless many.
+        """The route's path, never the client's: clients can send any number of different paths.
 
-        Most refusals come before routing; so does the end of a request that is none, which may have no path at all.
+        Most refusals come before routing. A malformed request may have no path at all.
         """
         if "route" in scope:
             return getattr(scope["route"], "path", _UNMATCHED)
@@ -154,9 +154,9 @@ class AccessLog:
 
 
 class LineSample:
-    """Which of many lines of one kind are written: the first ten of each second.
+    """Limits log lines of one kind to ten a second.
 
-    The next line that is written says how many were left out, or a line of its own where none follows.
+    The next line that is written says how many were left out; if none follows, a separate line says it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -167,7 +167,7 @@ class LineSample:
         self._last: asyncio.TimerHandle | None = None
 
     def take(self) -> int | None:
-        """How many lines were left out before this one; None where this one is left out too."""
+        """The number of lines left out before this one; None if this one is left out too."""
         second = int(self._clock())
         if second != self._second:
             self._second, self._written = second, 0

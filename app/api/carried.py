@@ -12,17 +12,17 @@ ONE_IMAGE = "This path takes one image. Send several to POST /predict/batch."
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Each image's bytes, or why it has none; `top_k` where the body says one."""
+    """Each image's bytes or its error, and `top_k` if the body has one."""
 
     images: tuple[bytes | ServiceError, ...]
     top_k: int | None = None
 
 
 class BodyReader(Protocol):
-    """One body, read in pieces as they arrive, so that no call takes long and the encoded text is never held whole."""
+    """Reads one body in pieces as they arrive: each call is short, and the encoded text is never held as a whole."""
 
     def feed(self, data: bytes) -> None:
-        """The next piece. Raises the `ServiceError` that the body is answered with; then it is fed no more."""
+        """Read the next piece. Raises the `ServiceError` to answer the body with; no piece may follow that."""
 
     def finish(self) -> Images:
-        """The body's images, at least one. Raises a `ServiceError` where it has none."""
+        """The body's images, at least one. Raises a `ServiceError` if it has none."""

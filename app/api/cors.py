@@ -17,7 +17,7 @@ _REFUSED = (
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, but for the body of a refusal."""
+    """Starlette's CORS middleware, with this service's error bodies."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         response = super().preflight_response(request_headers)
@@ -25,7 +25,7 @@ class Cors(CORSMiddleware):
 
 
 class _RefusedPreflight(Response):
-    """A refusal, which becomes a problem once the request's scope is there."""
+    """A refused preflight; its body is rendered when the request's scope is known."""
 
     def __init__(self, refusal: Response) -> None:
         super().__init__(status_code=refusal.status_code)

@@ -18,13 +18,13 @@ from .native.schemas import Problem
 router = APIRouter(include_in_schema=False)
 
 _OWN = Path(__file__).parent / "static"
-# Found and not imported: only its files are wanted.
+# Located without an import: only its files are needed.
 _SWAGGER_PACKAGE = find_spec("fastapi_offline")
 assert _SWAGGER_PACKAGE is not None
 assert _SWAGGER_PACKAGE.origin is not None
 _SWAGGER = Path(_SWAGGER_PACKAGE.origin).parent / "static"
-# Everything a page may load, by name: no path a client sends is ever joined to a folder. In memory, 1.5 MB: answering
-# from files would bring ranges, and errors in another shape than the service's.
+# Every file that a page may load, by name: no client's path is ever joined to a folder. They are held in memory
+# (1.5 MB): serving from files would add range requests, and errors that are not in the service's format.
 _ASSETS = {
     file.name: (file.read_bytes(), media_type)
     for file, media_type in (
@@ -35,7 +35,7 @@ _ASSETS = {
         (_SWAGGER / "swagger-ui.css", "text/css"),
     )
 }
-# Nothing from elsewhere; Swagger UI writes styles into its elements and shows images as data: URLs.
+# Nothing from other origins. Swagger UI writes inline styles and shows images as data: URLs.
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 _PAGE = (_OWN / "docs.html").read_text(encoding="utf-8")
 _DESCRIPTION = """
@@ -79,7 +79,7 @@ async def asset(name: str) -> Response:
 
 
 def describe_openapi(app: FastAPI, endpoints: Endpoints) -> dict[str, Any]:
-    """The OpenAPI document, with the one error schema in it and FastAPI's own validation error out."""
+    """The OpenAPI document, with this service's error schema in place of FastAPI's validation error."""
     if app.openapi_schema is None:
         routes = [*(endpoint.document for endpoint in endpoints if endpoint.document), *app.routes]
         document = get_openapi(

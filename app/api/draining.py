@@ -11,20 +11,20 @@ from .error_answers import refuse
 from .request_context import RequestContext, context_of
 
 _UNANSWERED = "The server is shutting down and could not answer this request in time."
-# The server that replaces this one needs a moment.
+# Time for the replacement server to start.
 _RETRY_SECONDS = 2.0
 
 
 class Drain:
-    """The requests that are open. Belongs to one event loop."""
+    """The open requests. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self.is_over = False
-        """The grace period has ended: nothing is answered any more but with 503."""
+        """Whether the grace period has ended. From then on every request is answered 503."""
         self.open: dict[asyncio.Task[object], RequestContext] = {}
 
     def end(self) -> int:
-        """End every request whose answer has not begun, wherever it waits; returns how many there were."""
+        """Cancel every request whose answer has not begun; returns their number."""
         self.is_over = True
         ended = [task for task, context in self.open.items() if context.status is None]
         for task in ended:
@@ -35,7 +35,7 @@ class Drain:
 class EndOfGrace:
     """Answers the requests that `Drain.end` cancels, and those that begin later. Pure ASGI.
 
-    It lies inside `EarlyAnswers`, so that a client in the middle of its upload receives the answer too. A
+    It lies inside `EarlyAnswers`, so that a client in the middle of its upload also receives the answer. A
     server that cancels every task itself answers each with a plain-text 500, and logs a traceback.
     """
 

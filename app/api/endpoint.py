@@ -31,13 +31,13 @@ class ErrorFormat(Protocol):
 
 
 class Parser(Protocol):
-    """Reads one request. Creating it raises the `ServiceError` of a parameter outside the body."""
+    """Reads one request. The constructor raises the `ServiceError` of a parameter outside the body."""
 
     timeout_seconds: float | None
-    """The client's own deadline, counted from the end of the body."""
+    """The deadline that the client asked for, counted from the end of the body."""
 
     def feed(self, data: bytes) -> None:
-        """The next piece of the body. Raises the `ServiceError` that the body is answered with."""
+        """Parse the next piece of the body. Raises the `ServiceError` to answer the body with."""
         ...
 
     def finish(self) -> Images:
@@ -57,7 +57,7 @@ class Results:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Endpoint:
-    """A path, and the errors of its requests."""
+    """A path and its error format."""
 
     path: str
     """A pattern of Starlette's routing, such as `/models/{name}/predict`."""
@@ -65,17 +65,17 @@ class Endpoint:
     methods: tuple[str, ...] = ("POST",)
     max_body_bytes: int
     document: APIRoute | None = None
-    """Its entry in the OpenAPI document. It is never called."""
+    """A function that describes the endpoint in the OpenAPI document. It is never called."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ImageEndpoint(Endpoint):
-    """A path whose requests bring images: they are admitted before their body is read."""
+    """A path whose requests contain images: they are admitted before their body is read."""
 
     parser: Callable[[Scope, Mapping[bytes, bytes]], Parser]
     """Called with the ASGI scope and the first header of each name."""
     render: Callable[[Results], bytes | ServiceError]
-    """The body of the answer, or the error that the whole request is answered with."""
+    """Returns the answer's body, or the error that answers the whole request."""
     media_type: str = "application/json"
 
 
@@ -100,7 +100,7 @@ class Endpoints:
         return frozenset(path for _, path in self._literal)
 
     def find(self, method: str, path: str) -> Endpoint | None:
-        """The endpoint that a request is for. `path` is decoded, without the prefix that a proxy has stripped."""
+        """The endpoint of a request. `path` is decoded, without the prefix that a proxy has stripped."""
         found = self._literal.get((method, path))
         if found is None:
             for pattern, endpoint in self._patterns:

@@ -25,7 +25,7 @@ def error_response(
     body: Callable[[ServiceError, str, str], bytes] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An error as an HTTP response, noted for the log and the metrics; `body` renders it instead of its format's."""
+    """An error as an HTTP response, recorded for the log and the metrics; `body` replaces the format's own body."""
     context = context_of(scope)
     context.problem_code = error.code
     all_headers = dict(headers or {})
@@ -37,7 +37,7 @@ def error_response(
 
 
 def retry_after(error: ServiceError) -> int | None:
-    """Whole seconds for the header Retry-After, where the error has it."""
+    """The value of the Retry-After header in whole seconds, if the error has one."""
     if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
         return max(1, math.ceil(error.retry_after_seconds))
     return None
@@ -49,7 +49,7 @@ async def refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send
 
 
 def no_answer(scope: MutableMapping[str, Any]) -> Response:
-    """For a client that has left. The server drops it; the log calls it 499."""
+    """The response for a client that has left. The server drops it; the log shows 499."""
     context_of(scope).problem_code = "client_gone"
     return Response(status_code=CLIENT_GONE)
 
@@ -59,19 +59,19 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
-    """FastAPI's own checks of query and headers: name the parameter and what it may be, never what was sent."""
+    """FastAPI's validation of query and headers: the error names the parameter and its range, never the sent value."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     return error_response(InvalidParameter(parameter_fault(str(first["loc"][-1]), first["msg"])), request.scope)
 
 
 async def _on_client_gone(request: Request, error: Exception) -> Response:
-    """The connection closed in the middle of a body: nobody is there to read an answer."""
+    """The connection closed in the middle of a body: the answer has no reader."""
     return no_answer(request.scope)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """The framework's own 404 and 405, and whatever else it raises."""
+    """The framework's own 404 and 405, and any other `HTTPException`."""
     assert isinstance(error, HTTPException)
     known: dict[int, ServiceError] = {404: NotFound(), 405: MethodNotAllowed()}
     fallback = MalformedRequest() if error.status_code < 500 else Internal()

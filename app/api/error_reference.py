@@ -86,7 +86,7 @@ class Row:
 
 
 def error_rows() -> list[Row]:
-    """A row for each error that a client can be answered with, by status."""
+    """A row for each error that can answer a client, by status."""
     by_code = {error.code: error for error in _kinds(ServiceError)}
     return sorted(
         (Row(error.status, code, *_ADVICE[code]) for code, error in by_code.items()), key=lambda row: row.status
@@ -100,7 +100,7 @@ def _kinds(kind: type[ServiceError]) -> Iterator[type[ServiceError]]:
 
 
 def problem_type(code: str, root_path: str) -> str:
-    """The `type` of a problem (RFC 9457): a path of this service, under whatever prefix a proxy puts it."""
+    """The `type` of a problem (RFC 9457): a path of this service, below the prefix that a proxy adds."""
     return f"{root_path}{ERRORS_PATH}#{code}"
 
 
@@ -119,6 +119,6 @@ def _html_row(row: Row) -> str:
 
 
 def _marked_up(text: str) -> str:
-    """Between backticks: code."""
+    """Text between backticks becomes code."""
     pieces = escape(text).split("`")
     return "".join(f"<code>{piece}</code>" if index % 2 else piece for index, piece in enumerate(pieces))

@@ -2,12 +2,12 @@
 
 A part is a file
 
-- if it has a file name: `filename`, or RFC 5987's `filename*`, which some clients send alone;
-- or else if its content type is an image's or application/octet-stream;
-- or else if its bytes begin as an image does, or its field has a name that is usual for images and its bytes are no
-  text. Several clients name no file where they send bytes from memory.
+- if it has a file name: `filename`, or RFC 5987's `filename*`, which some clients send without `filename`;
+- or if its content type is an image's or application/octet-stream;
+- or if its bytes begin like an image, or its field has a usual name for images and its bytes are not text. Several
+  clients send no file name for bytes from memory.
 
-All else is an ordinary field.
+Every other part is an ordinary field.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from ..errors import BadRequest, ServiceError
 from .image_buffer import ImageBuffer
 from .transfer import Transfer, part_transfer
 
-# The bytes of a part that decide whether it is a file, and the bytes of an ordinary field that are kept.
+# The first bytes of a part, which decide whether it is a file, and the bytes of an ordinary field that are kept.
 _SIGNATURE_BYTES = 64
 _FIELD_BYTES = 256
 _SHOWN_CHARACTERS = 40
 _PARAMETER = re.compile(r';[ \t]*([^\s=;"]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^;]*)', re.DOTALL)
 _IMAGE_TYPE = re.compile(r"image/.*|application/octet-stream|binary/octet-stream", re.DOTALL)
-# JPEG, PNG, GIF, WebP; of BMP, the size of the file is behind the two letters, and two numbers that are 0 follow.
+# JPEG, PNG, GIF, WebP and BMP. A BMP's two letters are followed by the size of the file and two fields that are 0.
 _IMAGE_START = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\0{4}", re.DOTALL)
 _USUAL_NAMES = re.compile(r"(image|img|photo|picture|pic|file|upload|data|content|body)s?[0-9]*(\[[0-9]*\])?")
 _TEXT = re.compile(rb"[\t\r\n\x20-\x7e\x80-\xff]*")
 
 
 class Part:
-    """Takes a part's content as it arrives."""
+    """Reads a part's content as it arrives."""
 
     def __init__(self, headers: dict[str, str]) -> None:
-        """`headers` by their names in small letters. Raises `MalformedRequest` for an encoding that is not known."""
+        """`headers` by lower-case names. Raises `MalformedRequest` for an unknown encoding."""
         disposition = header_parameters(headers.get("content-disposition", ""))
         self.name = disposition.get("name", "")
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         self._transfer: Transfer = part_transfer(headers.get("content-transfer-encoding", ""))
         has_file_name = "filename" in disposition or "filename*" in disposition
         self.is_empty_input = not (disposition.get("filename") or disposition.get("filename*"))
-        """Whether a browser sends such headers for a file input that was left empty, if there is no content either."""
+        """Whether these are the headers that a browser sends for an empty file input (which also has no content)."""
         self._is_file: bool | None = has_file_name or bool(_IMAGE_TYPE.fullmatch(media_type)) or None
         self._start = b""
         self._content = ImageBuffer()
@@ -54,7 +54,7 @@ class Part:
 
     @property
     def shown_name(self) -> str:
-        """The name as an error may repeat it: short, and plain characters."""
+        """The name as errors show it: short, plain characters only."""
         return re.sub(r"[^A-Za-z0-9_.\[\] -]", "?", self.name[:_SHOWN_CHARACTERS])
 
     def add(self, data: bytes) -> None:
@@ -66,7 +66,7 @@ class Part:
                 self._content = ImageBuffer()
 
     def finish(self) -> bytes | ServiceError:
-        """The content, or the error of its encoding; `is_file` is known from now on."""
+        """The content, or the error of its encoding. From then on `is_file` is known."""
         if self._error is None:
             try:
                 self._keep(self._transfer.finish())
@@ -93,7 +93,7 @@ class Part:
 
 
 def header_parameters(value: str) -> dict[str, str]:
-    """A header's parameters, by their names in small letters; those of RFC 5987 (`filename*`) under their own."""
+    """A header's parameters by lower-case names; those of RFC 5987 keep their asterisk (`filename*`)."""
     return {name.lower(): _unquoted(text) for name, text in _PARAMETER.findall(value)}
 
 

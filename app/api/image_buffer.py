@@ -1,18 +1,18 @@
-"""The bytes of one image as they arrive, which become its `bytes` without a copy."""
+"""A buffer for the bytes of one image as they arrive; its result is `bytes` without a copy."""
 
 from __future__ import annotations
 
 from io import BytesIO
 
-# Growing a block may copy it, with the interpreter's lock held: from here on that would take more than a millisecond.
+# Growing a block may copy it while the interpreter's lock is held: above this size that takes over a millisecond.
 _LARGE_BYTES = 8 * 1024 * 1024
-# glibc keeps blocks over 32 MiB (DEFAULT_MMAP_THRESHOLD_MAX) in mappings of their own, which grow and shrink without a
-# copy, and whose pages take memory only once they are written.
+# glibc keeps blocks over 32 MiB (DEFAULT_MMAP_THRESHOLD_MAX) in separate mappings, which grow and shrink without a
+# copy, and whose pages take memory only when they are written.
 _MAPPED_BYTES = 32 * 1024 * 1024 + 65_536
 
 
 class ImageBuffer:
-    """Takes up to tens of megabytes in pieces, none of which takes longer than its own copy."""
+    """Collects up to tens of megabytes in pieces; no call takes longer than copying its piece."""
 
     def __init__(self) -> None:
         self._buffer = BytesIO()
@@ -22,13 +22,13 @@ class ImageBuffer:
     def write(self, data: bytes) -> None:
         self._size += len(data)
         if self._size > _LARGE_BYTES and not self._is_mapped:
-            # Bytes that nothing else refers to are written in place, and not copied first.
+            # `bytes` without another reference are written in place instead of copied first.
             mapped = BytesIO(bytes(_MAPPED_BYTES))
             mapped.write(self._buffer.getbuffer())
             self._buffer, self._is_mapped = mapped, True
         self._buffer.write(data)
 
     def value(self) -> bytes:
-        """All that was written."""
+        """All bytes written so far."""
         self._buffer.truncate(self._size)
         return self._buffer.getvalue()

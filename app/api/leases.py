@@ -8,17 +8,17 @@ Lease = Admitted
 
 
 class Leases:
-    """Of one classifier. A lease begins at the headers and ends after the answer."""
+    """The leases of one classifier. A lease begins at the headers and ends after the answer."""
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
 
     def take(self, asked_seconds: float | None) -> Lease:
-        """The model for a request that allows itself `asked_seconds`. Raises why it is refused."""
+        """A lease of the model for a request with a deadline of `asked_seconds`. Raises the error of a refusal."""
         return self._classifier.admit(asked_seconds)
 
     def body_ended(self, lease: Lease) -> None:
-        """From here on each image of the request has its own reservation, or is refused."""
+        """The body is complete: from now on each image of the request has its own reservation, or is refused."""
         lease.body_has_ended()
 
     def give_back(self, lease: Lease) -> None:

@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 class ClientGone(Exception):
-    """The client has left; nobody reads an answer."""
+    """The client has left; the answer has no reader."""
 
 
 async def unless_gone(connection: Connection | None, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result. Where the client leaves first, the work is cancelled, and `ClientGone` is raised.
+    """The result of `work`. If the client leaves first, the work is cancelled and `ClientGone` is raised.
 
-    The request's body must have been received. Our own server calls when the client leaves; on any other ASGI server
-    a task waits for `http.disconnect`.
+    The request's body must have been received. This service's own server reports at once that the client has left; on
+    any other ASGI server a task waits for `http.disconnect`.
     """
     this = asyncio.current_task()
     assert this is not None

@@ -30,10 +30,10 @@ from .request_id import request_id_of
 
 logger = logging.getLogger(__name__)
 
-# A small body is on its way already: it is read to its end, and the connection lives on.
+# The rest of a small body is already on its way: it is read to its end, and the connection stays open.
 SMALL_BYTES = 256 * 1024
-# How much of an unread body is swallowed after an early answer, and for how long. Closing a socket with unread data
-# resets it, and a client that is still sending then never sees the answer.
+# How much of an unread body is discarded after an early answer, and for how long. Closing a socket with unread data
+# resets the connection, and a client that is still sending then never sees the answer.
 _DISCARD_BYTES = 64 * 1024 * 1024
 _DISCARD_SECONDS = 2.0
 
@@ -84,11 +84,11 @@ class Requests:
 
 
 class EarlyAnswers:
-    """Lets an answer arrive that was given before the whole body was read.
+    """Makes sure that an answer given before the whole body was read reaches the client.
 
-    The answer is sent whole and, unless the body is small, says `Connection: close`; then the rest of the body is read
-    and dropped, up to a bound and for a bounded time, before the connection closes. No 100-continue is sent once an
-    answer is on its way.
+    The complete answer is sent and, unless the body is small, says `Connection: close`. Then the rest of the body is
+    read and discarded, within limits of size and time, before the connection closes. Once an answer has begun, no
+    100 Continue is sent.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -136,7 +136,7 @@ async def _discard(receive: Receive, is_over: Callable[[], bool]) -> None:
 
 
 class Guard:
-    """The last resort: an unexpected exception is logged here and answered without a trace."""
+    """Logs an unexpected exception and answers 500 without the trace."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 
 
 def own_path(scope: Mapping[str, Any]) -> str:
-    """The path without the prefix that a proxy stripped. Some servers put it before the path, some do not."""
+    """The path without the prefix that a proxy stripped. Some servers add the prefix to the path, some do not."""
     path: str = scope["path"]
     prefix: str = scope.get("root_path", "")
     return path.removeprefix(prefix) if prefix and path.startswith(prefix + "/") else path

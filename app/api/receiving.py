@@ -11,15 +11,15 @@ from .carried import Images
 from .endpoint import Parser
 from .leaving import ClientGone
 
-# Parsed at once: about half a millisecond.
+# The size of a piece that is parsed without a pause: about half a millisecond.
 _PIECE_BYTES = 128 * 1024
 
 
 async def receive_body(receive: Receive, parser: Parser) -> Images:
     """Receive a body to its end, and parse each piece as it arrives. Raises the parser's error, or `ClientGone`.
 
-    Parsing takes about a millisecond for a piece, on the event loop; a thread that parsed a whole body would hold the
-    interpreter's lock for as long as that takes. A fault of the body is reported at its end: a client that still sends
+    Parsing a piece takes about a millisecond on the event loop; a thread that parsed a whole body would hold the
+    interpreter's lock for the whole parse. An error of the body is raised at its end: a client that is still sending
     may not see an earlier answer.
     """
     failure: ServiceError | None = None
@@ -37,7 +37,7 @@ async def receive_body(receive: Receive, parser: Parser) -> Images:
                 try:
                     parser.feed(chunk if len(chunk) <= _PIECE_BYTES else chunk[at : at + _PIECE_BYTES])
                 except ServiceError as error:
-                    # Without its frames: they hold the body, and this one, which holds the error.
+                    # Without the traceback: its frames hold the body, and this frame, which holds the error.
                     failure = error.with_traceback(None)
     if failure is not None:
         raise failure

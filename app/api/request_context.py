@@ -14,10 +14,10 @@ _KEY = "resnet_serve"
 
 
 class Connection(Protocol):
-    """What this service's own server does for a request on its connection. Other ASGI servers offer nothing like it."""
+    """A request's connection, as this service's own server offers it. Other ASGI servers have no equivalent."""
 
     def tell_when_gone(self, on_gone: Callable[[], None] | None) -> bool:
-        """Have `on_gone` called when the client leaves; None ends that. False where it has left already."""
+        """Call `on_gone` when the client leaves; None cancels that. False if the client has left already."""
         ...
 
     def close_after_answer(self) -> None:

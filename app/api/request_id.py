@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import re
 
-# Seeded by the operating system once. To ask it for each request is a system call, for which Python lets go of its lock
-# and waits behind the decoding threads to have it back. An id is unlike all others; nobody need be unable to guess it.
+# Seeded once by the operating system. Asking it for each request is a system call, which releases the interpreter's
+# lock and then waits behind the decoding threads. Ids have to be unique, not unpredictable.
 _random = random.Random(random.SystemRandom().getrandbits(256))
 
 
@@ -19,5 +19,5 @@ _HARMLESS = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def request_id_of(sent: str) -> str:
-    """The id that a client sent, if it is harmless, else a new one."""
+    """The id that a client sent, if it is valid, else a new one."""
     return sent if _HARMLESS.fullmatch(sent) else new_request_id()

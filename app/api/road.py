@@ -1,6 +1,6 @@
 """The one road of a request that brings images: lease → limits → receive → parse → classify → render.
 
-Every endpoint of every protocol takes it. They differ in their parser, renderer and error format alone.
+Every endpoint of every protocol takes it; they differ only in parser, renderer and error format.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .uploads import Uploads
 
 
 class Road:
-    """The road for one endpoint, as an ASGI app."""
+    """The road of one endpoint, as an ASGI app."""
 
     def __init__(self, endpoint: ImageEndpoint, service: Service, uploads: Uploads) -> None:
         self._endpoint = endpoint
@@ -53,7 +53,7 @@ class Road:
                 upload.close()
 
     async def _lease(self, context: RequestContext) -> Lease:
-        """This service's own server has taken it already; the outermost middleware gives it back."""
+        """The lease, which this service's own server has already taken; the outermost middleware gives it back."""
         if context.lease is None:
             try:
                 context.lease = self._service.leases.take(asked_seconds(context.headers))
@@ -94,7 +94,7 @@ class Road:
             try:
                 return await classifier.classify(model, image, top_k, deadline, batch)
             except ServiceError as error:
-                # Without its frames: they hold the image, and the outcomes hold the error.
+                # Without the traceback: its frames hold the image, and the outcomes hold the error.
                 return error.with_traceback(None)
 
         if len(images) == 1:
@@ -103,7 +103,7 @@ class Road:
 
 
 class _Answer:
-    """A 200 with its whole body. (Starlette's `Response` does the same, in three times the time.)"""
+    """A 200 with its whole body. (Starlette's `Response` takes three times as long.)"""
 
     def __init__(self, body: bytes, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
         self._body = body
@@ -119,9 +119,9 @@ class _Answer:
 
 
 def _stages(context: RequestContext, outcomes: Sequence[Classification | ServiceError]) -> list[tuple[bytes, bytes]]:
-    """`Server-Timing` in milliseconds and `X-Batch-Size`; of several images, each stage's longest and the largest.
+    """`Server-Timing` in milliseconds and `X-Batch-Size`; for several images, the maximum of each.
 
-    The request's log line has them too.
+    The request's log line has the same figures.
     """
     answered = [outcome for outcome in outcomes if isinstance(outcome, Classification)]
     if not answered:

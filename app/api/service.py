@@ -24,7 +24,7 @@ class Service:
 
 
 async def _service_of(request: Request) -> Service:
-    """A coroutine, though it awaits nothing: FastAPI calls any other function on a thread of its own."""
+    """A coroutine although it awaits nothing: FastAPI runs plain functions on a thread."""
     service: Service = request.app.state.service
     return service
 

@@ -15,14 +15,14 @@ from ..errors import InvalidBase64, MalformedRequest
 from .image_buffer import ImageBuffer
 
 _SPACE = b" \t\r\n"
-# A data: URL's media type and parameters are at most this long; images follow behind it.
+# The longest media type and parameters of a data: URL, which precede the image.
 _MAX_URL_HEAD = 4096
 _HEX_CLASSES = bytes(
     0x68 if byte in b"0123456789abcdefABCDEF" else 0x25 if byte == 0x25 else 0x78 for byte in range(256)
 )
 
 
-# The beginning of a data: URL → the end of its head. Both may be percent-encoded.
+# The start of a data: URL → the end of its head. Both may be percent-encoded.
 _COMMAS = {"data:": re.compile(","), "data%3a": re.compile("%2c", re.IGNORECASE)}
 
 
@@ -30,10 +30,10 @@ class Transfer(Protocol):
     """Decodes one transfer encoding."""
 
     def feed(self, data: bytes) -> bytes:
-        """Decode `data` and the kept end of earlier pieces."""
+        """Decode `data`, with the rest kept from earlier pieces."""
 
     def finish(self) -> bytes:
-        """Decode the kept rest. Raises a `ServiceError` where the text ends too early."""
+        """Decode the kept rest. Raises a `ServiceError` if the text ends too early."""
 
 
 class Plain:
@@ -47,14 +47,14 @@ class Plain:
 
 
 class Base64:
-    """RFC 4648's base64, with padding; line breaks and spaces are passed over. Raises `InvalidBase64`."""
+    """RFC 4648's base64, with padding; line breaks and spaces are ignored. Raises `InvalidBase64`."""
 
     def __init__(self) -> None:
         self._kept = b""
 
     def feed(self, data: bytes) -> bytes:
         data = self._kept + data.translate(None, _SPACE)
-        # The last group waits for the end: only there may padding be.
+        # The last group is kept until the end, the only place where padding is allowed.
         whole = max(0, len(data) - 1) // 4 * 4
         self._kept = data[whole:]
         if data.find(b"=", 0, whole) >= 0:
@@ -66,7 +66,7 @@ class Base64:
 
 
 class Percent:
-    """RFC 3986's percent-encoding. Raises `InvalidBase64`: it is met in data: URLs only."""
+    """RFC 3986's percent-encoding. Raises `InvalidBase64`, because only data: URLs use it."""
 
     def __init__(self) -> None:
         self._kept = b""
@@ -81,7 +81,7 @@ class Percent:
             return data
         if data.translate(_HEX_CLASSES).count(b"%hh") != signs:
             raise InvalidBase64()
-        # Quoted-printable is the same with another sign, and Python decodes that in C.
+        # Quoted-printable is the same encoding with another escape character, and Python decodes it in C.
         return binascii.a2b_qp(data.replace(b"=", b"=3D").replace(b"%", b"="))
 
     def finish(self) -> bytes:
@@ -91,7 +91,7 @@ class Percent:
 
 
 class QuotedPrintable:
-    """RFC 2045's quoted-printable; text that is no escape stays as it is."""
+    """RFC 2045's quoted-printable; text that is not an escape is unchanged."""
 
     def __init__(self) -> None:
         self._kept = b""
@@ -119,7 +119,7 @@ _PART_ENCODINGS: dict[str, Callable[[], Transfer]] = {
 
 
 def part_transfer(encoding: str) -> Transfer:
-    """Undoes a form part's Content-Transfer-Encoding. Raises `MalformedRequest` for one that is not known."""
+    """The decoder for a form part's Content-Transfer-Encoding. Raises `MalformedRequest` for an unknown one."""
     make = _PART_ENCODINGS.get(encoding.strip().lower())
     if make is None:
         raise MalformedRequest(
@@ -132,7 +132,7 @@ def part_transfer(encoding: str) -> Transfer:
 class ImageText:
     """One image as text: base64, bare or as a data: URL, which may be percent-encoded.
 
-    `finish` raises its error: one bad image of several is no reason to stop.
+    `finish` raises its error, so that one bad image does not stop the reading of the others.
     """
 
     def __init__(self) -> None:
@@ -161,7 +161,7 @@ class ImageText:
             except InvalidBase64 as error:
                 self._fail(error)
         if self._error is not None:
-            told, self._error = self._error, None  # which would hold itself, by its frames
+            told, self._error = self._error, None  # otherwise the error would hold itself, through its frames
             raise told
         return self._image.value()
 
@@ -178,7 +178,7 @@ class ImageText:
         self._image.write(data)
 
     def _begin(self, text: str, is_whole: bool = False) -> None:
-        """Decide by the first characters between base64 and a data: URL, once they are there."""
+        """Decide between base64 and a data: URL, once enough characters have arrived."""
         start = text[:7].lower()
         comma = _COMMAS.get(start[:5]) or _COMMAS.get(start)
         if comma is None and (is_whole or len(start) == 7):

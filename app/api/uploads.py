@@ -26,14 +26,14 @@ _PLAIN = (b"", b"identity")
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """Limits for all bodies together, and for each."""
+    """Limits for all bodies together and for each body."""
 
     open_uploads: int
     held_bytes: int
     """Bytes of received bodies whose requests are not answered yet."""
     seconds: float
     bytes_per_second: int
-    """How many bytes buy a body one more second …"""
+    """A body gets one more second for each so many bytes …"""
     most_seconds: float
     """… up to this."""
 
@@ -42,7 +42,7 @@ class UploadLimits:
 
 
 class Uploads:
-    """All bodies that are on their way or held."""
+    """All bodies that are being received or held."""
 
     def __init__(self, limits: UploadLimits, metrics: Metrics) -> None:
         self.limits = limits
@@ -55,7 +55,7 @@ class Uploads:
     def begin(self, context: RequestContext, max_bytes: int) -> Upload | None:
         """Accept a request's body by its headers; None where it has none.
 
-        Raises `UnsupportedEncoding`, `BodyTooLarge`, or `Overloaded` where no room is left.
+        Raises `UnsupportedEncoding`, `BodyTooLarge`, or `Overloaded` if the limits leave no room.
         """
         if context.headers.get(b"content-encoding", b"").lower() not in _PLAIN:
             raise UnsupportedEncoding()
@@ -76,7 +76,7 @@ class Uploads:
 
 
 class Upload:
-    """One body: how much of it has come, and since when it is awaited."""
+    """One body: the bytes received so far, and the time since which it is awaited."""
 
     def __init__(self, uploads: Uploads, max_bytes: int) -> None:
         self._uploads = uploads
@@ -115,7 +115,7 @@ class Upload:
         return message
 
     def close(self) -> None:
-        """The request is answered: its bytes are held no longer."""
+        """The request is over: its bytes are no longer held."""
         self._end()
         self._uploads.held_bytes -= self._received
         self._received = 0
@@ -126,7 +126,7 @@ class Upload:
 
 
 class BodyLimits:
-    """ASGI middleware: applies the limits to requests that bring no images. The road applies them to the others."""
+    """ASGI middleware that applies the limits to requests without images. The road applies them to the others."""
 
     def __init__(self, app: ASGIApp, uploads: Uploads, default_bytes: int) -> None:
         self.app = app

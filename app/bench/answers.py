@@ -19,7 +19,7 @@ _STAGE = re.compile(rb"(decode|queue|inference);dur=(\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One request's outcome: a status, or an `error` where none came."""
+    """One request's outcome: a status, or an `error` if no answer came."""
 
     status: int | None
     error: str | None = None
@@ -27,9 +27,9 @@ class Answer:
     code: str | None = None
     """The code of a problem."""
     is_wrong: bool = False
-    """A 200 without a prediction, or with that of another image."""
+    """A 200 without a prediction, or with the prediction for another image."""
     stages_ms: tuple[float, ...] = ()
-    """In the order of `STAGES`; empty where the answer has no Server-Timing."""
+    """In the order of `STAGES`; empty if the answer has no Server-Timing."""
     batch_size: int | None = None
 
     @property
@@ -48,7 +48,7 @@ class Head:
 
 
 def parse_head(head: bytes) -> Head:
-    """Raises `ValueError` where it is not HTTP/1, or does not say where the body ends."""
+    """Raises `ValueError` if it is not HTTP/1, or does not specify the body's end."""
     if head[:7] != b"HTTP/1." or not head[9:12].isdigit():
         raise ValueError("not HTTP")
     length = _LENGTH.search(head)
@@ -62,12 +62,12 @@ Read = Callable[[bytes, int, bytes, Sequence[int] | None], Answer]
 
 
 def read_status(head: bytes, status: int, body: bytes, expected: Sequence[int] | None) -> Answer:
-    """The status alone: costs the generator least, and works with any server."""
+    """Reads only the status: costs the generator least, and works with any server."""
     return Answer(status)
 
 
 def read_answer(head: bytes, status: int, body: bytes, expected: Sequence[int] | None) -> Answer:
-    """`expected`: the classes that a right answer begins with, where they are known."""
+    """`expected`: the classes with which a right answer begins, if known."""
     if status != 200:
         return Answer(status, code=_code(body))
     timing, batch = _TIMING.search(head), _BATCH.search(head)
@@ -81,7 +81,7 @@ def read_answer(head: bytes, status: int, body: bytes, expected: Sequence[int] |
 
 
 def classes_of(body: bytes) -> list[int]:
-    """The classes of a prediction, best first. Raises `ValueError` for a body that is none."""
+    """The classes of a prediction, best first. Raises `ValueError` if the body is not one."""
     try:
         predictions: list[dict[str, Any]] = json.loads(body)["predictions"]
         classes = [each["class_id"] for each in predictions]

@@ -10,7 +10,7 @@ _INDEX = "index.json"
 
 
 def write_bodies(folder: Path, bodies: Sequence[bytes], expected: Sequence[Sequence[int] | None] | None = None) -> None:
-    """`expected`: for each image the classes that a right answer begins with, where they are known."""
+    """`expected`: for each image the classes with which a right answer begins, if known."""
     folder.mkdir(exist_ok=True)
     names = [f"{number:04}" for number in range(len(bodies))]
     for name, body in zip(names, bodies, strict=True):

@@ -1,4 +1,4 @@
-"""Child processes that measure, and the commands that they are given over a channel.
+"""Child processes for measurements, and the commands that they receive over a channel.
 
     parent → child   the name of a handler, with its arguments
     child → parent   done (n) now and then, then result (value) or error (text)
@@ -26,14 +26,14 @@ from ..processes.children import Child as Process
 _PACKAGE = __name__.partition(".")[0]
 _NEWS_SECONDS = 0.2
 _STOP_SECONDS = 10.0
-# A service may be measured over HTTPS, with a certificate of its own.
+# The service may be measured over HTTPS, with its own certificate.
 NEEDS = Need.COMPUTE | Need.GPU | Need.DOWNLOAD
 
 Handler = Callable[[dict[str, Any], Callable[[int], None]], Any]
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """A command line that runs a module of this package, of the very code that runs now."""
+    """A command line that runs a module of this package."""
     return processes.command(f"{_PACKAGE}{module}", *arguments)
 
 
@@ -65,9 +65,9 @@ class Child:
         return cls(name, process, channel, log)
 
     async def ask(self, do: str, on_done: Callable[[int], None] = lambda done: None, **values: Any) -> Any:
-        """The command's result. Raises `StartError` with the child's message where it failed."""
+        """The command's result. Raises `StartError` with the child's message if it failed."""
         self._is_busy = True
-        with suppress(OSError):  # it has ended: the end of the channel says so below
+        with suppress(OSError):  # the child has ended: the end of the channel is handled below
             self._channel.send(do, **values)
         while (message := await self._messages.get()) is not None:
             self._is_busy = message.kind == "done"
@@ -81,7 +81,7 @@ class Child:
         raise StartError(f"{self.name}: its process ended with status {status}.{last_words(self._log)}")
 
     async def close(self) -> None:
-        """End it: it ends when its channel closes. A load that is still running is killed."""
+        """End the child by closing its channel. A load that is still running is killed."""
         if self._is_busy:
             self._process.kill()
         self._channel.close()
@@ -93,13 +93,13 @@ class Child:
 
 
 def last_words(log: Path, lines: int = 3) -> str:
-    """The end of a process's log, to be told after a sentence; empty where it said nothing."""
+    """The end of a process's log, to append to a sentence; empty if there is none."""
     said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return " It said last: " + " | ".join(said[-lines:]) if said else ""
 
 
 def answer_commands(handlers: Mapping[str, Handler]) -> None:
-    """The child's side: until the parent closes the channel."""
+    """Answer commands in the child until the parent closes the channel."""
     channel = Channel.inherited(sys.argv[1], patience_seconds=None)
     while (message := channel.receive()) is not None:
         try:
@@ -111,7 +111,7 @@ def answer_commands(handlers: Mapping[str, Handler]) -> None:
 
 
 def _news(channel: Channel) -> Callable[[int], None]:
-    """Sends how much is done, a few times a second."""
+    """Sends the number done, a few times a second."""
     next_at = time.monotonic() + _NEWS_SECONDS
 
     def tell(done: int) -> None:

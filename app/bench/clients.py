@@ -1,4 +1,4 @@
-"""HTTP clients that cost little CPU: connections are kept, requests prepared once, no library in between.
+"""HTTP clients that use little CPU: connections are kept, requests are prepared once, no HTTP library is used.
 
 On a small machine the load generator takes its CPU time from the server, so its cost is part of every figure.
 """
@@ -20,7 +20,7 @@ class Request:
 
     data: bytes
     expected: tuple[int, ...] | None = None
-    """The classes that a right answer begins with, where they are known."""
+    """The classes with which a right answer begins, if known."""
 
 
 def prepare(
@@ -40,11 +40,11 @@ def prepare(
 
 
 class ConnectionFailed(Exception):
-    """No answer came; the message is a short reason, the same for all failures of its kind."""
+    """No answer came; the message is a short reason, equal for all failures of its kind."""
 
 
 class Connection(asyncio.Protocol):
-    """One request at a time; kept for the next one unless the server says otherwise."""
+    """Sends one request at a time; kept for the next one unless the server closes it."""
 
     def __init__(self) -> None:
         self.is_open = False
@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's is one, but for its class.
+        # uvloop's transport is one, except for its class.
         self._transport = cast(asyncio.Transport, transport)
         self.is_open = True
 
@@ -85,7 +85,7 @@ class Connection(asyncio.Protocol):
             except ValueError as error:
                 self._fail(str(error))
                 return
-        # A chunked body keeps its framing: only other servers send one, and of those only the status is read.
+        # A chunked body keeps its framing: only other servers send one, and for those only the status is read.
         length = self._head.length
         if not self._received.endswith(b"0\r\n\r\n") if length is None else len(self._received) < length:
             return
@@ -165,7 +165,7 @@ class Clients:
 
 
 def _kind(error: BaseException) -> str:
-    """A short reason, the same for all failures of its kind."""
+    """A short reason, equal for all failures of its kind."""
     if isinstance(error, ConnectionRefusedError):
         return "refused"
     if isinstance(error, ConnectionResetError | BrokenPipeError):

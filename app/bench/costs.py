@@ -1,4 +1,4 @@
-"""The cost of each stage, the throughput that follows from them as possible, and the share of it that is reached."""
+"""The cost of each stage, the throughput that they allow, and the share of it that is reached."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Round:
     """One pass over all measurements: a slow minute of the machine affects all of them."""
 
     decode: Pace
-    """In a process for each CPU."""
+    """Decoding in one process for each CPU."""
     decode_alone: Pace
-    """In one process."""
+    """Decoding in one process."""
     smallest: Pace
     """Decoding the HTTP roofline's image, in one process."""
     model: Pace
@@ -79,8 +79,8 @@ def costs_of(rounds: Sequence[Round], cpus: int, side_by_side: bool) -> Costs:
     def possible(each: Round) -> float:
         if side_by_side:
             return min(each.model.rate, cpus / max(cpu(each), 1e-9))
-        # A model on all CPUs takes them from decoding; one on fewer threads leaves the others to it. The CPUs available
-        # are those that decoding alone got in this round: other programs may take a part.
+        # A model that uses all CPUs takes them from decoding; one with fewer threads leaves the rest to it. The
+        # available CPUs are those that decoding got in this round: other programs may use some.
         got = min(cpus, each.decode.rate * each.decode.cpu_seconds_an_image)
         return min(each.model.rate, got / max(each.model.cpu_seconds_an_image + cpu(each), 1e-9))
 

@@ -1,4 +1,4 @@
-"""The load generator's process: runs the loops that its parent asks for, one after the other."""
+"""The load generator's process: runs the loops that its parent requests, one after the other."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run_step(told: dict[str, Any], on_done: Callable[[int], None]) -> dict[str, 
 
 
 async def _step(loop: str, clients: Clients, told: dict[str, Any], on_done: Callable[[int], None]) -> Step:
-    # One answer before the loop begins: by then the server's queue is empty.
+    # Wait for one answer before the loop begins: by then the server's queue is empty.
     with suppress(TimeoutError):
         async with asyncio.timeout(told.get("give_up_seconds", _GIVE_UP_SECONDS)):
             await clients.ask(0)
@@ -51,7 +51,7 @@ async def _step(loop: str, clients: Clients, told: dict[str, Any], on_done: Call
 
 
 def learn(told: dict[str, Any], on_done: Callable[[int], None]) -> list[list[int]]:
-    """The two best classes of each image, asked for one at a time; [] where the server gave no prediction."""
+    """The two best classes of each image, requested one at a time; [] if the server gave no prediction."""
     target, requests = _requests(told)
     return uvloop.run(_learn(Clients(target, requests), requests, told.get("give_up_seconds", _GIVE_UP_SECONDS)))
 

@@ -38,7 +38,7 @@ async def closed_loop(
 ) -> Step:
     """`clients` that send their next request as soon as they are answered: for `seconds`, or `requests` in all.
 
-    A client waits `give_up_seconds` for an answer, and then sends its next request.
+    A client waits `give_up_seconds` for an answer and then sends its next request.
     """
     tally = Tally(target_ms)
     numbers = itertools.count() if requests is None else iter(range(requests))
@@ -63,7 +63,7 @@ async def closed_loop(
             if last_at >= ends_at:
                 return
             if answer.status is None:
-                # Refused connections would be tried thousands of times a second.
+                # Without a pause, refused connections would be tried thousands of times a second.
                 await asyncio.sleep(0.05)
 
     tasks = [asyncio.create_task(client()) for _ in range(clients)]

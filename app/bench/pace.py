@@ -46,7 +46,7 @@ def repeat(
     pool: ThreadPoolExecutor | None = None,
     threads: int = 1,
 ) -> Pace:
-    """Call for `seconds`, on `threads` threads of `pool` at once; `call` is given a number that counts up."""
+    """Call for `seconds`, on `threads` threads of `pool` at once; `call` receives an ascending number."""
     times: list[list[float]] = [[] for _ in range(threads)]
     ends_at = time.perf_counter() + seconds
 
@@ -91,12 +91,12 @@ def in_turns(sides: Mapping[str, Callable[[], object]], rounds: int, seconds: fl
 
 
 def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
-    """`values` divided by `others`, round by round, without the rounds in which one of the two is 0."""
+    """`values` divided by `others`, round by round, without rounds in which either is 0."""
     return [value / other for value, other in zip(values, others, strict=True) if value and other]
 
 
 def spread(values: Sequence[float], digits: str = ".2f") -> str:
-    """The median, and lowest and highest in brackets where they differ; a dash where there are none."""
+    """The median, with lowest and highest in brackets if they differ; a dash if there are no values."""
     if not values:
         return "–"
     median, low, high = (f"{value:{digits}}" for value in (statistics.median(values), min(values), max(values)))

@@ -58,7 +58,7 @@ def open_files(pid: int) -> int:
 
 def _cpu_seconds(pid: int) -> float:
     with suppress(OSError):
-        # The name, in brackets, may hold anything; the 14th and 15th fields are utime and stime (proc_pid_stat(5)).
+        # The name, in brackets, may contain anything; the 14th and 15th fields are utime and stime (proc_pid_stat(5)).
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
     return 0.0

@@ -19,7 +19,7 @@ from .search import Highest
 from .soak import Memory
 from .steps import Step
 
-# With fewer requests a 99th percentile depends on four of them.
+# With fewer requests, a 99th percentile depends on fewer than five of them.
 ENOUGH_REQUESTS = 500
 _LAG_MS = 5.0
 _QUIET = 0.9
@@ -40,7 +40,7 @@ class ServerFacts(BaseModel):
     backend: str
     device: str
     planned_batch: int | None
-    """The batch size that the warm-up chooses; None where it was not measured."""
+    """The batch size that the warm-up chooses; None if it was not measured."""
     ready_seconds: float | None
 
 
@@ -65,7 +65,7 @@ class Report(BaseModel):
     clients: int
     rounds: tuple[Round, ...]
     rooflines_missing: str | None
-    """Why there are no rounds."""
+    """The reason if there are no rounds."""
     costs: Costs | None
     closed: Step
     """The last closed loop, or the soak."""
@@ -95,7 +95,7 @@ class Report(BaseModel):
 
 
 def steps_of(rounds: Sequence[Round], closed: Step, single: Step | None, curve: Sequence[Step]) -> list[Step]:
-    """Each step once: `closed` and `single` are the last round's where there are rounds."""
+    """Each step once: if there are rounds, `closed` and `single` are the last round's."""
     loops = [step for each in rounds for step in (each.http, each.served, each.single)]
     return [*(loops or [closed, *([single] if single else [])]), *curve]
 
@@ -103,7 +103,7 @@ def steps_of(rounds: Sequence[Round], closed: Step, single: Step | None, curve: 
 def warnings_of(steps: list[Step], rounds: Sequence[Round], cpus: int, skipped: tuple[str, ...]) -> tuple[str, ...]:
     """Facts that limit how far the figures can be trusted."""
     found = [f"Not sent: {each}" for each in skipped]
-    # Decoding needs only CPU: where it got less than all of it, other processes had the rest.
+    # Decoding needs only CPU: if it got less than all of it, other processes used the rest.
     got = min((each.decode.rate * each.decode.cpu_seconds_an_image / cpus for each in rounds), default=1.0)
     if got < _QUIET:
         found.append(

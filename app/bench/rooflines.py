@@ -64,7 +64,7 @@ class Measurer:
         settings = self._settings
         fixed = None if settings.max_batch_size == "auto" else settings.max_batch_size
         slo = None if settings.slo_p99_ms is None else settings.slo_p99_ms / 1e3
-        # The same threads for all calls, as many as in the service: each may have a slot of the device.
+        # The same threads for all calls, as many as in the service: each may hold a slot of the device.
         pool = ThreadPoolExecutor(backend.concurrency)
         plan = pool.submit(
             plan_batches,
@@ -138,5 +138,5 @@ if __name__ == "__main__":
             "transfer": measurer.transfer,
         }
     )
-    # The device's threads are not waited for.
+    # Do not wait for the device's threads.
     os._exit(0)

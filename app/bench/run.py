@@ -1,4 +1,4 @@
-"""One benchmark run: starts the processes, measures each stage and the whole in turn, and makes the report."""
+"""One benchmark run: starts the processes, measures each stage and the whole in turn, and builds the report."""
 
 from __future__ import annotations
 

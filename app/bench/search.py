@@ -17,7 +17,7 @@ class Highest:
     """The result of the search."""
 
     rate: float | None
-    """Requests a second; None where no rate kept the target."""
+    """Requests a second; None if no rate kept the target."""
     confirmed: bool
     """Whether a second step at that rate also kept the target."""
     reason: str
@@ -31,9 +31,9 @@ async def find_highest(
 ) -> Highest:
     """Look for the highest rate at which a step keeps its target.
 
-    Up or down from `start` until one rate keeps it and another does not, then between them until they are within
-    `tolerance`; then the rate is measured again, and is lowered by a twentieth for as long as that fails. Below
-    `lowest` nothing is tried. `most_steps` bounds the whole.
+    The rate goes up or down from `start` until one rate keeps the target and another does not, then between the two
+    until they are within `tolerance`. The result is measured again, and lowered by a twentieth as long as that fails.
+    No rate below `lowest` is tried. `most_steps` bounds the number of steps.
     """
     steps: list[Step] = []
 

@@ -59,7 +59,7 @@ def given(settings: Settings) -> dict[str, str]:
 
 
 def null_settings(settings: Settings) -> Settings:
-    """The same service without a model: the null backend needs no setting that belongs to one."""
+    """The same service without a model: the null backend needs no model settings."""
     kept = {
         name: getattr(settings, name)
         for name in type(settings).model_fields
@@ -79,7 +79,7 @@ class ServerProcess:
         self._ended = asyncio.create_task(child.ended())
 
     async def ready(self, answer: Coroutine[Any, Any, T]) -> T:
-        """The result of `answer`. Raises `StartError`, with the log's last lines, where it fails or the server ends."""
+        """The result of `answer`. Raises `StartError`, with the log's last lines, if it fails or the server ends."""
         task = asyncio.create_task(answer)
         try:
             await asyncio.wait((task, self._ended), return_when=asyncio.FIRST_COMPLETED)
@@ -94,7 +94,7 @@ class ServerProcess:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """A block that is cancelled, with a `StartError`, where the server ends before it."""
+        """A block that is cancelled, with a `StartError`, if the server ends during it."""
         task = asyncio.current_task()
         assert task is not None
         is_inside, is_stopped = True, False
@@ -109,7 +109,7 @@ class ServerProcess:
         try:
             yield
         except (asyncio.CancelledError, StartError):
-            # A server's end looks like no answer from outside. Any other cancellation is passed on.
+            # The server's end shows as a cancellation, or as a missing answer. Any other cancellation is passed on.
             has_ended = self._ended.done()
             if not has_ended or (is_stopped and task.uncancel() > 0) or (not is_stopped and task.cancelling()):
                 raise
@@ -122,7 +122,7 @@ class ServerProcess:
         """Signal the server's processes, as Ctrl-C in a terminal does; kill those that do not end in time."""
         self._child.send_signal(by)
         await asyncio.wait((self._ended,), timeout=_STOP_SECONDS)
-        # Other servers may leave children of theirs behind.
+        # Other servers may leave children behind.
         self._child.kill_group()
         await self._ended
 
@@ -154,7 +154,7 @@ async def server_process(
 async def started(settings: Settings, name: str, folder: Path, wait_seconds: float) -> AsyncIterator[Serving]:
     """`resnet-serve serve` as a child process, ready on a free port of this machine; it ends with the block.
 
-    Raises `StartError` with the log's last lines where it ends, at its start or later, or is not ready in time.
+    Raises `StartError` with the log's last lines if it ends, at its start or later, or is not ready in time.
     """
     target = Target("http", "127.0.0.1", free_port())
     own = {f"{ENV_PREFIX}HOST": target.host, f"{ENV_PREFIX}PORT": str(target.port)}
@@ -175,7 +175,7 @@ async def reached(target: Target, wait_seconds: float) -> Serving:
 
 async def _ready(target: Target, wait_seconds: float, *, is_starting: bool) -> dict[str, Any]:
     give_up_at = time.monotonic() + wait_seconds
-    # The same certificates as the load's own connections trust, not httpx's.
+    # The certificates that the load's own connections trust, not httpx's.
     verify = target.tls() or True
     async with httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=5.0, verify=verify) as client:
         while True:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .processes import MemorySample
 
-# Pools, caches and the allocator fill up first: this is not growth.
+# Pools, caches and the allocator fill up first, which is not growth.
 _WARM_UP_SHARE = 0.2
 ENOUGH_TO_GROW = 20_000
 """Fewest requests with which a soak tells growth from warm-up."""

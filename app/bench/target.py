@@ -34,7 +34,7 @@ class Target:
 
 
 def parse_target(url: str) -> Target:
-    """Raises `SettingError` where it is not an http:// or https:// URL."""
+    """Raises `SettingError` if it is not an http:// or https:// URL."""
     try:
         parts = urlsplit(url)
         port = parts.port

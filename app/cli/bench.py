@@ -108,7 +108,7 @@ def bench(
             draw_report(report, drawing)
         written.append(str(drawing))
     if not stdout.is_terminal:
-        # A file or a pipe has no width of its own, and 80 columns cut the table of loads.
+        # A file or a pipe has no width, and the default of 80 columns would cut the table of loads.
         stdout.width = max(stdout.width, _FILE_COLUMNS)
     stdout.print(render(report))
     stdout.print(f"Written: {', '.join(written)}", markup=False)
@@ -124,8 +124,8 @@ class _Told(Exception):
 
 
 async def _until_told(work: Coroutine[Any, Any, T]) -> T:
-    """The work's result. SIGTERM, and SIGHUP of a terminal that closes, end it as Ctrl-C does: whatever was started for
-    it is ended first. Raises `_Told`.
+    """The work's result. SIGTERM, and SIGHUP when the terminal closes, end it like Ctrl-C: the processes started for it
+    are ended first. Raises `_Told`.
     """
     task = asyncio.ensure_future(work)
     told: list[signal.Signals] = []
@@ -134,7 +134,7 @@ async def _until_told(work: Coroutine[Any, Any, T]) -> T:
         told.append(signal_number)
         task.cancel()
 
-    # Under nohup a terminal may close.
+    # Under nohup the terminal may close without ending the run.
     is_held = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     for each in (signal.SIGTERM, *(() if is_held else (signal.SIGHUP,))):
         asyncio.get_running_loop().add_signal_handler(each, end, each)
@@ -147,7 +147,7 @@ async def _until_told(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _settings(flags: list[str]) -> Settings:
-    """The settings that `serve` would have with these flags, and its errors for wrong ones."""
+    """The settings that `serve` would have with these flags, with the same errors for wrong ones."""
     found: list[Settings] = []
 
     def take(settings: Settings) -> None:
@@ -157,7 +157,7 @@ def _settings(flags: list[str]) -> Settings:
     serve.command("serve")(with_settings(take))
     typer.main.get_command(serve).main(flags, prog_name="resnet-serve serve", standalone_mode=False)
     if not found:
-        raise typer.Exit  # it was asked for help
+        raise typer.Exit  # the flags asked for help
     return found[0]
 
 
@@ -166,7 +166,7 @@ def _command() -> str:
 
 
 class _TimeBar(ProgressColumn):
-    """How much of the time that something takes has passed, or of its requests where they are counted."""
+    """The share of the measurement's time that has passed, or of its requests if they are counted."""
 
     def render(self, task: Task) -> ProgressBar:
         done = task.completed or task.elapsed or 0.0
@@ -175,10 +175,10 @@ class _TimeBar(ProgressColumn):
 
 
 class _TerminalProgress:
-    """What is being measured as a bar, what was found as lines; where there is no terminal, lines alone."""
+    """The current measurement as a bar and results as lines; without a terminal, lines only."""
 
     def __init__(self) -> None:
-        # A few times a second: it shares its CPUs with what is measured.
+        # Few refreshes, because the display shares its CPUs with the measurement.
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -202,7 +202,7 @@ class _TerminalProgress:
 
     def begin(self, text: str, seconds: float | None = None, total: int | None = None) -> None:
         self._text = text
-        # A bar of seconds fills with them: so many requests would be taken for so many seconds.
+        # A bar of seconds advances by itself: finished requests must not be added to it.
         self._is_counted = total is not None
         self._bars.add_task(text, total=total or seconds)
 

@@ -58,7 +58,7 @@ async def _classify(settings: Settings, photos: list[Path], top_k: int | None) -
             model = pooled.model
             wanted = classifier.resolve_top_k(model, top_k)
             outcomes = []
-            # A few at a time, so that batches form and memory stays small whatever the number of photos.
+            # A few at a time: enough for batches, and memory stays small for any number of photos.
             for first in range(0, len(photos), 16):
                 status.update(f"Classifying {first + 1} of {len(photos)} …")
                 group = photos[first : first + 16]

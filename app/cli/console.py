@@ -10,5 +10,5 @@ stdout = Console(highlight=False, soft_wrap=True)
 
 
 def say_error(error: Exception) -> None:
-    """One clear message."""
+    """Print an error as one message."""
     stderr.print(f"[bold red]Error:[/] {escape(str(error))}")

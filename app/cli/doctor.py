@@ -26,7 +26,7 @@ def doctor(
     """
     from ..doctor import diagnose
 
-    # Libraries' and our own lines are no part of the report.
+    # Log lines, the libraries' and this service's, are not part of the report.
     set_up_logging("error")
     report = diagnose(settings, wrong)
     if as_json:

@@ -150,7 +150,7 @@ def _open(settings: Settings, checkpoint: str) -> Checkpoint:
 
 
 def _check_target(flag: str, path: Path | None, force: bool) -> None:
-    """Before minutes of work, and not after them."""
+    """Refuse an unusable output file before minutes of work instead of afterwards."""
     if path is None:
         return
     if path.exists() and (not force or not path.is_file()):

@@ -20,7 +20,7 @@ _MOST_TRIALS, _MOST_LATER_TRIALS = 16, 5
 
 
 def show_evaluation(evaluation: Evaluation) -> None:
-    """Tables on stdout; what was left out on stderr."""
+    """Print tables on stdout, and notes on omissions on stderr."""
     photos = evaluation.photos
     table = Table(title=escape(evaluation.source), title_justify="left", show_header=False)
     table.add_row("model", f"{escape(evaluation.model)}, {evaluation.classes} classes")
@@ -147,7 +147,7 @@ def _print_surer(evaluation: Evaluation) -> None:
 
 
 def show_recommendation(evaluation: Evaluation, written: list[Path]) -> None:
-    """What to set, if anything."""
+    """Print the recommended settings, if any."""
     chosen = dict(evaluation.settings)
     if evaluation.is_of_a_service:
         return

@@ -69,7 +69,7 @@ def convert(
 
 
 def _open(settings: Settings, checkpoint: str) -> tuple[Contents, Checkpoint]:
-    """What is at a path, read and decided."""
+    """Read the checkpoint at a path and decide how it would be served."""
     from ..checkpoints import CheckpointFile, Found, decide, locate, read
     from ..errors import CheckpointError
 
@@ -92,12 +92,12 @@ def _describe(contents: Contents, checkpoint: Checkpoint) -> dict[str, Any]:
     decisions: dict[str, dict[str, Any]] = {}
     named = {each.name: getattr(decided, each.name) for each in fields(decided)}
     if checkpoint.switches is None:
-        # They are a ResNet-50's, and would say of another network what is not so.
+        # These describe a ResNet-50, and would be wrong for another network.
         named = {name: decision for name, decision in named.items() if name not in SWITCHES}
-    # Where the pool is another layer altogether, its padding is no fact of it.
+    # If the pool is a different layer, its padding does not apply.
     if any(layer.name == "maxpool" for layer in decided.altered.value):
         named.pop("pool", None)
-    # Most checkpoints have neither.
+    # Most checkpoints have no value for these.
     named = {name: decision for name, decision in named.items() if name not in _LAYERS or decision.value}
     for name, decision in named.items():
         value: Any = decision.value

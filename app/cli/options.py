@@ -15,10 +15,10 @@ from ..settings import ENV_PREFIX, GROUPS, Group, load_settings, show_default
 
 
 def with_settings(command: Callable[..., None], *groups: type[Group], takes_wrong: bool = False) -> Callable[..., None]:
-    """`command(settings, …)` as a command with a flag for each setting; the environment fills what no flag says.
+    """`command(settings, …)` as a command with a flag for each setting; flags take precedence over the environment.
 
-    With `groups` only the settings of those groups have flags. With `takes_wrong` it is `command(settings, wrong, …)`:
-    settings that are wrong are None, and the `SettingError` that says so.
+    With `groups` only the settings of those groups have flags. With `takes_wrong` the signature is
+    `command(settings, wrong, …)`: for invalid settings, `settings` is None and `wrong` is the `SettingError`.
     """
     hints = get_type_hints(command, include_extras=True)
     own = [
@@ -53,7 +53,7 @@ def with_settings(command: Callable[..., None], *groups: type[Group], takes_wron
 
 
 def _flag(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
-    # A string whatever the setting's type: pydantic parses flags as it parses the environment, with one set of errors.
+    # A string for every type of setting: pydantic parses flags like the environment, with the same errors.
     option = typer.Option(
         f"--{name.replace('_', '-')}",
         help=f"{field.description} \\[{ENV_PREFIX}{name.upper()}; default {show_default(field)}]",

@@ -30,7 +30,7 @@ def probe(
     if not number.isdecimal():
         raise SettingError(f"RESNET_PORT (--port) cannot be {number!r}: it is a number from 0 to 65535.")
     asked = host or os.environ.get("RESNET_HOST") or "127.0.0.1"
-    # Listening on every address, it answers on the machine's own.
+    # A service that listens on every address answers on the loopback address.
     asked = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(asked, asked)
     address = f"[{asked}]" if ":" in asked else asked
     path = "/readyz" if ready else "/healthz"

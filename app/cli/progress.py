@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class TerminalReporter(LogReporter):
-    """Loading's progress on a terminal: steps as lines, downloads as a bar; elsewhere as log lines."""
+    """Progress of loading: on a terminal steps as lines and downloads as a bar, elsewhere log lines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class TerminalReporter(LogReporter):
 
 
 class StepBar:
-    """A bar for each step of long work on a terminal; elsewhere a log line as each step begins."""
+    """Progress of long work: on a terminal a bar for each step, elsewhere a log line when a step begins."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
@@ -101,7 +101,7 @@ class StepBar:
             self._bar.stop()
 
     def __call__(self, what: str, done: int, total: int, detail: str = "") -> None:
-        """`done` of `total` of the step `what`; `detail` is the part of it that is being done."""
+        """`done` of `total` of the step `what`; `detail` names the current part of it."""
         begins = what != self._what
         self._what = what
         if self._bar is None:

@@ -129,7 +129,7 @@ def _number(text: str) -> int | Literal["auto"]:
 
 
 def _refuse_existing(path: Path | None, force: bool) -> None:
-    """Before minutes of work, and not after them."""
+    """Refuse an existing output file before minutes of work instead of afterwards."""
     if path is None:
         return
     if path.exists() and (not force or not path.is_file()):

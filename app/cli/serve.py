@@ -24,9 +24,9 @@ def serve(settings: Settings) -> None:
     from ..interpreter import hold_stop_signals, leave
     from ..resources import raise_open_file_limit
 
-    # Before any other thread: the server takes them when it has its handlers.
+    # Before any other thread starts: the signals wait until the server has installed its handlers.
     hold_stop_signals()
-    # Every process that serves is this one or its child.
+    # Applies to every process that serves: this one and its children.
     raise_open_file_limit()
     from ..workers import serve as run
     from .progress import TerminalReporter
@@ -34,7 +34,7 @@ def serve(settings: Settings) -> None:
     log_format = settings.log_format
     if log_format == "auto":
         log_format = "text" if stderr.is_terminal else "json"
-    # On a terminal lines keep their order among progress bars; elsewhere nobody waits for them.
+    # On a terminal lines have to keep their order among progress bars; elsewhere writing them must not block.
     set_up_logging(settings.log_level, log_format, in_background=not stderr.is_terminal)
     for line in unknown_variables():
         logger.warning("%s", line)
@@ -55,13 +55,13 @@ def serve(settings: Settings) -> None:
 
 
 def _announce(model: ModelFacts, address: str) -> None:
-    """The last lines of the start: what serves, where, and a command that works when pasted."""
+    """Print the end of the start: model, address, and a command to paste."""
     _say(f"Ready: {model.identity.name} ({model.identity.version}) on {model.device}, {address}/docs", "bold green")
     _say(f"Try:   {example_command(address)}")
 
 
 def _say(text: str, style: str = "") -> None:
-    """To a person at a terminal; elsewhere it is a log line like any other."""
+    """Print to a terminal; elsewhere write a log line."""
     if stderr.is_terminal:
         stderr.print(text, style=style, markup=False)
     else:
@@ -69,7 +69,7 @@ def _say(text: str, style: str = "") -> None:
 
 
 def example_command(address: str) -> str:
-    """A curl that works when pasted: with the file that a clone has, else with the picture that the service has."""
+    """A curl command to paste: with the example file of a clone, or else with the picture that the service sends."""
     if _EXAMPLE.is_file():
         return f"curl -sS --data-binary @{_EXAMPLE} {address}/predict"
     return f"curl -sS {address}/static/example.jpg | curl -sS --data-binary @- {address}/predict"

@@ -1,7 +1,7 @@
 """`resnet-serve doctor`: a report of machine, settings and model as this process sees them, with each problem.
 
-Nothing is changed and no other machine is asked. Secrets are left out: passwords in addresses, and every variable that
-is no setting of this service, but for the names of those that proxies and certificates go by.
+Nothing is changed, and no other machine is contacted. Secrets are left out: passwords in addresses, and every variable
+that is not a setting of this service, except the names of those for proxies and certificates.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _ROOMS: tuple[Callable[[Settings, Report], None], ...] = (see_address, see_cache
 
 
 def diagnose(settings: Settings | None, error: SettingError | None) -> Report:
-    """The report on what would be served with `settings`, or without them where `error` says what is wrong with them.
+    """The report for `settings`; if those are invalid they are None, and `error` has the reason.
 
-    Blocks for seconds: it reads the checkpoint that is to be served.
+    Blocks for seconds: it reads the checkpoint that would be served.
     """
     report = Report()
     see_machine(report)

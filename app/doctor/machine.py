@@ -19,7 +19,7 @@ from ..resources import available_memory_bytes, cuda_device_count, may_run_writt
 from .report import Report
 
 _FEW_FILES = 1024
-# A ResNet-50 takes some 700 MB while it serves, and a first start more.
+# A serving ResNet-50 takes about 700 MB, and its first start more.
 _LITTLE_MEMORY_BYTES = 1 << 30
 _DRIVER = Path("/proc/driver/nvidia/version")
 _DEVICE = Path("/dev/nvidiactl")

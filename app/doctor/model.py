@@ -74,7 +74,7 @@ def _decided(decision: object) -> str:
 
 
 def _see_published(settings: Settings, source: PublishedName, report: Report) -> None:
-    """Whether the file is there already. Raises `SettingError` for a name that torchvision does not have."""
+    """Report whether the file is in the cache. Raises `SettingError` for a name that torchvision does not have."""
     weights = find_by_name(published_architecture(settings), source.name)
     file = settings.cache_dir / "checkpoints" / weights.file_name
     if file.is_file():

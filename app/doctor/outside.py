@@ -22,7 +22,7 @@ _ANSWER_SECONDS = 3.0
 
 
 def see_network(report: Report) -> None:
-    """Proxies and certificates, which downloads go by. No request is sent."""
+    """Report the proxies and certificates of downloads. No request is sent."""
     for name in outbound.PROXIES:
         given = outbound.variable(name)
         report.add("network", given[0] if given else name, outbound.redacted(given[1]) if given else "unset")
@@ -34,7 +34,7 @@ def see_network(report: Report) -> None:
 
 
 def see_address(settings: Settings, report: Report) -> None:
-    """Whether the service can listen where it is told to, or does so already."""
+    """Report whether the address is free, or this service already answers there."""
     report.add("address", "host and port", f"{settings.host} {settings.port}")
     try:
         with listen(settings) as listener:
@@ -50,7 +50,7 @@ def see_address(settings: Settings, report: Report) -> None:
 
 
 def _state_at(settings: Settings) -> str | None:
-    """What a service of this kind that answers there says of itself; None where it is another's."""
+    """The state that this service reports at the address; None if another program listens there."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     connection = http.client.HTTPConnection(host, settings.port, timeout=_ANSWER_SECONDS)
     try:
@@ -64,7 +64,7 @@ def _state_at(settings: Settings) -> str | None:
 
 
 def see_cache(settings: Settings, report: Report) -> None:
-    """Whether exports and downloads can be kept."""
+    """Report whether exports and downloads can be stored."""
     folder = settings.cache_dir
     report.add("cache", "folder", folder)
     nearest = folder

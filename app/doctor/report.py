@@ -11,11 +11,11 @@ from ..errors import printable
 @dataclass(slots=True)
 class Report:
     facts: dict[str, dict[str, str]] = field(default_factory=dict)
-    """By section and name, as text."""
+    """Text by section and name."""
     problems: list[str] = field(default_factory=list)
-    """What the service cannot do, or not as it was told to, each with what to do."""
+    """Requirements that are not met, each with its remedy."""
     notes: list[str] = field(default_factory=list)
-    """What may be meant so, or costs no more than time."""
+    """Facts that may be intended, or only cost time."""
 
     def add(self, section: str, name: str, value: object) -> None:
         self.facts.setdefault(section, {})[name] = printable(str(value))

@@ -1,4 +1,4 @@
-"""The settings that are set by flag or environment, and what follows from them."""
+"""The settings that are set by flag or environment, and their consequences."""
 
 from __future__ import annotations
 

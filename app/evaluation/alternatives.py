@@ -15,11 +15,11 @@ from ..layers import ResNetSwitches
 from ..types import Interpolation, Preprocessing
 from .facts import PREPROCESSING, Facts, resized
 
-# Batch normalisation's epsilon: torch's and TF-slim's, TensorFlow's and old Keras's, Keras applications'.
+# Epsilons of batch normalisation: torch and TF-slim; TensorFlow and old Keras; Keras applications.
 _EPSILONS = (1e-5, 1e-3, 1.001e-5)
-# Short sides by the crop of 224 that they go with: torchvision's V2 and V1, timm's; and none but the crop itself.
+# Short sides relative to a crop of 224: the crop itself, torchvision's V2, timm's, torchvision's V1.
 _SHORT_SIDES = (1.0, 232 / 224, 235 / 224, 256 / 224)
-# Of the photos that an order is read off: how many more it must have right to be worth a try.
+# The share of the photos used to find a label order that it must additionally get right to be tried.
 _LEAST_GAIN = 0.1
 _USUAL_CROP = (224, 224)
 _CROPS = (128, 176, 224, 256, 288, 384)
@@ -29,24 +29,24 @@ _LEVELS = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """One fact that is another."""
+    """A set of facts that differs from the base, usually in one decision."""
 
     fact: str
     """The decision's name, as `inspect` shows it."""
     shown: str
-    """Its value, for a person."""
+    """The value as shown to the user."""
     facts: Facts
-    """With it, and everything else as it was."""
+    """The facts with this value, and all others unchanged."""
     held_out: bool = False
-    """Whether it was read off every other photo, so that only the rest can say whether it is right."""
+    """Whether it was derived from every other photo, so that only the remaining ones can test it."""
 
 
 def alternatives(
     base: Facts, checkpoint: Checkpoint, names: Collection[str], labels: tuple[str, ...]
 ) -> list[Alternative]:
-    """Every plausible value of the decisions `names` but the one it has, each another way of running or reading.
+    """Every plausible value of the decisions `names`, except the present ones and those that change nothing.
 
-    The label order that photos show themselves is `shown_order`'s, and not among them.
+    The label order found from the photos is not among them: see `shown_order`.
     """
     found = [
         *(_switches(base, names) if base.switches is not None else ()),
@@ -80,7 +80,7 @@ def _switches(base: Facts, names: Collection[str]) -> Iterator[Alternative]:
 
 
 def _preprocessings(base: Facts, checkpoint: Checkpoint, names: Collection[str]) -> Iterator[Alternative]:
-    """Each preset, and the base with one part of it changed; of a graph that takes one size, only with that size."""
+    """Each preset, and the base with one part changed; for a graph with a fixed input size, only that size."""
     size = checkpoint.graph.size if checkpoint.graph is not None else None
     now = base.preprocessing
     ways = {
@@ -101,7 +101,7 @@ _Ways = Iterator[tuple[str, Preprocessing]]
 
 
 def _presets(now: Preprocessing) -> _Ways:
-    """Each preset; for an input of another size than theirs, with as much of the photo in the crop as they have."""
+    """Each preset; for another input size than its own, with the same share of the photo in the crop."""
     for name, preset in PRESETS.items():
         if preset.crop == now.crop or now.crop == _USUAL_CROP:
             yield name, preset
@@ -118,7 +118,7 @@ def _channels(now: Preprocessing) -> _Ways:
 
 
 def _normalisations(now: Preprocessing) -> _Ways:
-    """Every published one, and none: levels as they are, and levels from 0 to 1."""
+    """Every published normalisation, and none: levels 0 to 255, and levels 0 to 1."""
     published = {(p.mean, p.std) if not p.is_bgr else (p.mean[::-1], p.std[::-1]) for p in PRESETS.values()}
     for mean, std in (*sorted(published), _UNIT, _LEVELS):
         if now.is_bgr:
@@ -141,7 +141,7 @@ def _resizes(now: Preprocessing) -> _Ways:
 
 
 def _filters(now: Preprocessing) -> _Ways:
-    """Pillow's, and without antialiasing, as OpenCV and tf.image resize; what is a grey level apart is not tried."""
+    """Pillow's filters, and filters without antialiasing, as in OpenCV and tf.image. Closer variants are not tried."""
     for kernel in (Interpolation.BILINEAR, Interpolation.BICUBIC, Interpolation.NEAREST, Interpolation.LANCZOS):
         yield kernel.value, replace(now, interpolation=kernel, resizer="pillow")
     for kernel in (Interpolation.BILINEAR, Interpolation.BICUBIC):
@@ -150,7 +150,7 @@ def _filters(now: Preprocessing) -> _Ways:
 
 
 def _sizes(now: Preprocessing) -> _Ways:
-    """Other input sizes, with as much of the photo in the crop as now."""
+    """Other input sizes, with the same share of the photo in the crop."""
     for side in _CROPS:
         short = now.resize_short_side
         scaled = None if short is None else round(short * side / min(now.crop))
@@ -158,7 +158,7 @@ def _sizes(now: Preprocessing) -> _Ways:
 
 
 def _orders(base: Facts, labels: tuple[str, ...]) -> Iterator[Alternative]:
-    """Label orders that training code makes: sorted as ImageFolder does, as numbers, shifted by one, backwards."""
+    """Common label orders of training code: by name as ImageFolder sorts, by number, shifted by one, reversed."""
     count = len(labels)
     places = range(count)
     ways: list[tuple[str, Iterable[int]]] = [
@@ -182,22 +182,22 @@ def _natural(label: str) -> list[tuple[int, str]]:
 
 
 def shown_order(base: Facts, answers: NDArray[np.int64], truths: NDArray[np.int64], count: int) -> Alternative | None:
-    """The label order that the photos themselves show: each output has the class whose photos it is the first for.
+    """The label order that fits the photos best: each output gets the class of which most photos have it first.
 
-    `answers` and `truths` are the first outputs and the true classes of photos that it is read off. None where that
-    makes no more than a few of them right.
+    `answers` and `truths` are the first outputs and the true classes of the photos used for it. None if the order makes
+    only a few more of them right.
     """
     now = base.order or tuple(range(count))
     votes = Counter(zip(answers.tolist(), truths.tolist(), strict=True))
     order: dict[int, int] = {}
     taken: set[int] = set()
-    # The most votes first; of equal ones the class that an output has now.
+    # Pairs with the most votes first; among equals, those of the present order.
     for output, label in sorted(votes, key=lambda pair: (-votes[pair], now[pair[0]] != pair[1], pair)):
         if output not in order and label not in taken:
             order[output] = label
             taken.add(label)
     for output in range(count):
-        # Nothing is known of it: its own where that is free.
+        # No photo has this output first: it keeps its class if that is free.
         if output not in order and now[output] not in taken:
             order[output] = now[output]
             taken.add(now[output])

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     import torch
 
 Run = tuple[ResNetSwitches | None, Preprocessing]
-"""What scores depend on."""
+"""The facts that scores depend on."""
 
-# Images in a batch: of 224×224 eight are the fastest on a CPU, 24.6 a second against 18.2 in batches of 32; of smaller
-# ones as many as have about as many pixels.
+# Images in a batch: at 224×224, eight are the fastest on a CPU (24.6 a second; 18.2 in batches of 32). At smaller
+# sizes a batch has about as many pixels.
 _AT_ONCE, _MOST_AT_ONCE = 8, 32
 _PIXEL_BYTES = 256_000_000
 _CHUNK = 64
@@ -39,7 +39,7 @@ _CHUNK = 64
 
 class Progress(Protocol):
     def __call__(self, what: str, done: int, total: int, detail: str = "") -> None:
-        """`done` of `total` of the step `what`; `detail` is the part of it that is being done."""
+        """`done` of `total` of the step `what`; `detail` names the current part of it."""
         ...
 
 
@@ -50,7 +50,7 @@ class Network(Protocol):
 
 
 class Answers:
-    """Scores of the photos of one evaluation, by how they were computed."""
+    """The scores of one evaluation's photos, by the facts they depend on."""
 
     def __init__(self, checkpoint: Checkpoint, limits: DecodeLimits, threads: int, device: str = "auto") -> None:
         self._checkpoint = checkpoint
@@ -60,9 +60,9 @@ class Answers:
         self._scores: dict[Run, Scores] = {}
         self._network: tuple[ResNetSwitches | None, Network] | None = None
         self.photos: list[Photo] = []
-        """Those that can be decoded, in their order; `read` fills it."""
+        """The photos that can be decoded, in their order; filled by `read`."""
         self.skipped: list[tuple[str, str]] = []
-        """Those that cannot, and why."""
+        """The photos that cannot be used, with the reason."""
 
     def read(self, photos: Sequence[Photo], run: Run, progress: Progress) -> Scores:
         """The scores `(N, classes)` of all `photos` that can be decoded, under one set of facts."""
@@ -92,7 +92,7 @@ class Answers:
         return np.empty((0, self._checkpoint.class_count), np.float32)
 
     def _keep(self, photos: Sequence[Photo], are_answered: Sequence[bool]) -> list[int]:
-        """The places of photos that were answered with numbers; the others are skipped."""
+        """The indices of the photos with finite scores; the others are skipped."""
         for photo, is_answered in zip(photos, are_answered, strict=True):
             if is_answered:
                 self.photos.append(photo)
@@ -101,7 +101,7 @@ class Answers:
         return [place for place, is_answered in enumerate(are_answered) if is_answered]
 
     def scores(self, run: Run, count: int) -> Scores:
-        """Of the first `count` photos, which `compute` has computed."""
+        """The scores of the first `count` photos, which `compute` has computed."""
         return self._scores[run][:count]
 
     def forget(self, runs: Iterable[Run]) -> None:
@@ -109,17 +109,17 @@ class Answers:
             self._scores.pop(run, None)
 
     def count(self, run: Run) -> int:
-        """How many photos' scores there are."""
+        """The number of photos whose scores are known."""
         return len(self._scores[run]) if run in self._scores else 0
 
     def missing(self, runs: Iterable[Run], count: int) -> int:
-        """How many scores `compute` would compute."""
+        """The number of scores that `compute` would compute."""
         return sum(max(0, count - self.count(run)) for run in set(runs))
 
     def compute(self, runs: dict[Run, str], count: int, progress: Callable[[int, str], None]) -> None:
-        """The scores of the first `count` photos under each of `runs`, whose values are their names for a person.
+        """Compute the scores of the first `count` photos for each of `runs`, whose values are names to show.
 
-        `progress` is told how many of the missing ones are done, and of what.
+        `progress` receives the number of scores done so far, and the name of the current run.
         """
         wanted = [run for run in runs if self.count(run) < count]
         begins = {self.count(run) for run in wanted}
@@ -129,7 +129,7 @@ class Answers:
             shapes = list(dict.fromkeys(geometry(run[1]) for run in group))
             bytes_each = sum(3 * shape.crop[0] * shape.crop[1] for shape in shapes)
             size = max(_MOST_AT_ONCE, min(count - first, _PIXEL_BYTES // bytes_each))
-            # One network after the other, and each size of its input at once: either may be built anew.
+            # Grouped by network, then by input size: a change of either may build a network.
             networks = list(dict.fromkeys(run[0] for run in group))
             group.sort(key=lambda run: (networks.index(run[0]), run[1].crop))
             for begin in range(first, count, size):
@@ -147,7 +147,7 @@ class Answers:
                         progress(done, runs[run])
 
     def _add(self, run: Run, scores: Scores) -> None:
-        # Of an alternative that overflows, too: it is no right answer.
+        # An alternative may overflow: its infinite scores count as wrong.
         scores = np.nan_to_num(scores, posinf=0.0, neginf=0.0)
         known = self._scores.get(run)
         self._scores[run] = scores if known is None else np.concatenate([known, scores])
@@ -165,7 +165,7 @@ class Answers:
     def _decoded(
         self, photos: Sequence[Photo], shapes: Sequence[Preprocessing]
     ) -> Iterator[tuple[Sequence[Photo], list[list[Pixels] | str]]]:
-        """Photos a few at a time, each for every shape or with the reason why not; the next ones meanwhile."""
+        """Groups of photos, each decoded for every shape or with an error; the next group is decoded meanwhile."""
 
         def decode(photo: Photo) -> list[Pixels] | str:
             try:
@@ -185,7 +185,7 @@ class Answers:
                 yield group, outcomes
 
     def _network_of(self, switches: ResNetSwitches | None) -> Network:
-        """The last one that was asked for is kept: two would be 200 MB."""
+        """The network with these switches. Only the last one is kept: two would take 200 MB."""
         if self._network is None or self._network[0] != switches:
             self._network = None
             self._network = switches, _open(self._checkpoint, switches, self._device, self._threads)
@@ -202,7 +202,7 @@ def _open(checkpoint: Checkpoint, switches: ResNetSwitches | None, device: str, 
 
 
 class _DescribedNetwork:
-    """A network written as an ONNX graph of prepared images, for each size that is asked for."""
+    """A network written as an ONNX graph with prepared images as input, for one size at a time."""
 
     def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
         self._checkpoint = checkpoint
@@ -213,7 +213,7 @@ class _DescribedNetwork:
     def __call__(self, pixels: Pixels, preprocessing: Preprocessing) -> Scores:
         size = preprocessing.crop
         if self._network is None or self._network[0] != size:
-            # The last one alone is kept: two would be 200 MB.
+            # Only the last one is kept: two would take 200 MB.
             self._network = None
             self._network = size, _GraphNetwork(self._graph(size), self._checkpoint, self._threads)
         return self._network[1](pixels, preprocessing)
@@ -233,7 +233,7 @@ class _DescribedNetwork:
 
 
 class _TorchNetwork:
-    """In float32, as the network is: folded, it would differ in the last bits."""
+    """A torch network in float32, not folded: folding would change the last bits."""
 
     def __init__(self, checkpoint: Checkpoint, device: str, threads: int) -> None:
         import torch
@@ -248,7 +248,7 @@ class _TorchNetwork:
     def __call__(self, pixels: Pixels, preprocessing: Preprocessing) -> Scores:
         import torch
 
-        # The network is in its place after the first; the rest is two small tensors.
+        # The first call moves the network to the device; after that, this only makes two small tensors.
         forward = Forward(self._network, preprocessing, self._device, torch.float32)
         with torch.inference_mode():
             scores: Scores = forward(torch.from_numpy(pixels).to(self._device)).cpu().numpy()

@@ -31,24 +31,24 @@ class Options:
     threads: int = 1
     device: str = "auto"
     most_photos: int = 1000
-    """Photos that the checkpoint as it is served is evaluated on."""
+    """The most photos for evaluating the checkpoint as it is served."""
     most_tried: int = 500
-    """Photos that an alternative is tried on."""
+    """The most photos for trying an alternative."""
     everything: bool = False
-    """Whether alternatives of decisions that are known are tried too."""
+    """Whether alternatives are tried for known decisions too."""
     only: tuple[str, ...] = ()
-    """The decisions that alternatives are tried of, known or not; () for those that `everything` says."""
+    """The decisions for which alternatives are tried, known or not; () for the choice by `everything`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """Which photos were used, and why others were not."""
+    """The number of photos that were used, and the reasons for leaving out the others."""
 
     found: int
     used: int
     skipped: tuple[tuple[str, str], ...]
     unmatched: tuple[tuple[str, int], ...] = ()
-    """Names that are no class of the model, and how many photos have them."""
+    """Names that are not classes of the model, with the number of their photos."""
     without_label: int = 0
     other_files: int = 0
 
@@ -65,7 +65,7 @@ class Used:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What photos say of a classifier."""
+    """The result of an evaluation."""
 
     source: str
     model: str
@@ -73,25 +73,25 @@ class Evaluation:
     photos: Used
     notes: tuple[str, ...]
     accuracy: Accuracy | None
-    """None where the photos have no labels."""
+    """None if the photos have no labels."""
     certainty: Certainty
     tried: tuple[str, ...] = ()
-    """The decisions that alternatives were tried of."""
+    """The decisions for which alternatives were tried."""
     rounds: tuple[Round, ...] = ()
     surer: tuple[Surer, ...] = ()
-    """In place of rounds, without labels."""
+    """Used instead of rounds, without labels."""
     settings: tuple[tuple[str, str], ...] = ()
-    """What to set, where that is better beyond chance; without labels, what makes the network surest."""
+    """Recommended settings: better beyond chance; without labels, those that make the network most confident."""
     better: Accuracy | None = None
-    """With these settings, on all photos."""
+    """The accuracy with these settings, on all photos."""
     is_of_a_service: bool = False
-    """Whether it is of a running one, of which nothing can be tried."""
+    """Whether a running service was evaluated, for which no alternatives can be tried."""
     converted: Checkpoint | None = None
-    """The checkpoint with these settings in it; None where nothing is better."""
+    """The checkpoint with these settings; None if no alternative is better."""
 
     @property
     def can_be_set(self) -> bool:
-        """Whether settings can say it; a converted file can in any case."""
+        """Whether settings can express the recommendation; a converted file always can."""
         return exist(dict(self.settings))
 
     def document(self) -> dict[str, Any]:
@@ -124,9 +124,9 @@ class Evaluation:
 def evaluate(
     checkpoint: Checkpoint, decisions: Decisions | None, found: Found, options: Options, progress: Progress
 ) -> Evaluation:
-    """Evaluate `checkpoint` on `found`, and try alternatives of its decisions. Blocks for minutes.
+    """Evaluate `checkpoint` on `found`, and try alternatives to its decisions. Blocks for minutes.
 
-    Raises `EvaluationError` where none of the photos can be used, `SettingError` for a decision that cannot vary.
+    Raises `EvaluationError` if no photo can be used, `SettingError` for a decision that cannot vary.
     """
     names = _names(checkpoint, decisions, options)
     labels = shown_labels(checkpoint)
@@ -164,7 +164,7 @@ def evaluate(
     best = rounds[-1].base
     settings = settings_between(base, best)
     if matched.labels != labels and accuracy.top1.interval[0] > 1 / len(labels):
-        # The folders' names are the model's labels, as far as these photos can say.
+        # As far as these photos show, the folders' names are the model's labels.
         settings["labels"] = "labels.txt"
     better = accuracy
     if best.run != base.run:
@@ -190,21 +190,21 @@ def evaluate(
 
 
 def shown_labels(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """A label for each probability: of one output, the class's absence has one too."""
+    """A label for each probability; a model with one output has a second label for the absence of its class."""
     if checkpoint.class_count == 1 and len(checkpoint.labels) == 1:
         return f"not {checkpoint.labels[0]}", checkpoint.labels[0]
     return checkpoint.labels
 
 
 def usable(found: Found, matched: Matched | None) -> list[Photo]:
-    """The photos all of whose labels are classes of the model; all of them where nothing is labelled."""
+    """The photos whose labels are all classes of the model; all photos if none is labelled."""
     if matched is None:
         return list(found.photos)
     return [photo for photo in found.photos if all(name in matched.classes for name in photo.written)]
 
 
 def truth_of(photos: Sequence[Photo], matched: Matched) -> Truth:
-    """(N, classes): what each photo shows."""
+    """The classes that each photo shows, as (N, classes)."""
     truth = np.zeros((len(photos), len(matched.labels)), np.bool_)
     for row, photo in enumerate(photos):
         for name in photo.written:
@@ -240,7 +240,7 @@ def _names(checkpoint: Checkpoint, decisions: Decisions | None, options: Options
 
 
 def notes_on(found: Found, matched: Matched | None, used: int) -> list[str]:
-    """What a person should know of photos of which `used` were used."""
+    """Notes for the user on the photos, of which `used` were used."""
     notes = [found.hint] if found.hint else []
     if used < FEW_PHOTOS:
         notes.append(f"{used} photos are few: only large differences can be told from chance. Use a hundred or more.")
@@ -256,7 +256,7 @@ def notes_on(found: Found, matched: Matched | None, used: int) -> list[str]:
 
 
 def _read_off(scores: Scores, base: Facts) -> list[str]:
-    """What the scores themselves say, without labels."""
+    """Notes on the scores themselves, which need no labels."""
     is_bounded = are_fractions(scores)
     if base.activation == "none" and not is_bounded:
         return ["The scores of some photos lie outside 0…1, though the activation is none: they are no probabilities."]

@@ -15,29 +15,29 @@ from ..types import Activation, Preprocessing
 PREPROCESSING = ("preprocessing", "channels", "mean", "resize", "interpolation", "crop")
 READING = ("labels", "activation")
 TRIED = (*SWITCHES, *PREPROCESSING, *READING)
-"""The settings that alternatives are tried of. All of `PREPROCESSING` are one decision: a preset, or parts of it."""
+"""The settings for which alternatives are tried. `PREPROCESSING` is one decision: a preset, or parts of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """One way of running a network, and of reading what it answers."""
+    """One way of running a network and of interpreting its output."""
 
     switches: ResNetSwitches | None
     preprocessing: Preprocessing
     activation: Activation
     order: tuple[int, ...] | None = None
-    """Which label each output has, by its place in the checkpoint's own labels; None for the place itself."""
+    """For each output, the index of its label in the checkpoint's own labels; None if they are in order."""
 
     @property
     def run(self) -> tuple[ResNetSwitches | None, Preprocessing]:
-        """What the scores depend on; the rest is how they are read."""
+        """The facts that scores depend on; the others concern the interpretation."""
         return self.switches, self.preprocessing
 
     def labels(self, labels: tuple[str, ...]) -> tuple[str, ...]:
         return labels if self.order is None else tuple(labels[at] for at in self.order)
 
     def of(self, checkpoint: Checkpoint, labels: tuple[str, ...]) -> Checkpoint:
-        """`checkpoint`, whose labels are `labels`, with these facts."""
+        """`checkpoint` with these facts; `labels` are its labels in their own order."""
         return replace(
             checkpoint,
             switches=self.switches,
@@ -48,7 +48,7 @@ class Facts:
 
 
 def merged(base: Facts, one: Facts, other: Facts) -> Facts | None:
-    """`base` with what both change of it; None where both change the same, or where that makes no preprocessing."""
+    """`base` with the changes of both; None if both change the same fact, or if the preprocessing is impossible."""
     changed = {}
     for each in fields(Facts):
         was, first, second = (getattr(facts, each.name) for facts in (base, one, other))
@@ -73,7 +73,7 @@ def merged(base: Facts, one: Facts, other: Facts) -> Facts | None:
 
 
 def _is_possible(preprocessing: Preprocessing) -> bool:
-    """Whether settings could say it: a filter that the resizer has, and a crop that lies inside."""
+    """Whether the resizer has the filter, and the crop fits into the resized image."""
     short = preprocessing.resize_short_side
     fits = short is None or max(preprocessing.crop) <= short
     return fits and can_resize(preprocessing.resizer, preprocessing.interpolation)
@@ -84,9 +84,9 @@ def facts_of(checkpoint: Checkpoint) -> Facts:
 
 
 def open_decisions(decisions: Decisions | None, checkpoint: Checkpoint, everything: bool) -> tuple[str, ...]:
-    """The decisions worth trying otherwise: those that nothing states, or with `everything` all that can vary.
+    """The decisions for which alternatives are tried: those that are assumed; with `everything`, all that can vary.
 
-    Labels and the activation are always among them: trying them runs no network.
+    Labels and the activation are always included, because trying them runs no network.
     """
     names = []
     graph = checkpoint.graph
@@ -99,7 +99,7 @@ def open_decisions(decisions: Decisions | None, checkpoint: Checkpoint, everythi
 
 
 def _is_open(decisions: Decisions | None, name: str) -> bool:
-    """Whether it is assumed, or rests on what most checkpoints have."""
+    """Whether the decision is assumed, or follows the usual way of checkpoints."""
     if decisions is None:
         return False
     decision: Decision[Any] = getattr(decisions, name)
@@ -107,9 +107,9 @@ def _is_open(decisions: Decisions | None, name: str) -> bool:
 
 
 def settings_between(base: Facts, facts: Facts) -> dict[str, str]:
-    """The settings, and their values, that make `facts` of a checkpoint that is served as `base` without them.
+    """The settings with which a checkpoint that is served as `base` is served as `facts`.
 
-    Labels in another order need a file: their value is "labels.txt".
+    Labels in another order need a file: the value is "labels.txt".
     """
     found: dict[str, str] = {}
     if base.switches is not None and facts.switches is not None:
@@ -127,7 +127,7 @@ def settings_between(base: Facts, facts: Facts) -> dict[str, str]:
 
 
 def preprocessing_settings(base: Preprocessing, wanted: Preprocessing) -> dict[str, str]:
-    """A preset where one is `wanted`; else what differs from `base`, or from a preset that is nearer, by itself."""
+    """A preset if it equals `wanted`; else the differences from `base`, or from a preset if those are fewer."""
     name = preset_named(wanted)
     if name is not None:
         return {"preprocessing": name}
@@ -141,7 +141,7 @@ def preset_named(preprocessing: Preprocessing) -> str | None:
 
 
 def _differing(base: Preprocessing, wanted: Preprocessing) -> dict[str, str]:
-    """The settings of single parts of a preprocessing."""
+    """The settings of the single parts in which `wanted` differs from `base`."""
     found: dict[str, str] = {}
     if _resize(wanted) != _resize(base):
         found["resize"] = _resize(wanted)
@@ -174,7 +174,7 @@ def _sides(size: tuple[int, int]) -> str:
 
 
 def _normalisation(wanted: Preprocessing) -> dict[str, str]:
-    """Of levels from 0 to 255 where only a mean is taken off, else of fractions."""
+    """The mean of levels 0 to 255 if only a mean is subtracted; else mean and std of fractions."""
     if wanted.std == (1 / 255, 1 / 255, 1 / 255):
         return {"scale": "levels", "mean": _numbers(255 * value for value in wanted.mean)}
     return {"mean": _numbers(wanted.mean), "std": _numbers(wanted.std)}
@@ -194,15 +194,15 @@ def as_flags(settings: Mapping[str, str]) -> str:
 
 
 def exist(settings: Mapping[str, str]) -> bool:
-    """Whether all of them are settings of this service."""
+    """Whether all of these are settings of this service."""
     return all(name in Settings.model_fields for name in settings)
 
 
 def geometry(preprocessing: Preprocessing) -> Preprocessing:
-    """What the pixels depend on, with one normalisation for all."""
+    """The preprocessing without normalisation: the part that decoded pixels depend on."""
     return replace(preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), is_bgr=False)
 
 
 def resized(preprocessing: Preprocessing, short_side: int | None, crop: tuple[int, int]) -> Preprocessing:
-    """The same normalisation and filter behind another resize; a short side of None squashes."""
+    """The same normalisation and filter with another resize; a short side of None squashes."""
     return replace(preprocessing, resize_short_side=short_side, crop=crop, squash=None, is_resized=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..errors import EvaluationError
 from .photos import Found, some
 
-# WordNet's ids, as ImageNet's folders are called; sorted, they are the classes in their order.
+# WordNet's ids, the names of ImageNet's folders; in sorted order they are the classes in theirs.
 _WNID = re.compile(r"n\d{8}")
 _NUMBERED = re.compile(r"^(?:n\d{8}|\d+)[\s._-]+(?=\S)")
 _IMAGENET_CLASSES = 1000
@@ -18,23 +18,23 @@ _IMAGENET_CLASSES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Which class each written name is."""
+    """The class of each written name."""
 
     classes: dict[str, tuple[int, ...]]
-    """Indices, in the model's own order; several where the name lists several labels."""
+    """Indices in the model's order; several if the name lists several labels."""
     unmatched: tuple[str, ...]
     labels: tuple[str, ...]
-    """The model's, or the folders' own names where the model's are unknown."""
+    """The model's labels, or the folders' names if the model's are unknown."""
     note: str = ""
-    """What a person should know of how they were matched."""
+    """A note for the user on the matching."""
 
 
 def match_classes(found: Found, labels: tuple[str, ...]) -> Matched:
-    """Match what is written with the model's `labels`: by the label, by its index, by spelling, by a first synonym.
+    """Match the written names with the model's `labels`: by label, by index, by spelling, by first synonym.
 
-    Where nothing matches, and there are as many folders as classes, the folders' names in their order are taken for the
-    labels, as torchvision's ImageFolder and Keras's image_dataset_from_directory number them. Raises `EvaluationError`
-    where nothing matches otherwise.
+    If no name matches, and there are as many names as classes, the names in sorted order are taken as the labels, as
+    torchvision's ImageFolder and Keras's image_dataset_from_directory number them. Raises `EvaluationError` if no name
+    matches otherwise.
     """
     written = found.written
     wnids = sorted(name for name in written if _WNID.fullmatch(name))
@@ -65,12 +65,12 @@ def match_classes(found: Found, labels: tuple[str, ...]) -> Matched:
 
 
 def count_unmatched(found: Found, matched: Matched) -> Counter[str]:
-    """Photos of each name that is no class of the model."""
+    """The number of photos for each name that is not a class of the model."""
     return Counter(name for photo in found.photos for name in photo.written if name not in matched.classes)
 
 
 class _Labels:
-    """The model's labels, by every way of writing them that means one of them."""
+    """Finds the model's labels by every spelling that identifies one of them."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._count = len(labels)
@@ -83,7 +83,7 @@ class _Labels:
         ]
 
     def find_all(self, name: str) -> tuple[int, ...]:
-        """The class that `name` is, or the classes of a list of them; () where one of them is none."""
+        """The class named `name`, or the classes if it is a list of names; () if one of them is unknown."""
         one = self.find(name)
         if one is not None:
             return (one,)
@@ -106,14 +106,14 @@ class _Labels:
 
 
 def _unique(labels: Iterable[str], spell: Callable[[str], str]) -> dict[str, int]:
-    """Spellings that one label alone has; two labels that share one cannot be told apart by it."""
+    """The index of each spelling that only one label has; shared spellings are left out."""
     spelt = [spell(label) for label in labels]
     counts = Counter(spelt)
     return {each: at for at, each in enumerate(spelt) if each and counts[each] == 1}
 
 
 def _plain(name: str) -> str:
-    """Without case, and with one space for whatever stands between words."""
+    """The name in lower case, with one space between words."""
     return re.sub(r"[\s_\-./]+", " ", name.casefold()).strip()
 
 

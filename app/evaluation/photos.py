@@ -24,20 +24,20 @@ _SHOWN = 3
 class Photo:
     path: Path
     name: str
-    """Its path below the folder, or as the CSV has it."""
+    """Its path below the folder, or as written in the CSV."""
     written: tuple[str, ...]
-    """The classes that it is said to show, as they are written; () where nothing says."""
+    """Its classes as written; () if unlabelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     photos: tuple[Photo, ...]
     without_label: int = 0
-    """Photos that lie beside the classes' folders: left out."""
+    """Photos beside the classes' folders, which are left out."""
     other_files: int = 0
-    """Files that are no photos."""
+    """Files that are not photos."""
     hint: str = ""
-    """A sentence for a person who meant something else."""
+    """A suggestion for the user, if another path was probably meant."""
 
     @property
     def is_labelled(self) -> bool:
@@ -45,12 +45,12 @@ class Found:
 
     @property
     def written(self) -> tuple[str, ...]:
-        """Every class as it is written, once, in the order of the names."""
+        """Every class name as written, once, sorted."""
         return tuple(sorted({name for photo in self.photos for name in photo.written}))
 
 
 def find_photos(path: Path) -> Found:
-    """The photos that `path` means, none of them read yet. Raises `EvaluationError` where there are none."""
+    """The photos at `path`, not read yet. Raises `EvaluationError` if there are none."""
     if path.is_file():
         return _from_csv(path)
     if not path.is_dir():
@@ -80,7 +80,7 @@ def find_photos(path: Path) -> Found:
 
 
 def in_order(photos: Sequence[Photo], most: int | None = None) -> list[Photo]:
-    """The photos in an order by chance, the same each time, whose every beginning has of each class about its share."""
+    """The photos in a random order that is always the same; every prefix has about the same share of each class."""
     random = np.random.default_rng(_SEED)
     groups: dict[tuple[str, ...], list[int]] = {}
     for number, photo in enumerate(photos):
@@ -93,7 +93,7 @@ def in_order(photos: Sequence[Photo], most: int | None = None) -> list[Photo]:
 
 
 def _from_csv(path: Path) -> Found:
-    """A row a photo: its file, relative to the CSV, and its label. A file in several rows has several labels."""
+    """One row for each photo: its file, relative to the CSV, and its label. Several rows of a file: several labels."""
     rows = _rows(path)
     file_at, label_at, rows = _columns(rows, path)
     labels: dict[str, list[str]] = {}
@@ -125,7 +125,7 @@ def _rows(path: Path) -> list[list[str]]:
 
 
 def _columns(rows: list[list[str]], path: Path) -> tuple[int, int, list[list[str]]]:
-    """Which column has the file and which the label, by the header where there is one, and the rows behind it."""
+    """The columns of the file and the label, found by the header if there is one, and the rows after it."""
     if not rows:
         raise EvaluationError(f"{path} is empty. It needs a row for each photo: its file and its label.")
     header = [name.strip().lower() for name in rows[0]]
@@ -135,7 +135,7 @@ def _columns(rows: list[list[str]], path: Path) -> tuple[int, int, list[list[str
         return file_at, label_at, rows[1:]
     if (path.parent / rows[0][0].strip()).is_file():
         return 0, 1, rows
-    # A header in words of its own: of the next row, the column that is a file here.
+    # An unknown header: the file's column is the one that names a file in the next row.
     row = rows[1] if len(rows) > 1 else []
     files = [at for at, value in enumerate(row) if value.strip() and (path.parent / value.strip()).is_file()]
     file_at = files[0] if files else 0
@@ -144,7 +144,7 @@ def _columns(rows: list[list[str]], path: Path) -> tuple[int, int, list[list[str
 
 
 def _printable(name: str) -> str:
-    """A name need not be UTF-8, and what is printed or written as JSON must be."""
+    """The name as valid UTF-8, which file names need not be, so that it can be printed and written as JSON."""
     return name.encode("utf-8", "replace").decode()
 
 

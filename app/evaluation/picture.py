@@ -14,7 +14,7 @@ from .report import Accuracy
 from .search import ALPHA, Round
 
 INSTALL = "pip install 'resnet-serve[pictures]'"
-# Told apart by colour-blind eyes too (Paul Tol's "bright" scheme).
+# Distinguishable by colour-blind readers (Paul Tol's "bright" scheme).
 _BLUE, _RED, _GREY, _GREEN = "#4477aa", "#ee6677", "#bbbbbb", "#228833"
 _SHOWN = 25
 _MATRIX = 20
@@ -22,13 +22,13 @@ _WIDTH, _HEIGHT = 5.4, 4.8
 
 
 def check_can_draw() -> None:
-    """Raises `EvaluationError` with the install command where matplotlib is missing."""
+    """Raises `EvaluationError` with the install command if matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         raise EvaluationError(f"--picture draws with matplotlib, which is not installed. {INSTALL}")
 
 
 def draw(evaluation: Evaluation) -> bytes:
-    """A PNG: the reliability diagram, the classes, and each round of alternatives that were tried."""
+    """A PNG: the reliability diagram, the classes, and each round of alternatives."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -83,7 +83,7 @@ def _draw_reliability(axes: Any, accuracy: Accuracy) -> None:
 
 
 def _draw_classes(axes: Any, accuracy: Accuracy) -> None:
-    """A confusion matrix of few classes; of many the worst ones' shares."""
+    """A confusion matrix if there are few classes; else the accuracy of the worst ones."""
     if len(accuracy.classes) <= _MATRIX:
         _draw_matrix(axes, accuracy)
         return
@@ -116,7 +116,7 @@ def _draw_matrix(axes: Any, accuracy: Accuracy) -> None:
 
 
 def _draw_round(axes: Any, tried: Round, is_first: bool) -> None:
-    """Differences of top-1 from the base, with their intervals."""
+    """Differences in top-1 from the base, with their confidence intervals."""
     trials = tried.trials[:_SHOWN][::-1]
     for place, trial in enumerate(trials):
         low, high = trial.interval

@@ -18,7 +18,7 @@ _TOP = 5
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Photos that are right, of how many."""
+    """The number of photos that are right, and the number of all."""
 
     right: int
     count: int
@@ -29,7 +29,7 @@ class Share:
 
     @property
     def interval(self) -> Interval:
-        """95% (Wilson)."""
+        """The 95% confidence interval (Wilson)."""
         return wilson(self.right, self.count)
 
     def document(self) -> dict[str, Any]:
@@ -38,25 +38,25 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class ClassAccuracy:
-    """Of one class that photos show."""
+    """The figures of one class that photos show."""
 
     index: int
     label: str
     photos: int
     right: int
-    """Photos of it whose first class it is."""
+    """Photos of this class whose first class is this one."""
     answered: int
-    """Photos of any class whose first class it is."""
+    """All photos whose first class is this one."""
     truth_probability: float
 
     @property
     def top1(self) -> float:
-        """Its recall."""
+        """The recall of this class."""
         return self.right / self.photos if self.photos else 0.0
 
     @property
     def precision(self) -> float | None:
-        """Share of the photos that it is the first class of and that show it; None where it never is."""
+        """The share of photos with this first class that show it; None if no photo has it."""
         return self.right / self.answered if self.answered else None
 
     def document(self) -> dict[str, Any]:
@@ -74,19 +74,19 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Of answers to photos whose classes are known."""
+    """The accuracy of answers to photos whose classes are known."""
 
     top1: Share
     top5: Share | None
-    """None where there are five classes or fewer."""
+    """None if there are five classes or fewer."""
     log_loss: float
     truth_probability: float
     calibration: Calibration
     classes: tuple[ClassAccuracy, ...]
     confusions: tuple[Confusion, ...]
-    """The most frequent first."""
+    """In descending order of frequency."""
     several: int
-    """Photos that show several classes; their first class is right where it is one of these."""
+    """Photos that show several classes; any of these as first class is right."""
 
     @property
     def count(self) -> int:
@@ -108,14 +108,14 @@ class Accuracy:
 
 
 def measure_accuracy(found: Probabilities, truth: Truth, labels: Sequence[str]) -> Accuracy:
-    """Of `found` `(N, classes)` and, in the same order, `truth`."""
+    """The accuracy of `found` `(N, classes)`; `truth` is in the same order."""
     rows = np.arange(len(found))
     order = np.argsort(-found, axis=1, kind="stable")[:, :_TOP]
     best = order[:, 0]
     is_right = truth[rows, best]
     in_five = truth[rows[:, None], order].any(axis=1)
     several = truth.sum(axis=1) > 1
-    # What was meant by a photo of several classes is one that is not answered; of one class, that.
+    # Photos of several classes are left out: their wrong answer belongs to no single class.
     pairs = Counter((int(truth[row].argmax()), int(best[row])) for row in np.flatnonzero(~is_right & ~several).tolist())
     classes = []
     for index in np.flatnonzero(truth.any(axis=0)).tolist():
@@ -147,20 +147,20 @@ def measure_accuracy(found: Probabilities, truth: Truth, labels: Sequence[str]) 
 
 @dataclass(frozen=True, slots=True)
 class Certainty:
-    """How sure answers are; it says nothing of whether they are right."""
+    """The confidence of answers, whether they are right or not."""
 
     photos: int
     confidence: float
     """Mean probability of the first class."""
     entropy: float
-    """Mean entropy in nats: of the classes together, or of sigmoids added up."""
+    """Mean entropy in nats: over the classes, or the sum over sigmoids."""
 
     def document(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def entropies(found: Probabilities, is_exclusive: bool) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Of each photo, in nats."""
+    """The entropy of each photo's answer, in nats."""
     given = np.clip(found, 1e-12, 1.0)
     parts = given * np.log(given)
     if not is_exclusive:

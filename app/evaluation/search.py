@@ -1,4 +1,4 @@
-"""The search for better facts: one at a time, on more and more photos, then the next one on top."""
+"""The search for better facts: rounds of single changes, on more and more photos, each based on the last."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from .statistics import holm, sign_flips
 from .trials import Reading, Trial, Truth, are_fractions, compare_readings, probabilities_of, read_answers
 
 ALPHA = 0.05
-"""The chance, at the most, that a checkpoint without a mistake is told of one."""
+"""The highest probability that a mistake is reported for a checkpoint without one."""
 _FIRST_LOOK = 32
 _MOST_ROUNDS = 6
-# Of two alternatives that are both better than the base.
+# The p-value below which one of two alternatives, both better than the base, is better than the other.
 _APART = 0.05
-# Of shares of other photos, which are not compared photo by photo.
+# The margin for shares of different photos, which cannot be compared photo by photo.
 _AS_MUCH = 0.05
-# Of single changes that are tried in pairs: what is better by chance so often, how many, and on how many photos.
+# Single changes that are tried in pairs: the p-value that makes one promising, their number, and the photos used.
 _HOPEFUL, _MOST_HOPEFUL, _MOST_FOR_PAIRS = 0.2, 8, 128
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What was tried against one set of facts."""
+    """The trials against one set of facts."""
 
     base: Facts
     trials: tuple[Trial, ...]
-    """Of each alternative the last; the best first."""
+    """The last trial of each alternative, in descending order of quality."""
     adopted: Trial | None
     as_good: tuple[str, ...]
-    """Alternatives that cannot be told from the adopted one on these photos."""
+    """Alternatives that these photos cannot distinguish from the adopted one."""
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -47,7 +47,7 @@ class Round:
 
 
 def looks_of(count: int) -> list[int]:
-    """How many photos are looked at, and then how many more: 32, 64, 128, … and at last `count`."""
+    """The numbers of photos at which trials are compared: 32, 64, 128, … and finally `count`."""
     looks = []
     look = _FIRST_LOOK
     while look * 3 // 2 < count:
@@ -58,7 +58,7 @@ def looks_of(count: int) -> list[int]:
 
 @dataclass
 class _Sifted:
-    """Each alternative's last trial; of these the better ones; and those that the best cannot be told from."""
+    """The last trial of each alternative; the better ones; and those that cannot be distinguished from the best."""
 
     trials: dict[tuple[str, str], Trial] = field(default_factory=dict)
     better: list[Trial] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Search:
     progress: Progress
 
     def run(self, base: Facts) -> list[Round]:
-        """Rounds until nothing is better. The scores of `base` on all photos must be there."""
+        """Rounds until no alternative is better. The scores of `base` on all photos must have been computed."""
         rounds: list[Round] = []
         been = {base}
         while len(rounds) < _MOST_ROUNDS:
@@ -122,9 +122,9 @@ class Search:
         most: int,
         possible: int | None = None,
     ) -> _Sifted:
-        """Try alternatives on more and more photos, each time fewer of them, until the best is known or all are used.
+        """Try fewer and fewer alternatives on more and more photos, until the best is known or all photos are used.
 
-        `possible` is how many could have been tried, where these were chosen by the same photos.
+        `possible` is the number of alternatives from which these were chosen with the same photos, if they were.
         """
         looks = looks_of(min(most, len(self.truth)))
         found = _Sifted()
@@ -156,12 +156,12 @@ class Search:
         return found
 
     def _pairs(self, base: Facts, been: Collection[Facts], trials: list[Trial]) -> list[Alternative]:
-        """Two changes at once, for two mistakes can hide each other: of the best that are no worse than the base.
+        """Combine two changes, because two mistakes can hide each other: the best that are not worse than the base.
 
-        There is cause for that where one of them seems better, or where less is right than halfway between the share of
-        the commonest class and all.
+        That is done if one of them seems better, or if the share of right answers is below the middle between the share
+        of the most common class and 1.
         """
-        # An order that was read off these photos is proved by the others alone.
+        # A label order derived from these photos can only be tested on the others.
         open_ones = [each for each in trials if not (each.is_worse or each.is_same or each.alternative.held_out)]
         hopeful = sorted(open_ones, key=_goodness)
         has_cause = any(each.p_loss < _HOPEFUL for each in hopeful)
@@ -169,7 +169,7 @@ class Search:
         if not has_cause and right > (1 + self.truth.mean(axis=0).max()) / 2:
             return []
         pairs: list[Alternative] = []
-        # The best of each setting first.
+        # The best alternative of each setting first.
         firsts = {each.alternative.fact: each for each in reversed(hopeful)}
         hopeful.sort(key=lambda each: firsts[each.alternative.fact] is not each)
         for one, other in combinations([each.alternative for each in hopeful[:_MOST_HOPEFUL]], 2):
@@ -191,7 +191,7 @@ class Search:
         return read_answers(self.answers.scores(facts.run, count), facts, self.truth[:count])
 
     def _shown_order(self, base: Facts, count: int) -> Alternative | None:
-        """Read off every other photo, of those that show one class."""
+        """The label order found from every other photo; photos of several classes are left out."""
         if "labels" not in self.names:
             return None
         plain = replace(base, order=None)
@@ -201,7 +201,7 @@ class Search:
         return shown_order(base, found[single].argmax(axis=1), truth[single].argmax(axis=1), truth.shape[1])
 
     def _is_plausible(self, alternative: Alternative, base: Facts) -> bool:
-        """Whether photos could tell at all: see docs/evaluate.md, "What cannot be told"."""
+        """Whether photos can test the alternative: see docs/evaluate.md, "What cannot be told"."""
         if alternative.fact != "activation":
             return True
         activation = alternative.facts.activation
@@ -218,8 +218,8 @@ class Search:
 def _correct(
     trials: dict[tuple[str, str], Trial], now: Collection[tuple[str, str]], looks: int, possible: int | None
 ) -> None:
-    """Holm's correction for all that were tried and answer otherwise, or Bonferroni's for all that could have been; and
-    Bonferroni's for the looks.
+    """Correct p-values for the number of looks (Bonferroni) and of alternatives: Holm's correction for all tried ones
+    that change answers, or Bonferroni's for all `possible` ones.
     """
     keys = [key for key, trial in trials.items() if not trial.is_same]
     values = [trials[key].p if key in now else 1.0 for key in keys]
@@ -234,18 +234,18 @@ def _key(alternative: Alternative) -> tuple[str, str]:
 
 
 def _decision(trial: Trial) -> str:
-    """All parts of a preprocessing are one."""
+    """The trial's decision: all parts of a preprocessing are one."""
     name = trial.alternative.fact
     return "preprocessing" if name in PREPROCESSING else name
 
 
 def _goodness(trial: Trial) -> tuple[float, float]:
-    """Smaller is better: by how much the losses fall, and then by top-1."""
+    """A sort key, best first: by the change of the losses, then by top-1."""
     return trial.fitted_difference, -trial.difference
 
 
 def _best(better: list[Trial]) -> Trial:
-    """An order that the photos show only where nothing that has a name of its own does as much."""
+    """The best trial. The order found from the photos wins only if every named alternative is clearly less accurate."""
     named = [trial for trial in better if not trial.alternative.held_out]
     for shown in better:
         if shown.alternative.held_out and all(_share(shown) > _share(trial) + _AS_MUCH for trial in named):
@@ -258,7 +258,7 @@ def _share(trial: Trial) -> float:
 
 
 def _is_apart(leader: Trial, other: Trial) -> bool:
-    """Whether `leader` is better than `other` by more than chance, or is that one, or they cannot be compared."""
+    """Whether `leader` is significantly better than `other`; also true for itself and if they cannot be compared."""
     kinds = {trial.alternative.fact == "activation" for trial in (leader, other)}
     if other is leader or len(kinds) > 1 or len(other.losses) != len(leader.losses):
         return True
@@ -266,7 +266,7 @@ def _is_apart(leader: Trial, other: Trial) -> bool:
 
 
 def _worth_more_photos(trials: list[Trial]) -> list[Trial]:
-    """The better half, without what is clearly worse and what makes no difference."""
+    """The better half, without those that are clearly worse or make no difference."""
     open_ones = [trial for trial in trials if not trial.is_same and not trial.is_worse]
     open_ones.sort(key=_goodness)
     return open_ones[: max(1, (len(trials) + 1) // 2)]

@@ -25,7 +25,7 @@ CONCURRENCY = 8
 _TRIES = 5
 _LONGEST_WAIT_SECONDS = 10.0
 _TIMEOUT_SECONDS = 60.0
-# What a photo is refused with, and the next one is not.
+# Refusals that concern one photo, not the next one.
 _PHOTO_STATUSES = frozenset({413, 415, 422})
 _TOO_MANY = 2**31 - 1
 
@@ -36,7 +36,7 @@ def is_url(path: str) -> bool:
 
 @dataclass
 class _Service:
-    """What is known of the service from its answers."""
+    """The service, and the facts known from its answers."""
 
     url: str
     client: httpx.AsyncClient
@@ -46,7 +46,7 @@ class _Service:
     open: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENCY))
 
     async def ask(self, photo: Photo, top_k: int) -> httpx.Response | None:
-        """The answer to a photo; None, and a line in `skipped`, where it is the photo's fault that there is none."""
+        """The answer to a photo; None, with a line in `skipped`, if the photo itself is refused."""
         async with self.open:
             try:
                 data = await asyncio.to_thread(photo.path.read_bytes)
@@ -104,7 +104,7 @@ async def _evaluate(url: str, found: Found, options: Options, progress: Progress
             return None if response is None else (photo, _row(response, len(service.labels), url))
 
         answered: list[tuple[Photo, list[float]]] = []
-        # A bounded number of tasks: each holds a photo.
+        # In groups, which bounds the number of tasks: each holds a photo.
         for first in range(0, len(photos), 16 * CONCURRENCY):
             group = await asyncio.gather(*[one(photo) for photo in photos[first : first + 16 * CONCURRENCY]])
             answered += [each for each in group if each is not None]
@@ -128,7 +128,7 @@ async def _evaluate(url: str, found: Found, options: Options, progress: Progress
 
 
 async def _learn_labels(service: _Service, photos: Sequence[Photo]) -> None:
-    """How many classes there are is in the refusal of too many; their names are in an answer with all of them."""
+    """The refusal of too large a `top_k` has the number of classes; an answer with all of them has their names."""
     for photo in photos:
         response = await service.ask(photo, _TOO_MANY)
         if response is None:
@@ -174,7 +174,7 @@ def _wait_of(response: httpx.Response, attempt: int) -> float:
 
 
 def _base_url(url: str) -> str:
-    """The service's own address. Raises `EvaluationError`."""
+    """The service's base address. Raises `EvaluationError`."""
     try:
         parts = urlsplit(url)
         _ = parts.port

@@ -17,22 +17,22 @@ _FLIPS_AT_ONCE = 5_000
 
 
 def wilson(right: int, count: int) -> Interval:
-    """The 95% confidence interval of a share (Wilson, 1927): never outside 0…1, and of some width at 0 and 1 too."""
+    """The 95% confidence interval of a share (Wilson, 1927): within 0…1, and not empty for shares of 0 and 1."""
     if count == 0:
         return 0.0, 1.0
     share, square = right / count, Z95**2
     centre = (share + square / (2 * count)) / (1 + square / count)
     half = Z95 / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
-    # At the ends the sums are 0 and 1 but for rounding.
+    # At the ends the sums are 0 and 1 except for rounding.
     return (max(0.0, centre - half) if right else 0.0, min(1.0, centre + half) if right < count else 1.0)
 
 
 def difference_interval(gained: int, lost: int, count: int) -> Interval:
     """The 95% confidence interval of the difference of two shares over the same photos.
 
-    `gained` and `lost` are the photos that one alone and the other alone has right. Wald's with one photo added to each
-    (Bonett and Price, 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
-    data").
+    `gained` and `lost` are the photos that only the one and only the other has right. Wald's interval, with one photo
+    added to each (Bonett and Price, 2012, "Adjusted Wald confidence interval for a difference of binomial proportions
+    based on paired data").
     """
     one, other = (gained + 1) / (count + 2), (lost + 1) / (count + 2)
     half = Z95 * math.sqrt(max(0.0, one + other - (one - other) ** 2) / (count + 2))
@@ -40,9 +40,9 @@ def difference_interval(gained: int, lost: int, count: int) -> Interval:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """One-sided exact p-value that as many photos would be gained, and not lost, by chance (McNemar, 1947).
+    """One-sided exact p-value for gaining, and not losing, so many photos by chance (McNemar, 1947).
 
-    Only photos that one of the two has right and the other wrong count: of those half would be gained.
+    Only photos count that one of the two has right and the other wrong; by chance, half of those would be gained.
     """
     count = gained + lost
     if gained <= lost:
@@ -52,10 +52,10 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def sign_flips(differences: NDArray[np.float64]) -> float:
-    """One-sided p-value that the mean of paired differences is as far below 0 by chance (Fisher, 1935).
+    """One-sided p-value for a mean of paired differences as far below 0 by chance (Fisher, 1935).
 
-    Where neither of two is better, each difference is as likely with the other sign: the share of random signs with a
-    mean as low. The signs are the same for every call. At the least 1 in 50,001.
+    If neither of the two is better, each difference is as likely with the opposite sign: the p-value is the share of
+    random signs with a mean as low. The signs are the same in every call. The lowest value is 1 in 50,001.
     """
     found = float(differences.sum())
     if found >= 0:
@@ -73,7 +73,7 @@ def _signs(count: int, part: int) -> NDArray[np.float32]:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p-values corrected for how many there are (Holm, 1979): the chance of one false finding or more stays bounded."""
+    """p-values corrected for their number (Holm, 1979), which bounds the probability of any false finding."""
     corrected = [1.0] * len(values)
     largest = 0.0
     for rank, at in enumerate(sorted(range(len(values)), key=lambda each: values[each])):
@@ -84,15 +84,15 @@ def holm(values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Photos whose first class has a probability between two bounds."""
+    """Photos whose first class has a probability within a range."""
 
     low: float
     high: float
     count: int
     confidence: float
-    """Mean probability of the first class; 0 where there are none."""
+    """Mean probability of the first class; 0 if there are no photos."""
     accuracy: float
-    """Share of them whose first class is right."""
+    """Share of the photos whose first class is right."""
 
 
 @dataclass(frozen=True, slots=True)

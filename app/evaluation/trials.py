@@ -15,14 +15,14 @@ from .facts import Facts
 from .statistics import Interval, difference_interval, mcnemar, sign_flips
 
 Truth = NDArray[np.bool_]
-"""(N, classes): which classes each photo shows, usually one."""
+"""(N, classes): the classes that each photo shows, usually one."""
 
 _LEAST = 1e-7
-# Of the temperatures' logarithms: 0.05 to 20.
+# The range of the temperatures' logarithms: temperatures from 0.05 to 20.
 _COLDEST, _HOTTEST = -3.0, 3.0
 _STEPS = 16
 _GOLDEN = 0.6180339887498949
-# Probabilities that differ by no more, for any class of any photo, are no other answers.
+# If no probability of any photo differs by more, the answers count as equal.
 _NO_DIFFERENCE = 0.005
 _NOTHING = 1e-9
 # The one-sided 1% point of the normal distribution.
@@ -31,38 +31,38 @@ _CLEARLY = 2.33
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What an alternative scores, and the base on the same photos."""
+    """The comparison of an alternative with the base on the same photos."""
 
     alternative: Alternative
     photos: int
     right: int
     base_right: int
     gained: int
-    """Photos that it alone has right."""
+    """Photos that only the alternative has right."""
     lost: int
-    """Photos that the base alone has right."""
+    """Photos that only the base has right."""
     truth_probability: float
     """Mean probability of the true class."""
     log_loss: float
     base_log_loss: float
     fitted_difference: float
-    """Of the log losses once each has the temperature that fits it best: below 0 it is better."""
+    """Difference of the log losses, each at its best temperature: below 0 the alternative is better."""
     p_top1: float
     p_loss: float
     is_same: bool
-    """Whether no probability of any photo differs by enough to matter."""
+    """Whether no probability differs enough to matter."""
     is_supported: bool
-    """Whether nothing else speaks against it."""
+    """Whether no other figure speaks against it."""
     losses: NDArray[np.float64]
-    """Of each photo, as the test compares them."""
+    """The loss of each photo, as the test compares it."""
     differences: NDArray[np.float64]
-    """Of them from the base's."""
+    """Their differences from the base's."""
     corrected_p: float = 1.0
-    """For the number of alternatives tried and of looks taken."""
+    """Corrected for the number of alternatives tried and of looks taken."""
 
     @property
     def p(self) -> float:
-        """Of both tests, corrected for being two."""
+        """The lower p-value of both tests, corrected for their number."""
         return min(1.0, 2 * min(self.p_top1, self.p_loss)) if self.is_supported else 1.0
 
     @property
@@ -71,7 +71,7 @@ class Trial:
 
     @property
     def is_worse(self) -> bool:
-        """Clearly: more photos would hardly make it better."""
+        """Whether it is clearly worse: more photos would hardly make it better."""
         deviation = float(np.std(self.differences)) / self.photos**0.5
         return self.gained <= self.lost and float(self.differences.mean()) > _CLEARLY * deviation
 
@@ -112,7 +112,7 @@ def in_label_order(values: NDArray[Any], facts: Facts) -> NDArray[Any]:
 
 
 def are_fractions(scores: Scores) -> bool:
-    """Whether all of them could be probabilities."""
+    """Whether all scores could be probabilities."""
     return bool(scores.min() >= -1e-6 and scores.max() <= 1 + 1e-6)
 
 
@@ -122,7 +122,7 @@ def probabilities_of(scores: Scores, facts: Facts) -> Probabilities:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One set of facts' answers to photos, and how far each is from the truth."""
+    """The answers to photos under one set of facts, and their losses."""
 
     found: Probabilities
     truth: Truth
@@ -134,24 +134,24 @@ class Reading:
         return np.asarray(self.truth[np.arange(len(self.found)), self.found.argmax(axis=1)])
 
     def held_out(self) -> Reading:
-        """The photos that a label order is not read off."""
+        """The photos from which no label order is derived."""
         return Reading(self.found[1::2], self.truth[1::2], self.losses[1::2], self.fitted[1::2])
 
 
 def read_answers(scores: Scores, facts: Facts, truth: Truth) -> Reading:
-    """`scores` and `truth` are of the same photos in the same order, at least one."""
+    """The reading of `scores`; `truth` is of the same photos in the same order, at least one."""
     found = probabilities_of(scores, facts)
     return Reading(found, truth, log_losses(found, truth), fitted_losses(found, facts, truth))
 
 
 def compare_readings(alternative: Alternative, reading: Reading, base: Reading) -> Trial:
-    """What `alternative`, whose answers are `reading`, has ahead of `base`, on the same photos."""
+    """Compare `alternative`, whose answers are `reading`, with `base` on the same photos."""
     if alternative.held_out:
         reading, base = reading.held_out(), base.held_out()
     is_right, was_right = reading.is_right, base.is_right
     gained, lost = int((is_right & ~was_right).sum()), int((was_right & ~is_right).sum())
     mean_difference = float((reading.fitted - base.fitted).mean())
-    # A temperature makes good what another activation is: there the losses as they are decide.
+    # A fitted temperature can hide the effect of another activation: there the unfitted losses decide.
     is_reading = alternative.fact == "activation"
     losses = reading.losses if is_reading else reading.fitted
     differences = losses - (base.losses if is_reading else base.fitted)
@@ -176,18 +176,18 @@ def compare_readings(alternative: Alternative, reading: Reading, base: Reading) 
 
 
 def log_losses(found: Probabilities, truth: Truth) -> NDArray[np.float64]:
-    """Of each photo: -log of what each class that it shows was given, and of what all others were not given, added up.
+    """The loss of each photo: -log of the probability of each class that it shows, and of 1 - p of all others, summed.
 
-    It is proper for one label and for several, for softmax and for sigmoid, so that those can be compared.
+    It is a proper score for one label and for several, so that softmax and sigmoid can be compared.
     """
     given = np.clip(np.where(truth, found, 1 - found), _LEAST, 1.0)
     return np.asarray(-np.log(given).sum(axis=1))
 
 
 def fitted_losses(found: Probabilities, facts: Facts, truth: Truth) -> NDArray[np.float64]:
-    """`log_losses` once logits were divided by the one temperature that makes their mean the smallest.
+    """`log_losses` after logits are divided by the one temperature that minimises their mean.
 
-    (Guo et al., 2017.) Without it, whatever makes an overconfident network less sure would look better.
+    (Guo et al., 2017.) Without it, any change that makes an overconfident network less confident would look better.
     """
     is_exclusive = facts.activation != "sigmoid" and bool(np.all(np.abs(found.sum(axis=1) - 1) < 1e-3))
     clipped = np.clip(found, 1e-12, 1.0)

@@ -23,13 +23,13 @@ _PHOTOS = 64
 
 @dataclass(frozen=True, slots=True)
 class Surer:
-    """An alternative, and how sure it makes the network."""
+    """An alternative, and the network's confidence with it."""
 
     alternative: Alternative
     certainty: Certainty
     base: Certainty
     p: float
-    """That its entropies are lower by chance, corrected for the number of alternatives."""
+    """The p-value that its entropies are lower by chance, corrected for the number of alternatives."""
     contradicted: bool
     """Whether its scaling contradicts the statistics of the first batch normalisation."""
 
@@ -49,7 +49,7 @@ class Surer:
 
 
 def certainty_of(scores: Scores, facts: Facts) -> tuple[Certainty, NDArray[np.float64]]:
-    """And the entropy of each photo's answer."""
+    """The certainty of all answers, and the entropy of each photo's answer."""
     found = probabilities_of(scores, facts)
     each = entropies(found, _is_exclusive(facts.activation, scores))
     return Certainty(len(found), float(found.max(axis=1).mean()), float(each.mean())), each
@@ -58,7 +58,7 @@ def certainty_of(scores: Scores, facts: Facts) -> tuple[Certainty, NDArray[np.fl
 def try_unlabelled(
     answers: Answers, base: Facts, checkpoint: Checkpoint, names: tuple[str, ...], most: int, progress: Progress
 ) -> list[Surer]:
-    """Every alternative that runs the network otherwise, the surest first."""
+    """Every alternative that changes the scores, in ascending order of entropy."""
     names = tuple(name for name in names if name not in READING)
     trying = alternatives(base, checkpoint, names, checkpoint.labels)
     count = min(_PHOTOS, most, len(answers.photos))

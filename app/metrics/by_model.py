@@ -1,4 +1,4 @@
-"""The metrics of one model, labelled with its name and version; they are removed with it."""
+"""The metrics of one model, labelled with its name and version; they are removed when the model is closed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LABELS = ("model", "version")
 
 
 class ModelMetrics:
-    """One model's metrics in one process, in a registry of their own. Made by `Metrics.of_model`.
+    """One model's metrics in one process, in their own registry. Created by `Metrics.of_model`.
 
-    Where the same model is loaded twice, as during a reload, both count here: `close` is called once for each.
+    If the same model is loaded twice, as during a reload, both use this object, and `close` is called once for each.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class ModelMetrics:
     ) -> None:
         self.identity = identity
         self.dropped = dropped
-        """The service's, for all models."""
+        """Shared by all models."""
         self.files = files
         self.registry = CollectorRegistry()
         self._functions = GaugeFunctions(is_shared=files is not None)
@@ -107,7 +107,7 @@ class ModelMetrics:
         return self._batch_failures.labels(*self._own, kind)
 
     def watch(self, gauge: Gauge, function: Callable[[], float]) -> None:
-        """Have one of these gauges evaluate `function`, on the event loop."""
+        """Have one of these gauges evaluate `function` on the event loop."""
         self._functions.set(gauge, function)
 
     def look(self) -> None:
@@ -118,15 +118,15 @@ class ModelMetrics:
         return self._latency_model.labels(*self._own, term)
 
     def loaded(self, backend: str, device: str) -> None:
-        """The model is here, on this backend and device."""
+        """The model has been loaded, on this backend and device."""
         self._model.labels(*self._own, backend, device).set(1)
 
     def close(self) -> None:
-        """The model is unloaded. The series are removed with its last use."""
+        """The model is unloaded. The last use to be closed removes the series."""
         self._on_close(self)
 
     def remove(self) -> None:
-        """Drop what is watched, and the files."""
+        """Drop the gauges' functions and the files."""
         self._functions.clear()
         self.waiting_for_device = _none
         if self.files is not None:
@@ -134,7 +134,7 @@ class ModelMetrics:
 
 
 class OfAllModels(Collector):
-    """The metrics of all models, each family once."""
+    """The metrics of all models; each family appears once."""
 
     def __init__(self, models: Callable[[], Iterable[ModelMetrics]]) -> None:
         self._models = models

@@ -31,32 +31,32 @@ class _Looked:
 
 
 def read_last_values() -> None:
-    """From now on this thread reads each function's last value: the functions belong to the event loop."""
+    """From now on this thread reads each function's last value, because the functions belong to the event loop."""
     _thread.has_looked = True
 
 
 class GaugeFunctions:
-    """The functions of some gauges, one for each."""
+    """The functions of a set of gauges."""
 
     def __init__(self, *, is_shared: bool) -> None:
-        """`is_shared` where the gauges' values are written to files."""
+        """`is_shared`: the gauges' values are written to files."""
         self._is_shared = is_shared
         self._looked: list[_Looked] = []
 
     def set(self, gauge: Gauge, function: Callable[[], float]) -> None:
-        """In place of the one that the gauge has."""
+        """Set the gauge's function, in place of an earlier one."""
         looked = _Looked(gauge, function)
         self._looked = [each for each in self._looked if each.gauge is not gauge] + [looked]
         if not self._is_shared:
             Gauge.set_function(gauge, looked.read)
 
     def look(self) -> None:
-        """Evaluate each function; write its value where values are shared."""
+        """Evaluate each function; if values are shared, write them."""
         for each in self._looked:
             each.look(is_shared=self._is_shared)
 
     def clear(self) -> None:
-        """Drop the functions, and all that they refer to; the gauges themselves may be held for longer."""
+        """Drop the functions and the objects that they refer to; the gauges themselves may live longer."""
         for each in self._looked:
             each.forget()
         self._looked = []

@@ -19,7 +19,7 @@ from .by_model import STAGE_BUCKETS, ModelMetrics, OfAllModels
 from .gauges import GaugeFunctions, gauge_class, read_last_values
 from .shared_files import ModelFiles, SharedFiles
 
-# How late the event loop is, and what gauges say that several processes share, is looked at as often as this.
+# The interval at which the event loop's lag is measured and gauges shared by several processes are updated.
 _LOOK_SECONDS = 0.5
 # A model's files may be removed while they are being read.
 _READS = 5
@@ -33,7 +33,7 @@ class Metrics:
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self, shared: SharedFiles | None = None) -> None:
-        """With `shared`, `render` answers for all processes whose files lie there."""
+        """With `shared`, `render` covers all processes whose files are in its folder."""
         self.registry = CollectorRegistry()
         self._shared = shared
         self._rendered = self.registry
@@ -45,7 +45,7 @@ class Metrics:
         self._lock = Lock()
         self._rendering: asyncio.Task[bytes] | None = None
         self._next: asyncio.Task[bytes] | None = None
-        # Also where the environment names a folder of its own, which may not be there: it is not this service's.
+        # Even if the environment sets PROMETHEUS_MULTIPROC_DIR: that folder is not this service's, and may not exist.
         values.ValueClass = values.MutexValue
         if shared is not None:
             values.ValueClass = self._file_values(shared)
@@ -127,9 +127,9 @@ class Metrics:
         )
 
     def of_model(self, identity: ModelIdentity) -> ModelMetrics:
-        """The metrics of a model that is being loaded, to be closed when it is unloaded.
+        """The metrics of a model that is being loaded; the caller closes them when it is unloaded.
 
-        Raises `StartError` where its files cannot be made.
+        Raises `StartError` if their files cannot be created.
         """
         with self._lock:
             model = self._models.get(identity)
@@ -165,7 +165,7 @@ class Metrics:
         self._shed[reason].inc()
 
     def _file_values(self, shared: SharedFiles) -> Callable[..., Any]:
-        """Stands in for prometheus_client's class of values: those of a model's metrics go to the model's files."""
+        """Replaces prometheus_client's value class: values of a model's metrics are kept in the model's files."""
         of_process = values.MultiProcessValue(lambda: shared.process)  # type: ignore[no-untyped-call]
 
         def new_value(
@@ -178,7 +178,7 @@ class Metrics:
             **named: Any,
         ) -> Any:
             labels = dict(zip(label_names, label_values, strict=True))
-            # `resnet_model` calls it its name.
+            # `resnet_model` has the name in the label `name`.
             files = self._model_files.get((labels.get("model", labels.get("name", "")), labels.get("version", "")))
             make = of_process if files is None else files.new_value
             return make(kind, metric, name, label_names, label_values, *more, **named)
@@ -186,12 +186,12 @@ class Metrics:
         return new_value
 
     def render(self) -> bytes:
-        """The metrics in Prometheus' text format. Reads files where several processes share them, and blocks."""
+        """The metrics in Prometheus' text format. With several processes it reads files, and blocks."""
         self.look()
         return generate_latest(self._rendered)
 
     async def rendered(self) -> bytes:
-        """As `render`, on a thread of its own: of eight front-ends it takes some 26 ms.
+        """`render` on a separate thread: with eight front-ends it takes about 26 ms.
 
         One rendering runs at a time. Requests that come meanwhile share the next one, so that no answer is out of date.
         """
@@ -215,13 +215,13 @@ class Metrics:
         return generate_latest(self._rendered)
 
     def look(self) -> None:
-        """Ask the gauges' functions for their values now, and write those that are shared."""
+        """Evaluate the gauges' functions now, and write the shared values."""
         self._functions.look()
         for model in list(self._models.values()):
             model.look()
 
     async def look_often(self) -> None:
-        """Measure how late the event loop is, what holds it holds every request, and `look`; for ever."""
+        """Measure the event loop's lag, which delays every request, and call `look`; for ever."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + _LOOK_SECONDS

@@ -1,8 +1,8 @@
 """Metric values in files, where several processes are one service (prometheus_client's multiprocess mode).
 
-Each process writes its own files, and any of them reads all files to answer `/metrics`. The files of a process that
-died are continued by its replacement, so that no counter falls. A model's values lie in files of their own in each
-process, because prometheus_client cannot remove a series from a file.
+Each process writes its own files; any of them reads all files to answer `/metrics`. The replacement of a process that
+died continues its files, so that no counter falls. A model's values are in separate files of each process, because
+prometheus_client cannot remove a series from a file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 from ..types import ModelIdentity
 
-# As prometheus_client names them: the type, and of gauges how those of several processes become one.
+# prometheus_client's file names: the metric's type, and for gauges how the values of several processes are combined.
 _FILE_KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemin", "gauge_livemax")
 _MODEL_FILE_KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax")
 _FILE_BYTES, _MODEL_FILE_BYTES = 256 * 1024, 64 * 1024
@@ -28,46 +28,46 @@ _FILE_BYTES, _MODEL_FILE_BYTES = 256 * 1024, 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class SharedFiles:
-    """Where several processes keep their metrics, and which of them this one is.
+    """The folder in which several processes keep their metrics, and the name of this process.
 
-    The environment's `PROMETHEUS_MULTIPROC_DIR` has to name the same folder. A process takes the name of the one that
-    it replaces.
+    The environment's `PROMETHEUS_MULTIPROC_DIR` has to name the same folder. A replacement takes the name of the
+    process that it replaces.
     """
 
     folder: Path
     process: str
 
     def create(self) -> None:
-        """Make the process's files, empty and with their space taken: a page that finds none would kill its writer.
+        """Create the process's files, empty and with their space allocated: a page without space would kill its writer.
 
-        Files that are there are continued. Raises `OSError`.
+        Existing files are continued. Raises `OSError`.
         """
         for kind in _FILE_KINDS:
             _allocate(self.folder / f"{kind}_{self.process}.db", _FILE_BYTES)
 
     def forget_gauges(self) -> None:
-        """The process has died: its counters stay, and its gauges are dropped."""
+        """The process has died: keep its counters, drop its gauges."""
         for kind in _FILE_KINDS:
             if kind.startswith("gauge"):
                 own = f"{kind}_{self.process}"
                 for file in (self.folder / f"{own}.db", *self._found(f"{own}.*.db")):
-                    # The folder for temporary files may have been tidied, or no file may be opened now: until the next
-                    # process of this name writes its own gauges, these are old, and that is all.
+                    # The folder for temporary files may have been cleaned, or no file can be opened now. Then the
+                    # values stay out of date until the next process of this name writes its own gauges.
                     with suppress(OSError), file.open("r+b") as opened:
-                        opened.write(bytes(8))  # how much of it is used
+                        opened.write(bytes(8))  # the length of the used part
 
     def of_model(self, identity: ModelIdentity) -> ModelFiles:
-        """This process's files for the metrics of a model. Raises `OSError` where there is no room for them."""
+        """This process's files for a model's metrics. Raises `OSError` if there is no space for them."""
         return ModelFiles(self.folder, f"{self.process}.{_digest(identity)}")
 
     def remove_model(self, identity: ModelIdentity) -> None:
-        """Remove a model's files, those of all processes."""
+        """Remove a model's files of all processes."""
         for file in self._found(f"*.{_digest(identity)}.db"):
             with suppress(OSError):
                 file.unlink()
 
     def _found(self, pattern: str) -> list[Path]:
-        """Files of these names; none where no folder may be opened now."""
+        """Files that match; none if no folder can be opened now."""
         with suppress(OSError):
             return list(self.folder.glob(pattern))
         return []
@@ -94,7 +94,7 @@ class ModelFiles:
         multiprocess_mode: str = "",
         **unused: Any,
     ) -> FileValue:
-        """The arguments are those of prometheus_client's own value classes."""
+        """Takes the arguments of prometheus_client's own value classes."""
         kind = f"{kind}_{multiprocess_mode}" if kind == "gauge" else kind
         if kind not in self._opened:
             self._opened[kind] = MmapedDict(str(self._paths[kind]))  # type: ignore[no-untyped-call]
@@ -102,7 +102,7 @@ class ModelFiles:
         return FileValue(self._opened[kind], key, self._lock)
 
     def remove(self) -> None:
-        """Close the files and remove them; values that are still held count no more."""
+        """Close and remove the files; values that are still referenced no longer count."""
         with self._lock:
             for opened in self._opened.values():
                 opened.close()  # type: ignore[no-untyped-call]
@@ -112,7 +112,7 @@ class ModelFiles:
 
 
 class FileValue:
-    """A number in a file, with the interface of prometheus_client's `MutexValue`."""
+    """A number in a file; has the interface of prometheus_client's `MutexValue`."""
 
     def __init__(self, file: MmapedDict, key: str, lock: Lock) -> None:
         self._file = file
@@ -133,7 +133,7 @@ class FileValue:
         return self._value
 
     def set_exemplar(self, exemplar: object) -> None:
-        """The files have none."""
+        """Files hold no exemplars."""
 
     def get_exemplar(self) -> None:
         return None
@@ -150,5 +150,5 @@ def _allocate(path: Path, size_bytes: int) -> None:
 
 
 def _digest(identity: ModelIdentity) -> str:
-    """For a file's name: a model's name may have any characters."""
+    """A model's name for a file name; the name itself may contain any characters."""
     return hashlib.sha256(f"{identity.name}\0{identity.version}".encode()).hexdigest()[:16]

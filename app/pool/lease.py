@@ -36,14 +36,14 @@ class PooledModel:
         return Lease(self)
 
     def given_back(self) -> None:
-        """By a lease, once."""
+        """Called by a lease, once."""
         self.leases -= 1
         if self.state == "unloading" and not self.leases:
             self._on_unused(self)
 
     def given_back_by_collection(self) -> None:
-        """As `given_back`, from any thread."""
-        with suppress(RuntimeError):  # the loop is closed, and the pool with it
+        """`given_back` for a lease that was garbage-collected, from any thread."""
+        with suppress(RuntimeError):  # the loop is closed, and with it the pool
             self._loop.call_soon_threadsafe(self.given_back)
 
 
@@ -58,18 +58,18 @@ class Lease:
 
     @property
     def is_open(self) -> bool:
-        """Whether it has not been given back."""
+        """Whether the lease has not been given back yet."""
         return self._pooled is not None
 
     @property
     def model(self) -> LoadedModel:
-        """Until the lease is given back: an idle connection keeps its last request, and must keep no model."""
+        """The leased model, until the lease ends: an idle connection keeps its last request, and must keep no model."""
         if self._pooled is None:
             raise ModelConflict("The lease has been given back.")
         return self._pooled.model
 
     def give_back(self) -> None:
-        """May be called again."""
+        """End the lease. Further calls do nothing."""
         pooled = self._pooled
         if pooled is not None:
             self._pooled = None
@@ -84,7 +84,7 @@ class Lease:
     def __del__(self) -> None:
         pooled = self._pooled
         if pooled is not None:
-            # A fault in the program. Without this the model would never be closed.
+            # A bug in the program. Without this call the model would never be closed.
             pooled.given_back_by_collection()
             warnings.warn(
                 f"A lease of {describe(self.model)} was never given back.", ResourceWarning, stacklevel=1, source=self
@@ -92,5 +92,5 @@ class Lease:
 
 
 def describe(model: LoadedModel) -> str:
-    """For a person."""
+    """The model's name and version, for error texts."""
     return f"The model {model.identity.name}, version {model.identity.version},"

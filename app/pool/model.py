@@ -22,7 +22,7 @@ class ModelFacts:
     source: str
     warnings: tuple[str, ...]
     score_count: int
-    """Numbers that the network answers for an image. One can tell two classes apart."""
+    """Numbers that the network returns for an image. A single number can tell two classes apart."""
 
     @property
     def class_count(self) -> int:
@@ -31,19 +31,19 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel(ModelFacts):
-    """A request uses it from its admission to its answer. The pool that holds it closes it."""
+    """A model that requests use from admission to answer. The pool that holds it closes it."""
 
     engine: Engine
     schedule: Schedule
-    """Reservations on this model's engine. Another model's images wait in another queue and are not counted here."""
+    """Reservations on this model's engine. Images of other models wait in other queues and do not count here."""
     metrics: ModelMetrics
 
     def predicted_wait_seconds(self) -> float:
-        """How long an image that came now would wait for the device."""
+        """How long an image that arrived now would wait for the device."""
         return self.schedule.predicted_wait_seconds(self.engine.state().device)
 
     async def close(self) -> None:
-        """Give back the engine and remove the metrics; not under a request."""
+        """Close the engine and remove the metrics. The model must not be in use by a request."""
         try:
             await self.engine.close()
         finally:

@@ -1,4 +1,4 @@
-"""The pool: models by name and version, and what becomes of each."""
+"""The pool: models by name and version, and the state of each."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ OpenModel = Callable[[], Awaitable[LoadedModel]]
 class Pool:
     """Holds the models that are served. Belongs to one event loop.
 
-    A model is loaded and warmed up beside those that serve. From then on requests lease it, by its name and version, by
-    its name alone, or, where it is the default, without either. A model that is unloaded, or replaced by another one,
+    A model is loaded and warmed up beside those that serve. Then requests lease it: by name and version, by name alone,
+    or, if it is the default, without either. A model that is unloaded or replaced gets no new leases; it is closed when
+    its last lease has been given back.
     gets no new leases; it is closed when its last lease has been given back.
     """
 
     def __init__(self) -> None:
         self._models: dict[tuple[str, str], PooledModel] = {}
-        # Of several versions of a name: the one that is meant where a request names none.
+        # The version of each name that serves requests without a version.
         self._by_name: dict[str, PooledModel] = {}
         self.default: PooledModel | None = None
         """The model for requests that name none; it may still be warming up."""
-        # Also those that were replaced by a model of the same name and version.
+        # Includes models that were replaced by one of the same name and version.
         self._open: set[PooledModel] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: dict[PooledModel, asyncio.Task[None]] = {}
@@ -69,9 +70,9 @@ class Pool:
         """Load a model, warm it up, and serve it from then on.
 
         The model that it replaces serves until then, and is unloaded; the new one may have the same name and version.
-        It becomes the default, if it may, where there is none. `on_loaded` is called between loading and warming up.
-        Raises `ModelConflict` where a model of this name and
-        version is there already, and whatever `open_model` and the engine's start raise; the model is closed then.
+        If there is no default model, it becomes the default (`may_be_default`). `on_loaded` is called between loading
+        and warming up. Raises `ModelConflict` if a model of this name and version exists already, and any error of
+        `open_model` and of the engine's start; the model is then closed.
         """
         pooled = self._enter(await open_model(), may_be_default)
         try:
@@ -93,7 +94,7 @@ class Pool:
         return pooled
 
     def retire(self, pooled: PooledModel) -> asyncio.Future[None]:
-        """Give out no new lease of the model, and close it with the last one; done when it is closed."""
+        """Give out no new lease of the model, and close it after the last one. The future is done when it is closed."""
         self._retire(pooled)
         return asyncio.shield(pooled.closed)
 
@@ -102,20 +103,20 @@ class Pool:
         await self.retire(self.find(name, version))
 
     async def until_lost(self) -> DeviceLost:
-        """Wait until the engine of a model that serves is beyond repair: for ever, if all goes well."""
+        """Wait until the engine of a serving model is beyond repair; without such a failure, for ever."""
         if self._lost is None:
             self._lost = asyncio.get_running_loop().create_future()
         return await asyncio.shield(self._lost)
 
     async def close(self) -> None:
-        """Close every model, also those under a lease: the process ends."""
+        """Close every model, even under a lease: the process is ending."""
         for pooled in list(self._open):
             self._retire(pooled)
             self._close_soon(pooled)
         while self._tasks:
             await asyncio.wait(list(self._tasks))
 
-    # --- what becomes of a model
+    # --- states of a model
 
     def _enter(self, model: LoadedModel, may_be_default: bool) -> PooledModel:
         pooled = PooledModel(model, self._close_soon)

@@ -1,4 +1,4 @@
-"""A process's own model from its loading to its loss: the same in the one process, in the engine's and in tests."""
+"""A process's own model from its loading to its loss; shared by the single process, the engine process and tests."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ async def serve_model(
     on_loaded: Callable[[LoadedModel], None] = lambda model: None,
     on_ready: Callable[[LoadedModel], None] = lambda model: None,
 ) -> Exception | None:
-    """Load a model and serve it until an engine of the pool is beyond repair: for ever, if all goes well.
+    """Load a model and serve it until an engine of the pool is beyond repair; without such a failure, for ever.
 
-    Returns the error that ended it, or None where loading was cancelled.
+    Returns the error that ended it, or None if loading was cancelled.
     """
     try:
         pooled = await pool.load(open_model, on_loaded=on_loaded)

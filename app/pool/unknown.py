@@ -1,4 +1,4 @@
-"""Why a request cannot have the model that it names."""
+"""Errors of requests for a model that is not available."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ class ModelNotFound(LookupError):
 
 
 class ModelConflict(Exception):
-    """The model is being loaded or unloaded, or is there already."""
+    """The model is being loaded or unloaded, or exists already."""

@@ -1,7 +1,7 @@
 """Child processes: how one is started, limited and ended, how processes exchange messages, and how they share memory.
 
 start          the command line of a child, and the script that runs there
-environment    what a child sees of this process's environment
+environment    the part of this process's environment that a child gets
 children       start, signal, wait
 limits         resource limits that a process sets on itself
 limited        run a program that reads a hostile file, within limits

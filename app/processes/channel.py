@@ -1,6 +1,6 @@
 """A two-way channel between processes: JSON messages with descriptors beside them, over a socket pair.
 
-Each message is framed as `framing.py` says. A peer that has ended is noticed as the end of the channel.
+Each message is framed as described in `framing.py`. The end of the channel shows that the peer has ended.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Message:
     kind: str
     fields: dict[str, Any]
     descriptors: list[int] = field(default_factory=list)
-    """For the receiver to close."""
+    """To be closed by the receiver."""
 
 
 class Channel:
     """One end."""
 
     def __init__(self, connection: socket.socket, patience_seconds: float | None = _PATIENCE_SECONDS) -> None:
-        """`patience_seconds` is how long `send` and `receive` wait for the peer; None where they may wait for ever."""
+        """`patience_seconds` is how long `send` and `receive` wait for the peer; None means for ever."""
         self._connection = connection
         self._received = bytearray()
         self._descriptors: deque[int] = deque()
@@ -46,7 +46,7 @@ class Channel:
 
     @classmethod
     def pair(cls) -> tuple[Channel, socket.socket]:
-        """This process's end, and the other one to pass to a child. Raises `OSError`."""
+        """This process's end, and the other end for a child. Raises `OSError`."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         return cls(ours), theirs
 
@@ -57,13 +57,13 @@ class Channel:
         return cls(socket.socket(fileno=int(descriptor)), patience_seconds)
 
     def send(self, kind: str, descriptors: Sequence[int] = (), **fields: Any) -> None:
-        """The descriptors are copied: the caller's stay its own. Raises `OSError` where the peer does not read."""
+        """Send a message with copies of the descriptors. Raises `OSError` if the peer does not read."""
         data = pack({"kind": kind, **fields}, len(descriptors))
         sent = socket.send_fds(self._connection, [data], list(descriptors))
         try:
             self._connection.sendall(memoryview(data)[sent:])
         except OSError:
-            # After half a message none can follow.
+            # After an incomplete message no other can follow.
             with contextlib.suppress(OSError):
                 self._connection.shutdown(socket.SHUT_WR)
             raise
@@ -74,22 +74,22 @@ class Channel:
             self.send(kind, **fields)
 
     def receive(self) -> Message | None:
-        """The next message; None where the peer has ended. Raises `OSError`, also where none comes in time."""
+        """The next message; None if the peer has ended. Raises `OSError`, also if no message arrives in time."""
         while (message := self._next()) is None:
             if not self._read():
                 return None
         return message
 
     def is_readable(self, within_seconds: float) -> bool:
-        """Whether `receive` has something to return, or the end of the channel, by then."""
+        """Whether a message, or the end of the channel, arrives within `within_seconds`."""
         return self._has_whole() or bool(select.select([self._connection], [], [], within_seconds)[0])
 
     def listen(self, on_message: Callable[[Message], None], on_gone: Callable[[], None] = lambda: None) -> None:
-        """Call back, on the running event loop, for each message, and once when the peer has ended."""
+        """Call `on_message` on the running event loop for each message, and `on_gone` once when the peer has ended."""
         self._loop = asyncio.get_running_loop()
         self._on_message, self._on_gone = on_message, on_gone
         self._loop.add_reader(self._connection.fileno(), self._on_readable)
-        # `receive` may have read more than it returned.
+        # An earlier `receive` may have read more messages than it returned.
         self._loop.call_soon(self._deliver)
 
     def stop_listening(self) -> None:
@@ -98,7 +98,7 @@ class Channel:
             self._loop = None
 
     def close(self) -> None:
-        """Messages that have arrived are still delivered to the listener. A second call does nothing."""
+        """Close the channel; messages that have arrived are still delivered. Further calls do nothing."""
         if self._connection.fileno() < 0:
             return
         self.stop_listening()
@@ -125,10 +125,10 @@ class Channel:
             self._on_message(message)
 
     def _read(self) -> bool:
-        """Take in what has arrived, at least one byte; False at the end of the channel."""
+        """Read available data, at least one byte; False at the end of the channel."""
         try:
             data, descriptors, flags, _ = socket.recv_fds(self._connection, _READ_BYTES, _MOST_DESCRIPTORS)
-        except ConnectionError:  # it ended before it had read all that it was sent
+        except ConnectionError:  # the peer ended without reading all of its messages
             return False
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)  # recv_fds drops the flag for it
@@ -145,7 +145,7 @@ class Channel:
         return len(self._received) >= HEAD.size + int(length)
 
     def _next(self) -> Message | None:
-        """The next message of those that have arrived whole. Raises `OSError` for one that is none."""
+        """The next complete message, if there is one. Raises `OSError` for an invalid one."""
         if len(self._received) >= HEAD.size and HEAD.unpack_from(self._received)[0] > MOST_BYTES:
             raise OSError("A message between processes is too long.")
         if not self._has_whole():

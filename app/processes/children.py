@@ -24,7 +24,7 @@ Stream = int | IO[bytes] | None
 
 
 class Child:
-    """A child process. Ctrl-C on a terminal does not reach it: that is for its parent, which ends its children."""
+    """A child process. Ctrl-C on a terminal does not reach it: its parent receives the signal and ends its children."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Child:
         """Start `command`. The child has `descriptors` under the same numbers. Raises `OSError`.
 
         Linux's autogroup scheduling divides CPU time between sessions, and within a session between its processes. A
-        child without a session of its own has a process group of its own.
+        child without its own session still has its own process group.
         """
         self._process = subprocess.Popen(
             command,
@@ -58,7 +58,7 @@ class Child:
 
     @property
     def stdout(self) -> IO[bytes]:
-        """The read end, where it is a pipe."""
+        """The read end of standard output, if that is a pipe."""
         assert self._process.stdout is not None
         return self._process.stdout
 
@@ -72,8 +72,8 @@ class Child:
         return self._process.poll() is not None
 
     def send_signal(self, number: int) -> None:
-        """To the child's process group; nothing happens where the child has ended."""
-        # Afterwards the number may be another process's.
+        """Send a signal to the child's process group, unless the child has ended."""
+        # After its end, the number may belong to another process.
         if not self.has_ended:
             self._signal_group(number)
 
@@ -81,8 +81,8 @@ class Child:
         self.send_signal(signal.SIGKILL)
 
     def kill_group(self) -> None:
-        """Kill the child, and the processes of its group that a child which has just ended has left behind."""
-        # As long as the group has a member, its number is not given to another process.
+        """Kill the child and its process group, even if the child has just ended and left processes behind."""
+        # While the group has a member, its number is not reused.
         self._signal_group(signal.SIGKILL)
 
     def _signal_group(self, number: int) -> None:
@@ -90,7 +90,7 @@ class Child:
             os.killpg(self.id, number)
 
     def wait(self, at_most_seconds: float | None = None) -> int:
-        """The exit status, with a minus the signal's number; one that does not end in time is killed. Blocks."""
+        """The exit status, negative for a signal. A child that does not end in time is killed. Blocks."""
         try:
             return self._process.wait(at_most_seconds)
         except subprocess.TimeoutExpired:
@@ -98,7 +98,7 @@ class Child:
             return self._process.wait()
 
     async def ended(self) -> int:
-        """The exit status, once it has ended; several tasks may wait."""
+        """The exit status when the child has ended; several tasks may wait."""
         loop = asyncio.get_running_loop()
         status: asyncio.Future[int] = loop.create_future()
 
@@ -111,7 +111,7 @@ class Child:
             with suppress(RuntimeError):  # the loop has been closed
                 loop.call_soon_threadsafe(settle, value)
 
-        # A thread of its own: the executor's may all be taken by such waits.
+        # A separate thread: such waits could occupy all threads of the executor.
         threading.Thread(target=wait, name=f"wait-{self.id}", daemon=True).start()
         return await status
 

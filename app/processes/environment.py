@@ -1,8 +1,8 @@
 """The environment variables of a child process: an allow-list, by the child's needs.
 
 A service's environment holds secrets: cloud credentials, tokens, passwords of proxies. A child that reads untrusted
-files or bytes needs none of them. A listed name that looks like a secret's is left out too (`NVIDIA_API_KEY`). Settings
-are not passed in the environment: they are sent.
+files or bytes needs none of them. A listed name that looks like a secret is left out too (`NVIDIA_API_KEY`). Settings
+are sent in messages, not in the environment.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections.abc import Mapping
 
 
 class Need(enum.Flag):
-    """What a child does besides running Python."""
+    """The needs of a child besides running Python."""
 
     NOTHING = 0
     COMPUTE = enum.auto()
-    """Runs a network, or decodes: the libraries' settings of threads and CPU features."""
+    """Runs a network or decodes: needs the libraries' settings of threads and CPU features."""
     GPU = enum.auto()
     DOWNLOAD = enum.auto()
-    """Uses the network: proxies, with their passwords, and certificates."""
+    """Uses the network: needs proxies (with their passwords) and certificates."""
 
 
-# Python, the dynamic loader, the allocator and the locale: without these a child may not start, or behave differently.
+# Python, the dynamic loader, the allocator and the locale: without these a child may fail or behave differently.
 _RUN = (
     *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TEMP", "TMP", "TZ", "TZDIR", "SYSTEMROOT"),
     *("LANG", "LANGUAGE", "LC_*"),
@@ -48,18 +48,18 @@ _BY_NEED = {
     ),
 }
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
-# Each thread reserves memory of its own, and a child that reads one file or image needs only one.
+# Each thread reserves memory, and a child that reads one file or image needs only one.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 LOADER = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
-"""What an interpreter may need to start at all."""
+"""Variables without which an interpreter may not start."""
 
 
 def child_environment(
     needs: Need = Need.NOTHING, more: Mapping[str, str] | None = None, of: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """The part of this process's environment (or `of` another) for a child with these `needs`, and `more`.
+    """The variables of this process's environment (or of `of`) for a child with these `needs`, and `more`.
 
-    Its PYTHONPATH makes importable there all that is importable here, in the same order.
+    With its PYTHONPATH, all modules that are importable here are importable there, in the same order.
     """
     patterns = [*_RUN, *(name for need, names in _BY_NEED.items() if need in needs for name in names)]
     exact = {name for name in patterns if not name.endswith("*")}
@@ -78,5 +78,5 @@ def loader_environment() -> dict[str, str]:
 
 
 def import_path() -> str:
-    """A PYTHONPATH for a child: this process's import path, however it was set."""
+    """A PYTHONPATH for a child: this process's import path, wherever it comes from."""
     return os.pathsep.join(folder or os.getcwd() for folder in sys.path)

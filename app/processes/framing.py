@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import IO, Any, Protocol
 
 HEAD = struct.Struct("<IB")
-"""Length of the JSON in bytes, number of descriptors that come with it (sockets only)."""
+"""Length of the JSON in bytes, and number of descriptors sent with it (sockets only)."""
 
 
 class Readable(Protocol):
@@ -39,7 +39,7 @@ def write_document(pipe: IO[bytes], document: dict[str, Any]) -> None:
 
 
 def read_document(pipe: Readable, most_bytes: int) -> dict[str, Any]:
-    """Raises `ValueError` where there is none, or one of over `most_bytes`."""
+    """Read a framed JSON object. Raises `ValueError` if there is none, or if it is longer than `most_bytes`."""
     length, _ = HEAD.unpack(read_exactly(pipe, HEAD.size))
     if length > most_bytes:
         raise ValueError(f"a document of {length:,} bytes")
@@ -47,7 +47,7 @@ def read_document(pipe: Readable, most_bytes: int) -> dict[str, Any]:
 
 
 def read_exactly(pipe: Readable, count: int) -> bytes:
-    """Raises `ValueError` where the pipe ends early."""
+    """Raises `ValueError` if the pipe ends early."""
     data = pipe.read(count)
     if len(data) != count:
         raise ValueError("the process ended early")
@@ -55,14 +55,14 @@ def read_exactly(pipe: Readable, count: int) -> bytes:
 
 
 class Records:
-    """Splits a stream of bytes into records of one fixed size, for messages too frequent for JSON."""
+    """Splits a byte stream into records of a fixed size, for messages that are too frequent for JSON."""
 
     def __init__(self, record: struct.Struct) -> None:
         self._record = record
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[tuple[Any, ...]]:
-        """The records that are complete with `data`."""
+        """The records completed by `data`."""
         data = self._rest + data if self._rest else data
         whole = len(data) - len(data) % self._record.size
         self._rest = data[whole:]

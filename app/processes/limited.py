@@ -1,7 +1,7 @@
 """Runs a program that reads a hostile file within limits on its memory and time, and takes its answer.
 
-Libraries such as HDF5 and ONNX Runtime can crash on a bad file, or take all memory. In a child process that is an
-answer about the file, and the caller goes on.
+Libraries such as HDF5 and ONNX Runtime can crash on a bad file, or take all memory. In a child process that only means
+that the file is bad, and the caller continues.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_REASON = 300
 
 
 class NotStarted(Exception):
-    """The program could not run, which says nothing of the file. The message says why."""
+    """The program could not run, which says nothing about the file. The message has the reason."""
 
 
 class Ended(Exception):
@@ -40,9 +40,9 @@ class Limits:
     """Address space, with the interpreter and its libraries."""
     cpu_seconds: int
     seconds: float
-    """On the clock."""
+    """Wall-clock time."""
     open_files: int | None = None
-    """Descriptors, with the three standard streams."""
+    """Descriptors, including the three standard streams."""
 
 
 def run_limited(
@@ -55,12 +55,12 @@ def run_limited(
     environment: Mapping[str, str] | None = None,
     standard_library_only: bool = False,
 ) -> T:
-    """Run `main(*arguments)` of `module` with `data` as standard input; returns what `take` makes of standard output.
+    """Run `main(*arguments)` of `module` with `data` as standard input; returns the result of `take(standard output)`.
 
-    `take` reads while the program runs, so that a large answer is held once. `environment` is added to the child's.
-    With `standard_library_only` the child has no installed packages, and of the environment only what its interpreter
-    needs. Raises `NotStarted`; `Ended` or `OutOfTime`, also where `take` raises `ValueError`, `KeyError` or `TypeError`
-    for what it reads; and anything else that `take` raises.
+    `take` reads while the program runs, so that a large answer is in memory only once. `environment` is added to the
+    child's. With `standard_library_only` the child has no installed packages, and only the environment variables that
+    its interpreter needs. Raises `NotStarted`; `Ended` or `OutOfTime`, also if `take` raises `ValueError`, `KeyError`
+    or `TypeError` for the output; and any other error of `take`.
     """
     try:
         child = _start(module, arguments, limits, data, environment, standard_library_only)
@@ -100,11 +100,11 @@ def _start(
     environment: Mapping[str, str] | None,
     standard_library_only: bool,
 ) -> Child:
-    # Where this process is killed and can end nothing, the kernel ends the program.
+    # If this process is killed and cannot end the program, the kernel does.
     given = asdict(limits) | {"seconds": 2 * limits.seconds + 1}
     flags = ("-I", "-S") if standard_library_only else ()
     own = child_environment(more=ONE_THREAD | dict(environment or {}))
-    # In memory, not through a pipe: nobody need write while the answer is read.
+    # Memory instead of a pipe: no thread has to write while the answer is read.
     stdin = put_in_memory("resnet-examined", data)
     try:
         return Child(

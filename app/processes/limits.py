@@ -21,11 +21,11 @@ def limit(
     seconds: float | None = None,
     open_files: int | None = None,
 ) -> None:
-    """Limit this process for the rest of its life. It writes to no file and leaves no core file, in any case.
+    """Limit this process for the rest of its life. In any case it can write to no file and leaves no core file.
 
-    `memory_bytes` is address space, `data_bytes` private writable memory (`RLIMIT_DATA`). After `seconds` on the clock
-    the kernel sends SIGALRM, which also ends a process whose parent can no longer do so. A lower hard limit stays.
-    A limit that this system cannot set is skipped (macOS refuses those on memory).
+    `memory_bytes` is address space, `data_bytes` private writable memory (`RLIMIT_DATA`). After `seconds` of wall-clock
+    time the kernel sends SIGALRM, which also ends a process whose parent has died. A lower hard limit stays. A limit
+    that the system does not support is skipped (macOS refuses those on memory).
     """
     try:
         import resource
@@ -51,7 +51,7 @@ def limit(
 def with_growth(measure: str, growth_bytes: int) -> int | None:
     """The `VmSize` (address space) or `VmData` (private writable memory) of this process, plus a growth.
 
-    None where the system has no /proc: then there is no limit to set.
+    None if the system has no /proc: then there is no limit to set.
     """
     if not _STATUS.exists():
         return None

@@ -1,7 +1,7 @@
 """Memory shared between processes: anonymous, passed by its descriptor.
 
-A memfd has no name to be left behind, uses no /dev/shm (64 MB in a container), and is freed with the last process that
-holds it. Pages that were never touched take no memory.
+A memfd has no name that could be left behind, uses no /dev/shm (64 MB in a container), and is freed with the last
+process that holds it. Untouched pages take no memory.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import mmap
 import os
 import tempfile
 
-# A process that shortened the memory would kill the others with SIGBUS when they read it.
+# If one process shortened the memory, reading it would kill the others with SIGBUS.
 _SEALS = ("F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_SEAL")
 
 
 def create_shared_memory(name: str, size_bytes: int) -> int:
-    """The descriptor of new memory, all zeros; the caller closes it. Raises `OSError`.
+    """The descriptor of new memory, filled with zeros; the caller closes it. Raises `OSError`.
 
-    Without memfd, which only Linux has, it is an unlinked temporary file without seals.
+    On systems without memfd (other than Linux) it is an unlinked temporary file without seals.
     """
     if not hasattr(os, "memfd_create"):
         with tempfile.TemporaryFile() as file:
@@ -35,7 +35,7 @@ def create_shared_memory(name: str, size_bytes: int) -> int:
 
 
 def put_in_memory(name: str, data: bytes) -> int:
-    """The descriptor of new memory that holds `data`, open at its start; the caller closes it. Raises `OSError`."""
+    """The descriptor of new memory with `data`, positioned at its start; the caller closes it. Raises `OSError`."""
     descriptor = create_shared_memory(name, len(data))
     written = 0
     while written < len(data):
@@ -44,7 +44,7 @@ def put_in_memory(name: str, data: bytes) -> int:
 
 
 def take_from_memory(descriptor: int) -> bytes:
-    """All bytes of the memory; the descriptor stays open and unmoved."""
+    """All bytes of the memory; the descriptor stays open, and its position does not change."""
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 

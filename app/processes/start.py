@@ -1,13 +1,13 @@
 """Starts a module of this package as a program: `python -P start.py app.workers ARGUMENTS`.
 
 `python -m app.workers` would run the first `app` that Python finds, and a folder of that name in the current directory
-or on PYTHONPATH may belong to another project. This file finds the package by its own path. It is a script as well as a
-module, so it imports nothing of the package.
+or on PYTHONPATH may belong to another project. This file finds the package by its own path. It runs as a script too,
+so it imports no other module of the package.
 
 `python -P start.py --bare LIMITS app.checkpoints.hdf5_process ARGUMENTS` runs a module's `main` within limits, for
-programs that read hostile files. The `__init__` of no package runs, so that only the module and its own imports are
-loaded. When the limits hold, a `STARTED` byte is written to standard output, and standard error is closed: its reader
-wants to know only why a program did not start.
+programs that read hostile files. No package's `__init__` runs, so that only the module and its own imports are loaded.
+When the limits are in force, a `STARTED` byte is written to standard output. Standard error is closed before: its
+reader only needs to know why a program did not start.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def command(module: str, *arguments: str, flags: tuple[str, ...] = ()) -> list[str]:
     """The command line of a child that runs `module`, `app.workers` for instance."""
-    # -P: the folder of this script is not on the import path.
+    # -P: the folder of this script is not put on the import path.
     return [sys.executable, "-P", *flags, os.path.join(_FOLDER, "processes", "start.py"), module, *arguments]
 
 
@@ -44,12 +44,12 @@ def bare_command(
     The child is killed when the thread that starts it ends.
     """
     options = json.dumps({"parent": os.getpid(), "limits": dict(limits)})
-    # -B: a program that reads hostile files writes none.
+    # -B: a program that reads hostile files writes no bytecode.
     return command(_BARE, options, module, *arguments, flags=("-B", *flags))
 
 
 def use_this_package() -> None:
-    """Make `import app` mean the package that this file lies in, whatever the path says."""
+    """Make `import app` import the package of this file, whatever the import path contains."""
     known = sys.modules.get(_NAME)
     if known is not None and _FOLDER in map(os.path.abspath, getattr(known, "__path__", ())):
         return
@@ -66,7 +66,7 @@ def use_this_package() -> None:
 
 
 def _use_bare_packages(module: str) -> None:
-    """Make the packages around `module` and around this file importable without their `__init__`."""
+    """Make the packages of `module` and of this file importable without running their `__init__`."""
     for name in (_NAME, f"{_NAME}.processes", module.rpartition(".")[0]):
         package = types.ModuleType(name)
         package.__path__ = [os.path.join(os.path.dirname(_FOLDER), *name.split("."))]
@@ -78,7 +78,7 @@ def _run_bare(options: dict[str, Any], module: str, *arguments: str) -> None:
     _use_bare_packages(module)
     program = importlib.import_module(module)
     limits = importlib.import_module(f"{_NAME}.processes.limits")
-    # Before the limits, which may leave no descriptor for it.
+    # Before the limits, which may leave no descriptor for this.
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
     os.close(nothing)
@@ -88,7 +88,7 @@ def _run_bare(options: dict[str, Any], module: str, *arguments: str) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, where that can be had (Linux)."""
+    """Have the kernel kill this process when its parent ends (Linux only)."""
     with suppress(ImportError, OSError, AttributeError):
         import ctypes
 
@@ -98,7 +98,7 @@ def _die_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    # The parent may block these in its own threads, and children inherit that.
+    # The parent may block these signals in its threads, and children inherit that.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     if sys.argv[1] == _BARE:
         _run_bare(json.loads(sys.argv[2]), *sys.argv[3:])

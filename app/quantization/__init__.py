@@ -1,4 +1,4 @@
-"""int8 quantization for CPUs: a checkpoint and photos → an ONNX file that is served like any other, and a report."""
+"""int8 quantization for CPUs: from a checkpoint and photos to a servable ONNX file and a report."""
 
 from .output import write
 from .photos import FEW_PHOTOS, MIN_PHOTOS, Photos, read_photos

@@ -1,4 +1,4 @@
-"""ONNX Runtime's own quantizer: ranges from photos, measured once, and graphs in 8 bits made from them."""
+"""ONNX Runtime's quantizer: value ranges measured once on photos, and 8-bit graphs made with them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ..types import Pixels
 from .graphs import OPERATORS, Prepared
 
 Method = Literal["entropy", "percentile", "minmax"]
-# Of all numbers at a place, the share that the 8 bits hold; the rest is cut off. Bins: of the histogram they come from.
+# The share of a tensor's values that the 8-bit range covers (the rest is clipped), and the bins of its histogram.
 _PERCENTILE = {"percentile": 99.999, "num_bins": 2048, "symmetric": False}
 
 
 class Quantizer:
-    """Makes graphs in 8 bits of one network. A context: what it measured lies in a temporary folder until the end."""
+    """Makes 8-bit graphs of one network. A context manager: its temporary folder holds the measurements."""
 
     def __init__(
         self, prepared: Prepared, method: Method, *, per_channel: bool, reduce_range: bool, threads: int
@@ -51,7 +51,7 @@ class Quantizer:
     def calibrate(
         self, photos: Pixels, prepared: Callable[[Pixels], NDArray[Any]], progress: Callable[[int, int], None]
     ) -> None:
-        """Measure the ranges of all values on `photos` (N, H, W, 3), each made the graph's input by `prepared`."""
+        """Measure all value ranges on `photos` (N, H, W, 3); `prepared` turns each into the graph's input."""
         import onnx
         from onnxruntime.quantization import create_calibrator, save_tensors_data
 
@@ -66,19 +66,19 @@ class Quantizer:
                 extra_options=dict(_PERCENTILE) if self._method == "percentile" else {},
             )
             calibrator.infer_session = self._session(calibrator.augmented_model_path)
-            # One by one: all values of all layers of a single photo are some hundred megabytes.
+            # One by one: all values of all layers take some hundred megabytes for a single photo.
             for number, photo in enumerate(photos):
                 calibrator.collect_data(_Reader(self._prepared.graph.input_name, prepared(photo[None])))
                 progress(number + 1, len(photos))
             save_tensors_data(calibrator.compute_data(), self._ranges)
 
     def quantize(self, keep_float: Collection[str] = (), only: Collection[str] = ()) -> Graph:
-        """The network with all layers but `keep_float` in 8 bits, or with `only` those."""
+        """The network with all layers in 8 bits except `keep_float`, or with only the layers `only` in 8 bits."""
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
         target = self._folder / "int8.onnx"
         with _quietly(), _explained("quantized"):
-            # Unsigned values and signed weights in QDQ form: what ONNX Runtime fuses best on CPUs
+            # QDQ form with unsigned activations and signed weights: ONNX Runtime fuses it best on CPUs
             # (onnxruntime.quantization.quantize_static, "Choosing parameters for CPU inference").
             quantize_static(
                 self._folder / "float32.onnx",
@@ -93,13 +93,13 @@ class Quantizer:
                 nodes_to_exclude=[*self._prepared.before, *keep_float],
                 calibrate_method=self._calibration_method(),
                 calibration_cache_path=self._ranges,
-                # Scores in 256 steps are ties, and those that a range cuts off are the first classes.
+                # Scores in 256 steps would have ties, and the range would clip those of the first classes.
                 extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
             )
         return replace(self._prepared.graph, model=target.read_bytes(), computes_in="int8")
 
     def _session(self, model: str) -> Any:
-        """As the calibrator opens its own, which takes a thread for each core of the machine."""
+        """The calibrator's session, but with `threads` threads; its own takes one for each core of the machine."""
         import onnxruntime
 
         options = session_options(self._threads)
@@ -121,7 +121,7 @@ class Quantizer:
 
 
 class _Reader:
-    """One input for ONNX Runtime's calibrators (`CalibrationDataReader`, which is known by its `get_next`)."""
+    """One input for ONNX Runtime's calibrators (a `CalibrationDataReader`: only `get_next` is required)."""
 
     def __init__(self, name: str, images: NDArray[Any]) -> None:
         self._left: list[dict[str, NDArray[Any]]] = [{name: images}]
@@ -132,7 +132,7 @@ class _Reader:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """The quantizer prints what it does for every photo, and logs each number that it adjusts, as the root logger."""
+    """Silence the quantizer, which prints a line for every photo and logs every adjusted number as the root logger."""
     root = logging.getLogger()
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -149,7 +149,7 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """The quantizer's exceptions, of many classes and some of them asserts, as one that a person understands."""
+    """Raise the quantizer's exceptions (many classes, some of them asserts) as one `QuantizationError` with advice."""
     try:
         yield
     except (MemoryError, QuantizationError):

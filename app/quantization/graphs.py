@@ -16,7 +16,7 @@ from ..errors import QuantizationError
 from ..networks import is_described
 
 LAYERS = ("Conv", "Gemm", "MatMul")
-# What is quantized between them, so that numbers stay in 8 bits from one layer to the next.
+# Operators that are quantized between the layers, so that values stay in 8 bits from one layer to the next.
 BETWEEN = ("Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "MaxPool", "Relu", "Reshape")
 OPERATORS = (*LAYERS, *BETWEEN)
 
@@ -28,11 +28,11 @@ class Prepared:
     model: Any
     """`onnx.ModelProto`: shapes inferred, constants folded, every node with a name."""
     graph: Graph
-    """The same network as it was."""
+    """The same network, unprepared."""
     layers: tuple[str, ...]
     """Names of the convolutions and matrix products with constant weights, in the graph's order."""
     before: tuple[str, ...]
-    """Nodes in front of the first layer: normalisation, which in 8 bits would cost time and accuracy for nothing."""
+    """Nodes before the first layer, which normalise. Quantizing them would cost time and accuracy without a gain."""
 
 
 def float_graph(checkpoint: Checkpoint, threads: int) -> Graph:
@@ -56,14 +56,14 @@ def float_graph(checkpoint: Checkpoint, threads: int) -> Graph:
 
 
 def prepare(graph: Graph, size: tuple[int, int], threads: int) -> Prepared:
-    """`size`: height and width of its input. Raises `QuantizationError` where nothing in it can be quantized."""
+    """`size`: height and width of the input. Raises `QuantizationError` if no layer can be quantized."""
     import onnx
     import onnxruntime
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     model = onnx.load_model_from_string(graph.model)
     del model.graph.value_info[:]
-    # For one image all shapes are known, and what only computes with shapes is folded away; then any number again.
+    # For one image all shapes are known, so that shape computations are folded; then the batch axis is free again.
     _set_input(model, graph, size, 1)
     with tempfile.TemporaryDirectory() as folder:
         options = session_options(threads)
@@ -87,14 +87,14 @@ def prepare(graph: Graph, size: tuple[int, int], threads: int) -> Prepared:
 
 
 def backend_of(graph: Graph, checkpoint: Checkpoint, threads: int) -> OnnxBackend:
-    """`graph` behind the backend that serves it, as a stand-in for the network of `checkpoint`."""
+    """`graph` in the backend that serves it, in place of the network of `checkpoint`."""
     from ..backends import BackendOptions
 
     return OnnxBackend(graph, checkpoint.preprocessing, checkpoint.activation, BackendOptions(threads=threads))
 
 
 def _set_input(model: Any, graph: Graph, size: tuple[int, int], count: int | None) -> None:
-    """Declare the input for `count` images, None for any."""
+    """Declare the input for `count` images, or for any number if None."""
     for value in (*model.graph.input, *model.graph.output):
         sides = value.type.tensor_type.shape.dim
         if not sides:
@@ -110,9 +110,9 @@ def _set_input(model: Any, graph: Graph, size: tuple[int, int], count: int | Non
 
 
 def _widen(model: Any, before: frozenset[str]) -> None:
-    """Write the constants of normalisation out over the whole image.
+    """Expand the constants of normalisation to the size of the image.
 
-    Three numbers that are repeated for every pixel are the slow way there: of a ResNet-50 in 8 bits, 3% of the time.
+    Broadcasting three numbers over all pixels is slower: 3% of the time of a ResNet-50 in 8 bits.
     """
     import numpy as np
     import onnx

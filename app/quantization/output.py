@@ -9,7 +9,7 @@ from ..files import write_whole
 
 
 def write(data: bytes, target: Path, *, replace: bool) -> None:
-    """Write a file whole or not at all. Raises `QuantizationError` where it cannot be, or is there and must not."""
+    """Write a file completely or not at all. Raises `QuantizationError` if it cannot, or if the file must stay."""
     if target.exists() and not replace:
         raise QuantizationError(f"{target} exists. Remove it, name another with --output, or replace it with --force.")
     try:

@@ -15,23 +15,23 @@ from ..images import DecodeLimits, decode, photo_files
 from ..types import Pixels, Preprocessing
 
 MIN_PHOTOS = 16
-"""Half of them are held out, and of eight one is 12.5%: less says nothing."""
+"""Half of them are held out. Of eight photos one is 12.5%; figures of fewer would be too coarse."""
 FEW_PHOTOS = 64
 _SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Photos:
-    """What was read of a folder."""
+    """The photos read from a folder."""
 
     pixels: Pixels
     """(N, H, W, 3) uint8."""
     names: tuple[str, ...]
-    """Of each, its path below the folder."""
+    """Each photo's path below the folder."""
     skipped: tuple[tuple[str, str], ...]
-    """Photos that could not be read, or were there before, and why."""
+    """Photos that could not be read or were duplicates, with the reason."""
     other_files: int
-    """Files that are no photos."""
+    """Files that are not photos."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -46,9 +46,9 @@ def read_photos(
     threads: int,
     progress: Callable[[int, int], None],
 ) -> Photos:
-    """Decode up to `most` photos below `folder`, chosen by chance but always the same where it holds more.
+    """Decode up to `most` photos below `folder`; if it has more, a random choice that is always the same.
 
-    Hidden files and folders are passed over. Raises `QuantizationError` where fewer than `MIN_PHOTOS` can be read.
+    Hidden files and folders are skipped. Raises `QuantizationError` if fewer than `MIN_PHOTOS` can be read.
     """
     if not folder.is_dir():
         raise QuantizationError(f"{folder} is no folder. Name the folder with the photos to calibrate with.")
@@ -74,12 +74,12 @@ def read_photos(
             if len(names) >= most:
                 break
             for path, digest, outcome in pool.map(read, [found[at] for at in order[first : first + 4 * threads]]):
-                # A name need not be UTF-8, and what is printed or written as JSON must be.
+                # A name can have bytes that are not UTF-8, which cannot be printed or written as JSON.
                 name = str(path.relative_to(folder)).encode("utf-8", "replace").decode()
                 if isinstance(outcome, str):
                     skipped.append((name, outcome))
                 elif digest in seen:
-                    # The same photo on both sides would be no proof.
+                    # The same photo on both sides would falsify the report.
                     skipped.append((name, f"It is the same file as {seen[digest]}."))
                 elif len(names) < most:
                     seen[digest] = name
@@ -92,7 +92,7 @@ def read_photos(
 
 
 def split(count: int, most_calibrating: int) -> tuple[slice, slice]:
-    """Which photos calibrate, and which are held out for the report; they come in no order, so a cut is as good as any.
+    """The photos that calibrate, and those held out for the report. Their order is random, so any cut will do.
 
     Half of them calibrate, up to `most_calibrating`.
     """

@@ -11,18 +11,18 @@ from .report import Report
 from .search import worst_first
 
 INSTALL = "pip install 'resnet-serve[pictures]'"
-_FLOAT32, _INT8 = "#4477aa", "#ee6677"  # told apart by colour-blind eyes too (Paul Tol's "bright" scheme)
+_FLOAT32, _INT8 = "#4477aa", "#ee6677"  # distinguishable by colour-blind readers (Paul Tol's "bright" scheme)
 _SHOWN_LAYERS = 12
 
 
 def check_can_draw() -> None:
-    """Raises `QuantizationError` with the install command where matplotlib is missing."""
+    """Raises `QuantizationError` with the install command if matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         raise QuantizationError(f"--report draws with matplotlib, which is not installed. {INSTALL}")
 
 
 def draw(report: Report) -> bytes:
-    """A PNG: probabilities in both, speeds, and the layers' damages where they were measured."""
+    """A PNG: probabilities of both networks, speeds, and the layers' damage if it was measured."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

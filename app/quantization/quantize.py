@@ -28,7 +28,7 @@ from .report import Disagreement, Report
 from .search import Candidate, damage, smallest_good, worst_first
 
 Progress = Callable[[str, int, int], None]
-"""What is being done, how much of it is done, and of how much."""
+"""Receives the step, the amount done and the total."""
 
 MOST_CALIBRATING = 256
 MOST_CHECK_IMAGES = 24
@@ -41,18 +41,18 @@ class Options:
     method: Method = "percentile"
     per_channel: bool = True
     reduce_range: bool | None = None
-    """None: where this CPU's sums of 16 bits would saturate."""
+    """None: only on CPUs whose 16-bit sums would saturate."""
     keep_float: int | Literal["auto"] = "auto"
-    """Layers that stay in float32, the most damaging first; auto: as few as the agreement allows."""
+    """Number of layers that stay in float32, the most damaging first; auto: as few as the agreement allows."""
     least_agreement: float = 0.95
-    """The top-1 agreement that auto is after."""
+    """The top-1 agreement that auto has to reach."""
     threads: int = 1
 
 
 def quantize(checkpoint: Checkpoint, photos: Photos, options: Options, progress: Progress) -> tuple[bytes, Report]:
-    """The serialized ONNX model, its record in it, and the report.
+    """The serialized ONNX model with its record, and the report.
 
-    Layers are chosen by the photos that calibrate; the report is on those held out. Raises `QuantizationError`.
+    The layers are chosen with the calibration photos; the report is on the held-out ones. Raises `QuantizationError`.
     """
     progress("Exporting the network", 0, 1)
     prepared = prepare(float_graph(checkpoint, options.threads), checkpoint.preprocessing.crop, options.threads)
@@ -107,7 +107,7 @@ def quantize(checkpoint: Checkpoint, photos: Photos, options: Options, progress:
 
 
 class _Workshop:
-    """What choosing the layers needs at hand."""
+    """The state shared by the steps that choose the layers."""
 
     def __init__(
         self,
@@ -131,10 +131,10 @@ class _Workshop:
             threads=options.threads,
         )
         self.damages: dict[str, float] = {}
-        """Of each layer, if that was measured."""
+        """The damage of each layer, if measured."""
 
     def choose(self) -> Candidate:
-        """Calibrate, and settle which layers stay in float32."""
+        """Calibrate, and choose the layers that stay in float32."""
         float32 = self.backend(self._prepared.graph)
         self.quantizer.calibrate(
             self._pixels, float32.prepared, lambda done, total: self._progress("Calibrating", done, total)
@@ -156,11 +156,11 @@ class _Workshop:
         order = worst_first(self.damages)
         if isinstance(wanted, int):
             return measure(tuple(order[:wanted]))
-        # With more than half of them in float32 it would be no quantized network.
+        # With more than half of the layers in float32 the network would hardly be quantized.
         return smallest_good(order[: max(1, len(order) // 2)], measure, lambda found: found.is_good(least))
 
     def _scan(self, float32: OnnxBackend) -> dict[str, float]:
-        """The damage that each layer does when it alone is in 8 bits."""
+        """The damage of each layer when it alone is in 8 bits."""
         pixels = self._pixels[:_SCANNED_PHOTOS]
         reference = infer_all(float32, pixels).scores
         damages = {}
@@ -179,11 +179,11 @@ class _Workshop:
 
 
 def measure_speeds(float32: OnnxBackend, int8: OnnxBackend, image: Pixels, threads: int, progress: Progress) -> Speeds:
-    """Median seconds of `image` (1, H, W, 3) alone on both, in turn, so that what else the machine does meets both."""
+    """Median seconds of `image` (1, H, W, 3) on each, measured in turn so that other load affects both."""
     seconds: dict[str, list[float]] = {"float32": [], "int8": []}
     for done in range(_ROUNDS):
         for name, backend in (("float32", float32), ("int8", int8)):
-            # Untimed: the other's numbers still fill the caches.
+            # Untimed: the caches still hold the other network's data.
             backend.infer(image, Want.SCORES)
             for _ in range(_TIMES):
                 began = time.perf_counter()

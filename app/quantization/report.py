@@ -9,12 +9,12 @@ from typing import Any
 from ..checkpoints import QuantizedRecord
 
 NEAR_TIE = 0.1
-"""Of float32's own probabilities: the margin below which either of two classes is as good an answer."""
+"""A margin between float32's probabilities of two classes, below which either class is as good an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A held-out photo whose first class is another in 8 bits."""
+    """A held-out photo whose first class differs in 8 bits."""
 
     photo: str
     float32_label: str
@@ -22,20 +22,20 @@ class Disagreement:
     int8_label: str
     int8_probability: float
     float32_margin: float
-    """float32's probability of its first class less that of int8's."""
+    """float32's probability of its own first class, less its probability of int8's first class."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     record: QuantizedRecord
     skipped: tuple[tuple[str, str], ...]
-    """Photos that were not used, and why."""
+    """Photos that were not used, with the reason."""
     other_files: int
     damages: Mapping[str, float]
-    """Of each layer, the damage that it does alone; empty where all in 8 bits were good enough."""
+    """The damage of each layer alone; empty if all layers in 8 bits were good enough."""
     disagreements: tuple[Disagreement, ...]
     best: tuple[tuple[float, float], ...]
-    """Of each held-out photo, the probability of float32's first class in float32 and in int8."""
+    """The probability of float32's first class for each held-out photo, in float32 and in int8."""
     float32_bytes: int
     int8_bytes: int
 
@@ -44,7 +44,7 @@ class Report:
         return sum(each.float32_margin < NEAR_TIE for each in self.disagreements)
 
     def document(self) -> dict[str, Any]:
-        """As JSON; without the stored images."""
+        """The report as JSON, without the stored images."""
         record = self.record.model_dump(mode="json", exclude={"check", "labels", "preprocessing"})
         return record | {
             "preprocessing": self.record.preprocessing.describe(),

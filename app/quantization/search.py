@@ -12,12 +12,12 @@ from ..agreement import Agreement
 from ..checkpoints import Graph
 
 MOST_DIFFERENCE = 0.05
-"""What the probability of float32's first class may differ by, on average: agreement alone is coarse on few photos."""
+"""The largest mean difference in the probability of float32's first class: on few photos agreement is too coarse."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A quantized network, and how it does on the calibration photos."""
+    """A quantized network and its agreement on the calibration photos."""
 
     graph: Graph
     kept_float: tuple[str, ...]
@@ -28,7 +28,7 @@ class Candidate:
 
 
 def damage(reference: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """How far scores `(N, classes)` are off: root of the mean square, of the reference's own deviation."""
+    """The error of scores `(N, classes)`: root mean square, relative to the reference's standard deviation."""
     if not np.isfinite(found).all():
         return float("inf")
     spread = float(np.std(reference.astype(np.float64)))
@@ -36,16 +36,17 @@ def damage(reference: NDArray[np.float32], found: NDArray[np.float32]) -> float:
 
 
 def worst_first(damages: Mapping[str, float]) -> list[str]:
-    """Layers by the damage that each does alone."""
+    """Layers in descending order of their damage alone."""
     return sorted(damages, key=lambda name: -damages[name])
 
 
 def smallest_good(
     order: list[str], measure: Callable[[tuple[str, ...]], Candidate], is_good: Callable[[Candidate], bool]
 ) -> Candidate:
-    """The network with the fewest of `order`, from its beginning, kept in float32 that `is_good`.
+    """The network with the fewest layers in float32, taken from the beginning of `order`, that `is_good`.
 
-    1, 2, 4, … of them and then halfway back, so that few networks are made. Where none is good, the best of them.
+    1, 2, 4, … layers are tried, then numbers between the last two by bisection, so that few networks are made. If none
+    is good, the best of them is returned.
     """
     count, too_few = 1, 0
     best: Candidate | None = None

@@ -64,19 +64,19 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Given to the app by its process, where that is one of several."""
+    """Passed to the app by its process, if that is one of several."""
 
     metrics: Metrics
     processes: int
-    """How many like this one share the machine."""
+    """The number of such processes that share the machine."""
     keep_loaded: Callable[[Classifier, Hooks], Coroutine[Any, Any, None]]
-    """Gives the classifier its models; runs until the app ends, or until the hooks are told why it cannot go on."""
+    """Gives the classifier its models; runs until the app ends, or until it has reported a failure to the hooks."""
     until_presentable: Callable[[], Coroutine[Any, Any, None]]
     """Returns when connections may be accepted."""
 
 
 def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | None = None) -> FastAPI:
-    """The service as an ASGI app. It answers from its first moment; the model loads in the background.
+    """The service as an ASGI app. It answers at once; the model loads in the background.
 
     Without `parts` the model is loaded into this process.
     """
@@ -88,7 +88,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     known_paths = fixed_paths(routers) | endpoints.fixed_paths()
     access_log = AccessLog(metrics, known_paths, ForwardedClients(settings.forwarded_allow_ips).client_of)
     drain = Drain()
-    # Before the event loop runs: how much may be decoded at once is read from files.
+    # Before the event loop runs: the number of images decoded at once depends on files that are read here.
     classifier = Classifier(build_decoder(settings, metrics), metrics, settings.longest_request_seconds)
     leases = Leases(classifier)
     turns = Turns(processes=parts.processes if parts else 1)
@@ -118,7 +118,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
                 await parts.until_presentable()
             yield
         finally:
-            # Nothing is open any more, unless the server is another one that does not wait for it.
+            # No request is open any more, unless another server runs the app and does not wait for them.
             classifier.draining = True
             drain.end()
             cancellation.cancel()
@@ -133,7 +133,7 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        # Its target would be made of a Host header that the client chose.
+        # The redirect's target would contain the client's Host header.
         redirect_slashes=False,
         openapi_url="/openapi.json",
         exception_handlers=error_handlers(),
@@ -153,11 +153,11 @@ def create_app(settings: Settings, hooks: Hooks | None = None, parts: Parts | No
     app.state.early_refusals = EarlyRefusals(endpoints, leases, access_log, turns, has_cors=bool(settings.cors_origins))
     app.state.drain = drain
     app.openapi = partial(describe_openapi, app, endpoints)  # type: ignore[method-assign]
-    # First: they are looked for in this order.
+    # First, because routes are searched in this order.
     app.router.routes[:0] = _roads(endpoints, service, uploads)
     for router in routers:
         app.include_router(router)
-    # Now, and not at the first request for it: it takes longer than a request.
+    # Now instead of at the first request for it: it takes longer than a request may.
     app.openapi()
     return app
 

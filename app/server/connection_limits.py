@@ -1,4 +1,4 @@
-"""The limits of a connection, and where its refusals are reported."""
+"""The limits of a connection, and the callbacks for its refusals."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class ConnectionLimits:
     header_bytes: int
     header_count: int
     response_seconds: float
-    """How long an answer may lie unread."""
+    """How long an answer may stay unread."""
     connections: int
-    """Open at once; past it only health checks are answered."""
+    """The number of open connections above which only health checks are answered."""
     on_refusal: Callable[[ServiceError, MutableMapping[str, Any]], None] = lambda error, scope: None
-    """Called for each request that ended here, with the known part of its ASGI scope."""
+    """Called for each request that ended in this layer, with the known part of its ASGI scope."""
     early_refusals: EarlyRefusals | None = None
-    """Requests that are refused by their headers."""
+    """Refuses requests by their headers."""
     open_files: OpenFiles = field(default_factory=OpenFiles)

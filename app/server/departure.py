@@ -1,4 +1,4 @@
-"""The capabilities of a connection that the app uses: it hears at once when its client leaves."""
+"""The interface of a connection for the app, which reports at once that its client has left."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class RequestConnection:
 
 
 class Departure:
-    """Of one connection. An app can use it instead of waiting for ASGI's `http.disconnect`, which takes a task."""
+    """Reports that a connection's client has left. An app needs no task for it, as for ASGI's `http.disconnect`."""
 
     def __init__(self, flow: FlowControl) -> None:
         self._flow = flow
         self._on_gone: Callable[[], None] | None = None
 
     def tell(self, cycle: RequestResponseCycle, on_gone: Callable[[], None] | None) -> bool:
-        """Have `on_gone` called when the client leaves its request; None ends that. False where it has left already."""
+        """Call `on_gone` when the client leaves; None cancels that. False if the client has left already."""
         if cycle.disconnected:
             return False
         self._on_gone = on_gone
-        # After a large piece uvicorn reads no further until the app asks for more, and would not see the client leave.
+        # After a large piece uvicorn reads nothing until the app asks for more, and would not see the client leave.
         self._flow.resume_reading()
         return True
 

@@ -1,7 +1,7 @@
-"""Requests that are refused by their headers, before anything is built for them.
+"""Refuses requests by their headers, before the app sees them.
 
 Under overload most requests are refused. In a task and through the middleware a refusal costs about a fifth of an
-answer. Here it costs some microseconds: the headers are looked at, and a prepared answer is written.
+answer. This path costs some microseconds: it checks the headers and writes a prepared answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .uvicorn_internals import STATUS_LINE
 
 # Refusals whose turns come within this time are sent together, on one timer.
 _TOGETHER_SECONDS = 0.005
-# Of so many, one is timed: reading a thread's CPU time is a system call.
+# One in so many is timed: reading a thread's CPU time is a system call.
 _TIMED_ONE_IN = 8
 
 
@@ -41,12 +41,12 @@ class EarlyRefusal:
     method: bytes
     request_id: str
     keeps_connection: bool
-    """Whether the connection can serve another request."""
+    """Whether the connection can serve another request afterwards."""
     headers: list[tuple[bytes, bytes]]
 
 
 class Refused(Protocol):
-    """A refusal that waits for its turn."""
+    """A refusal that waits for its turn to be sent."""
 
     def send(self) -> None:
         """Answer now."""
@@ -54,12 +54,12 @@ class Refused(Protocol):
 
 
 class EarlyRefusals:
-    """Decides by a request's headers whether it is refused, and says how and when."""
+    """Decides by a request's headers whether it is refused; renders, paces and counts the refusals."""
 
     def __init__(self, endpoints: Endpoints, leases: Leases, log: AccessLog, turns: Turns, *, has_cors: bool) -> None:
-        """With `has_cors` a browser's request from another origin goes the usual way, where its headers are added."""
+        """With `has_cors`, requests from other origins go through the middleware, which adds their headers."""
         self._endpoints = endpoints
-        # As most requests have them: without a query and a parameter.
+        # Most requests are found here: no query, no path parameter.
         self._found = {
             (method.encode(), each.path.encode()): each
             for each in endpoints
@@ -72,16 +72,16 @@ class EarlyRefusals:
         self._has_cors = has_cors
         self._bodies = RefusalBodies()
         self._looks = 0
-        # A heap of refusals whose turn is later: the loop's time of the turn, and a number to order equal times. The
-        # timer is for the first.
+        # A heap of refusals that wait: the loop's time of the turn, and a number that orders equal times. The timer is
+        # for the first of them.
         self._waiting: list[tuple[float, int, Refused]] = []
         self._timer: asyncio.TimerHandle | None = None
-        # The server's own header lines, made anew with each second's date.
+        # The server's own header lines, rebuilt when uvicorn renews the date.
         self._default_headers: list[tuple[bytes, bytes]] = []
         self._default_lines = b""
 
     def concern(self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]]) -> ImageEndpoint | None:
-        """The endpoint of a request that is decided on here, if it is one. `headers` have names in lower case."""
+        """The endpoint, if this request is decided on here. `headers` have lower-case names."""
         endpoint = self._found.get((method, url))
         if endpoint is None:
             path = url.partition(b"?")[0].decode("latin-1")
@@ -115,7 +115,7 @@ class EarlyRefusals:
             return refusal
 
     def await_turn(self, refused: Refused, loop: asyncio.AbstractEventLoop) -> None:
-        """Have it sent when its turn has come, which may be now."""
+        """Send `refused` when its turn has come, which may be now."""
         wait = self.turns.wait_seconds()
         if wait <= 0:
             refused.send()
@@ -137,7 +137,7 @@ class EarlyRefusals:
                 heapq.heappop(self._waiting)[2].send()
                 sent += 1
         finally:
-            # Also behind one that could not be sent: the others still wait.
+            # Also after an error in `send`: the other refusals still wait.
             if self._waiting:
                 wait = max(_TOGETHER_SECONDS, self._waiting[0][0] - loop.time())
                 self._timer = loop.call_later(wait, self._send_due, loop)
@@ -147,7 +147,7 @@ class EarlyRefusals:
     def render(
         self, refusal: EarlyRefusal, default_headers: list[tuple[bytes, bytes]], root_path: str, *, closes: bool
     ) -> bytes:
-        """The answer, whole."""
+        """The complete answer."""
         error = refusal.error
         errors = refusal.endpoint.errors
         body = self._bodies.body(errors, error, refusal.request_id, root_path)
@@ -168,7 +168,7 @@ class EarlyRefusals:
         )
 
     def sent(self, refusal: EarlyRefusal, client: tuple[str, int] | None, seconds: float) -> None:
-        """Count and log one that was answered, `seconds` after its headers."""
+        """Count and log a refusal that was sent `seconds` after its headers."""
         scope = {"client": client, "method": refusal.method.decode("latin-1"), "headers": refusal.headers}
         self._log.refused_early(refusal.error, refusal.endpoint.path, refusal.request_id, scope, seconds)
 

@@ -1,4 +1,4 @@
-"""A client's address as proxies tell it, for requests that end before uvicorn's middleware reads their headers."""
+"""The client's address from proxies' headers, for requests that end before uvicorn's middleware reads them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from .uvicorn_internals import ProxyHeadersMiddleware
 
 
 class ForwardedClients:
-    """Asks the middleware itself, so that it is the same address as in any other request."""
+    """Calls uvicorn's own middleware, so that the address is the same as for any other request."""
 
     def __init__(self, trusted: str) -> None:
-        """`trusted` are the proxies that are believed, as RESNET_FORWARDED_ALLOW_IPS has them."""
+        """`trusted` are the trusted proxies, as in RESNET_FORWARDED_ALLOW_IPS."""
         self._middleware = ProxyHeadersMiddleware(_nothing, trusted)
 
     def client_of(self, scope: Mapping[str, Any]) -> tuple[str, int] | None:
-        """The client of a request whose `scope` has the socket's peer and the headers."""
+        """The client of a request; `scope` has the socket's peer and the headers."""
         seen: dict[str, Any] = {
             "type": "http",
             "scheme": "http",
             "client": scope.get("client"),
             "headers": scope.get("headers", ()),
         }
-        # It awaits nothing: one step is all of it.
+        # The middleware awaits nothing, so that one step runs all of it.
         asked = self._middleware(seen, _nothing, _nothing)  # type: ignore[arg-type]
         with suppress(StopIteration):
             asked.send(None)

@@ -1,8 +1,8 @@
 """Clients that have ended their side of a connection while their request is being answered.
 
-A client that only sends no more, as `nc -N` does, waits for its answer; a client that has left ends its side in the
-same way. Sending tells them apart: the system reports an error for a client that has left. An interim answer (100
-Continue) is sent for that; every HTTP/1.1 client passes over it.
+A client that only ends its sending side, as `nc -N` does, waits for its answer; a client that has left ends its side in
+the same way. Sending data tells them apart: the system then reports an error for a client that has left. An interim
+answer (100 Continue) is sent for this purpose; every HTTP/1.1 client ignores it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import socket
 from collections.abc import Callable
 
 _INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
-# Most answers come before the first look, and then nothing is sent before them.
+# Most answers are sent before the first check, and then no interim answer precedes them.
 _FIRST_LOOK_SECONDS = 0.025
 _LOOK_SECONDS = 0.05
 
 
 class HalfClosed:
-    """Watches such a connection until it is answered, and cuts it where the client has left."""
+    """Watches a half-closed connection until it is answered, and aborts it if the client has left."""
 
     def __init__(self, transport: asyncio.Transport, may_send: Callable[[], bool]) -> None:
-        """`may_send` says whether an interim answer is in order now: none of the answer has been written."""
+        """`may_send`: whether an interim answer may be sent now, because no part of the answer has been written."""
         self._transport = transport
         self._may_send = may_send
         self._has_sent = False
@@ -44,6 +44,6 @@ class HalfClosed:
 
 
 def _error_of(transport: asyncio.Transport) -> int:
-    """The error that waits at a socket which nobody reads."""
+    """The pending error of the socket, from which no data is read."""
     connection: socket.socket = transport.get_extra_info("socket")
     return connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

@@ -9,7 +9,7 @@ from typing import Protocol
 from ..api.timeouts import timeout_of
 from ..errors import HeadersTooLarge, HeadersTooSlow, ServiceError
 
-# Around its chunks a chunked body may have as many bytes as a chunk a byte long takes, and a bit.
+# A chunked body may have as much framing as if each chunk had one byte, and a little more.
 _FRAMING = 8
 
 
@@ -25,9 +25,9 @@ class HeadLimits(Protocol):
 
 
 class HeadWatch:
-    """Counts a head's bytes and runs its timer: from the connection on, or from a later request's first byte.
+    """Counts a head's bytes and runs its timer: from the connection, or from a later request's first byte.
 
-    Each connection has a timer of its own, so that many slow clients are not cut in one moment.
+    Each connection has its own timer, so that many slow clients are not cut at the same moment.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class HeadWatch:
         is_reading_paused: Callable[[], bool],
         on_late: Callable[[ServiceError | None], None],
     ) -> None:
-        """`on_late` is called with the head's error at its deadline, or with None where not one byte has come."""
+        """`on_late` is called at the deadline: with the head's error, or with None if no byte has arrived."""
         self._loop = loop
         self._limits = limits
         self._is_reading_paused = is_reading_paused
@@ -49,15 +49,15 @@ class HeadWatch:
         self._head_bytes = 0
         self._message_bytes = 0
         self.body_bytes = 0
-        """Of the current message. The parser's callback adds each chunk; a piece of data may have 40,000."""
+        """Of the current message. The parser's callback adds each chunk; a piece of data may have 40,000 of them."""
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a request is to come: the connection's first, or a later one whose first bytes are here."""
+        """Whether a request is expected: the connection's first, or a later one whose first bytes have arrived."""
         return self.timer is not None
 
     def wait(self, share: float = 1.0) -> None:
-        """Start the timer, unless it runs, with a `share` of the deadline."""
+        """Start the timer with a `share` of the deadline, unless it is running."""
         if self.timer is None:
             self.timer = self._loop.call_later(self._limits.header_seconds * share, self._is_late)
 
@@ -73,7 +73,7 @@ class HeadWatch:
         self._in_head = self._in_head or not self.in_message
 
     def piece_parsed(self) -> None:
-        """It has been parsed. Most heads arrive in one piece, and need no timer."""
+        """A piece of data has been parsed. Most heads arrive in one piece and need no timer."""
         if self._in_head:
             self.wait()
             self._piece_at = self._loop.time()
@@ -96,9 +96,9 @@ class HeadWatch:
         self.in_message = False
 
     def has_too_much_framing(self, piece_bytes: int) -> bool:
-        """Whether this message, with a piece of `piece_bytes` more, has too much that is neither head nor body.
+        """Whether this message, with `piece_bytes` more, has too many bytes outside its head and its body.
 
-        Unfinished names and values, trailers and the extensions of chunks reach no callback.
+        Unfinished names and values, trailers and chunk extensions are reported by no callback.
         """
         self._message_bytes += piece_bytes
         return self._message_bytes - _FRAMING * self.body_bytes > self._limits.header_bytes + piece_bytes
@@ -106,7 +106,7 @@ class HeadWatch:
     def _is_late(self) -> None:
         self.timer = None
         if self._is_reading_paused():
-            # The rest may be here, unread behind requests that are being answered.
+            # The rest may have arrived, but is not read while earlier requests are being answered.
             self.wait()
         elif self._is_silent:
             self._on_late(None)

@@ -10,10 +10,10 @@ _CONTINUE = b"HTTP/1.1 100 "
 
 
 class JoinedWrites:
-    """The transport that one answer is written to: its head waits for its body, and both are one write.
+    """Replaces the transport for one answer: the head waits for the body, and both are one write.
 
-    uvicorn writes them one after the other, and uvloop sends each at once: two system calls, and two wake-ups of the
-    client. An answer without a body, to HEAD, must not be written to this.
+    uvicorn writes them separately, and uvloop sends each at once: two system calls, and the client wakes up twice. An
+    answer without a body (to HEAD) must not be written through this.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -30,7 +30,7 @@ class JoinedWrites:
             self._transport.write(data)
 
     def close(self) -> None:
-        # uvloop raises for a write to a connection that is gone.
+        # uvloop raises for a write to a connection that is closed.
         if self._head and not self._transport.is_closing():
             self._transport.write(self._head)
         self._transport.close()

@@ -1,4 +1,4 @@
-"""A connection's last answer, written by the connection itself, and what the client still sends behind it."""
+"""A connection's last answer, written by the connection itself, and the data that the client sends after it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..api.request_id import new_request_id
 from ..errors import ServiceError
 from .uvicorn_internals import STATUS_LINE, FlowControl
 
-# Closing a socket with unread data resets it, and the client then never sees the answer: so much more is read and
-# dropped, for so long.
+# Closing a socket with unread data resets the connection, and the client then never sees the answer: so many bytes are
+# read and discarded, for so long.
 _DISCARD_BYTES = 64 * 1024 * 1024
 _DISCARD_SECONDS = 2.0
 
 
 def last_answer(error: ServiceError, context: RequestContext, root_path: str) -> bytes:
-    """The whole answer to a request that no app answers. A request without an id gets one."""
+    """The complete answer to a request that does not reach the app. A request without an id gets one."""
     context.request_id = context.request_id or new_request_id()
     body = context.errors.body(error, context.request_id, root_path)
     head = {
@@ -33,7 +33,7 @@ def last_answer(error: ServiceError, context: RequestContext, root_path: str) ->
 
 
 class Discard:
-    """Reads and drops what a client sends behind its last answer, up to a bound and for a bounded time."""
+    """Reads and discards data that arrives after the last answer, within limits of size and time."""
 
     def __init__(self, transport: asyncio.Transport, flow: FlowControl, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
@@ -42,14 +42,14 @@ class Discard:
         self._received = 0
 
     def begin(self) -> None:
-        """Write no more; read on, and close the connection after a while."""
+        """End the sending side; keep reading, and close the connection after a while."""
         self._flow.resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._loop.call_later(_DISCARD_SECONDS, self._transport.close)
 
     def drop(self, data: bytes) -> None:
-        """Take a piece of data; too many of them end the connection."""
+        """Discard a piece of data; above the limit, abort the connection."""
         self._received += len(data)
         if self._received > _DISCARD_BYTES:
             self._transport.abort()

@@ -1,4 +1,4 @@
-"""uvicorn's server with this service's signals, shutdown and accepting."""
+"""uvicorn's server with this service's handling of signals, shutdown and new connections."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from .uvicorn_internals import Config, UvicornServer
 
 logger = logging.getLogger(__name__)
 
-# How long a handshake that has begun may take to end, and a connection that was accepted last to send its request.
+# How long a handshake that has begun may take, and how long the connection accepted last may take to send its request.
 _HANDSHAKE_SECONDS, _ARRIVAL_SECONDS = 0.25, 1.0
 _LOOK_SECONDS = 0.01
 _CLOSE = (b"connection", b"close")
-# After the grace period: how long the last answers may take to arrive. An upload's rest is read for two seconds.
+# After the grace period: the time for the last answers to arrive. The rest of an upload is read for two seconds.
 _LAST_WORDS_SECONDS = 2.5
 # uvicorn ticks ten times a second.
 _TICKS_PER_CHECK = 10
 
 
 class Server(UvicornServer):
-    """uvicorn's server with this service's way to stop.
+    """uvicorn's server with this service's shutdown.
 
-    SIGTERM: readiness falls at once, and for `linger_seconds` more requests are taken, until load balancers have
+    SIGTERM: readiness falls at once, and requests are accepted for `linger_seconds` more, until load balancers have
     noticed; each answer then closes its connection. After that, accepted requests are answered for `grace_seconds`, and
-    those still open then get 503; the exit status is 0. Ctrl-C, or a second SIGTERM, skips the linger; Ctrl-C while it
-    stops ends the grace period. (uvicorn itself closes its listeners at once and raises the signal again when it is
-    done.)
+    requests still open then get 503; the exit status is 0. Ctrl-C, or a second SIGTERM, skips the linger; Ctrl-C during
+    the shutdown ends the grace period. (uvicorn itself closes its listeners at once and raises the signal again at the
+    end.)
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Server(UvicornServer):
     ) -> None:
         """`on_stop` is called at each signal, and returns whether requests were being served until then.
 
-        `on_grace_over` ends the open requests, and returns their number. `are_files_out` says whether no connection can
-        be accepted.
+        `on_grace_over` ends the open requests, and returns their number. `are_files_out` returns whether no file
+        descriptor is left for a new connection.
         """
         super().__init__(config)
         self._linger_seconds = linger_seconds
@@ -81,7 +81,7 @@ class Server(UvicornServer):
         was_serving = self._on_stop()
         if sig == signal.SIGTERM and was_serving and self._exit_at is None:
             self._exit_at = time.monotonic() + self._linger_seconds
-            # uvicorn renews the second from the first once a second.
+            # uvicorn rebuilds the default headers from the encoded ones once a second.
             self.config.encoded_headers.append(_CLOSE)
             self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
         elif self.should_exit and sig == signal.SIGINT and time.monotonic() < self._grace_ends_at:
@@ -104,12 +104,13 @@ class Server(UvicornServer):
         self._listeners = list(sockets or [])
         for listener in self._listeners:
             listener.setblocking(False)
-        # A server that closes takes its socket along: these are other names of the same ones.
+        # A server that closes also closes its socket: these are duplicates of the same sockets.
         await super().startup([listener.dup() for listener in self._listeners])
 
     async def _accept_while_files_last(self) -> None:
-        """Without a file for a new connection libuv tries again at once, for ever, and takes a whole core for it: then
-        connections wait with the kernel.
+        """Close the servers while no file descriptor is left; new connections then wait in the kernel.
+
+        libuv would retry the accept at once, for ever, and use a whole core for it.
         """
         are_out = self._are_files_out()
         if are_out and self.servers:
@@ -117,7 +118,7 @@ class Server(UvicornServer):
                 server.close()
             self.servers.clear()
         elif not are_out and not self.servers and not self.should_exit:
-            with suppress(OSError):  # gone again: at the next tick
+            with suppress(OSError):  # no descriptor again: retry at the next tick
                 for listener in self._listeners:
                     server = await asyncio.get_running_loop().create_server(
                         self._new_protocol, sock=listener.dup(), backlog=BACKLOG
@@ -134,9 +135,9 @@ class Server(UvicornServer):
             ending.cancel()
 
     async def _close(self, sockets: list[socket.socket]) -> None:
-        """Accept no more, and let the requests of open connections arrive."""
-        # First only the listeners: uvicorn closes connections that have sent no request yet together with them, also
-        # those whose request is on its way. The kernel resets what it still holds for a listener that closes.
+        """Accept no new connections, and wait for the requests of open ones."""
+        # The listeners are closed first: uvicorn closes connections without a request at the same time as them, even if
+        # the request is on its way. The kernel resets connections that still wait at a listener when it closes.
         for listener in sockets:
             admit_no_more(listener)
         await asyncio.sleep(_HANDSHAKE_SECONDS)
@@ -149,13 +150,13 @@ class Server(UvicornServer):
         for connection in knocking:
             await loop.connect_accepted_socket(self._new_protocol, connection)
         give_up_at = time.monotonic() + _ARRIVAL_SECONDS
-        # Connections have no event that says all of them have asked.
+        # Connections have no event for "all have sent a request".
         while self._awaits_requests() and time.monotonic() < give_up_at:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _end_grace(self) -> None:
-        """Wait for the end of the grace period; answer the requests open then, and cut clients that read no answer."""
-        # A signal may end it sooner, and uvicorn's connections have no event that says they are gone.
+        """At the end of the grace period, answer the open requests; then cut clients that read no answer."""
+        # A signal may end it sooner, and uvicorn's connections have no event for their end.
         while time.monotonic() < self._grace_ends_at:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
         if ended := self._on_grace_over():
@@ -187,11 +188,11 @@ class Server(UvicornServer):
 
 
 def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
-    """The connections that wait at a listener for being accepted."""
+    """The connections that wait to be accepted at a listener."""
     while True:
         try:
             connection, _ = listener.accept()
-        except OSError:  # none is left (EAGAIN), or the last one has gone
+        except OSError:  # none is left (EAGAIN), or the last one has closed
             return
         connection.setblocking(False)
         yield connection

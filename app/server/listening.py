@@ -1,4 +1,4 @@
-"""The listening socket: opened before all else, and closed so that no connection is lost in the closing."""
+"""The listening socket: opened before anything else, and closed without losing connections."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..errors import SettingError
 from ..settings import Settings
 
 BACKLOG = 2048
-# Linux, include/uapi/asm-generic/socket.h; Python does not name it.
+# Linux, include/uapi/asm-generic/socket.h; Python has no name for it.
 _SO_ATTACH_FILTER = 26
-# A classic BPF program of (operation, jump if true, jump if false, operand), from include/uapi/linux/bpf_common.h. What
-# it sees begins at the TCP header, whose flags are its 14th byte: a SYN without ACK is dropped, all else passes.
+# A classic BPF program of (operation, jump if true, jump if false, operand), from include/uapi/linux/bpf_common.h. Its
+# input begins at the TCP header, whose 14th byte has the flags: a SYN without ACK is dropped, the rest passes.
 _SYN, _ACK = 0x02, 0x10
 _NO_NEW_CONNECTION = (
     (0x30, 0, 0, 13),  # load the byte at 13
@@ -28,12 +28,12 @@ _NO_NEW_CONNECTION = (
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The listening socket, bound before anything is loaded: a taken port is reported at once."""
+    """The listening socket, bound before anything is loaded, so that a port in use is reported at once."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return _server(settings.host, settings.port, family)
     except OSError as error:
-        # create_server adds the address to the message; a failed look-up of the host has a code of its own.
+        # create_server adds the address to the message; a failed look-up of the host has its own error codes.
         reason = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error
         raise SettingError(
             f"Cannot listen on {settings.host}:{settings.port}: {reason}. Choose another address with --host and "
@@ -42,7 +42,7 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def _server(host: str, port: int, family: int, reuse_port: bool = False) -> socket.socket:
-    # All addresses of IPv6 take those of IPv4 along, which Python's default leaves out.
+    # A socket for all IPv6 addresses can also take IPv4, which Python turns off by default.
     is_both = host == "::" and socket.has_dualstack_ipv6()
     return socket.create_server(
         (host, port), family=family, backlog=BACKLOG, reuse_port=reuse_port, dualstack_ipv6=is_both
@@ -50,12 +50,12 @@ def _server(host: str, port: int, family: int, reuse_port: bool = False) -> sock
 
 
 def listen_together(settings: Settings, count: int) -> list[socket.socket]:
-    """`count` listening sockets on one address, among which the kernel divides new connections evenly, by chance.
+    """`count` listening sockets on one address; the kernel distributes new connections evenly and at random.
 
-    One socket for several processes would not do: a process that is awake takes all that wait there, sixteen of
-    sixteen as measured. Raises `SettingError` as `listen`.
+    One socket shared by the processes would not do: a process that is awake accepts all waiting connections (16 of 16
+    when measured). Raises `SettingError` like `listen`.
     """
-    # Alone first: sockets that share a port would also share it with a service that is there already.
+    # First a socket without SO_REUSEPORT: sockets that share a port would also share it with a service already there.
     with listen(settings) as alone:
         family, port = alone.family, alone.getsockname()[1]
     try:
@@ -65,18 +65,18 @@ def listen_together(settings: Settings, count: int) -> list[socket.socket]:
 
 
 def address_of(settings: Settings, listener: socket.socket) -> str:
-    """An address that a person on this machine can paste."""
+    """The service's URL for a client on this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     host = f"[{host}]" if ":" in host and not host.startswith("[") else host
     return f"http://{host}:{listener.getsockname()[1]}"
 
 
 def admit_no_more(listener: socket.socket) -> None:
-    """From now on `listener` gets no new connection; those whose handshake has begun still arrive.
+    """From now on `listener` gets no new connections; those whose handshake has begun still arrive.
 
-    A client that tries hears nothing, and is refused at its next attempt, a second later, once the socket is closed.
-    Closing alone would reset connections that were made a moment before: the kernel makes them, before they are
-    accepted. Where the kernel does not offer this, nothing changes.
+    A new client gets no reply, and is refused at its retry a second later, when the socket is closed. Closing alone
+    would reset connections established a moment before, because the kernel establishes them before they are accepted.
+    If the kernel does not support the filter, nothing changes.
     """
     if sys.platform != "linux":
         return

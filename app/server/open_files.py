@@ -1,8 +1,8 @@
 """Whether this process is about to run out of file descriptors; each connection takes one.
 
-The event loop accepts connections by itself, and where no descriptor is left it can only close them. So the last ones
-are kept for health checks and for the service itself. The number of a new connection's descriptor says how many are
-taken: the system gives the lowest that is free.
+The event loop accepts connections by itself, and without a free descriptor it can only close them. Therefore the last
+descriptors are kept for health checks and for the service itself. The number of a new connection's descriptor shows
+how many are in use: the system assigns the lowest free one.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from ..resources import open_file_limit
 
 logger = logging.getLogger(__name__)
 
-# Kept for health checks, for the service's own files, and for connections while they are refused.
+# Kept for health checks, for the service's own files, and for connections that are being refused.
 _KEPT, _FEWEST_KEPT = 64, 8
 _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Shortage(IntEnum):
-    """How few files are left when a connection is accepted."""
+    """How few file descriptors are left when a connection is accepted."""
 
     NONE = 0
     FEW_LEFT = 1
-    """Only health checks are answered on it."""
+    """Only health checks are answered on the connection."""
     LAST = 2
-    """It is refused at once."""
+    """The connection is refused at once."""
 
 
 class OpenFiles:
-    """Watches the files of this process, and logs when they run out: every half a minute at most."""
+    """Watches this process's file descriptors, and logs when they run out, at most every half minute."""
 
     def __init__(self, limit: Callable[[], int] = open_file_limit, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
@@ -43,11 +43,11 @@ class OpenFiles:
         self._say_at = clock()
 
     def shortage(self, transport: asyncio.BaseTransport) -> Shortage:
-        """Of the moment at which a connection was accepted."""
+        """The shortage when this connection was accepted."""
         connection = transport.get_extra_info("socket")
         if connection is None:
             return Shortage.NONE
-        # Asked each time, in less than a microsecond: it can be changed from outside.
+        # Read each time, in less than a microsecond: the limit can be changed from outside.
         limit = self._limit()
         kept = min(_KEPT, max(_FEWEST_KEPT, limit // 4))
         free = limit - connection.fileno() - 1

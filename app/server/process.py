@@ -1,4 +1,4 @@
-"""The process that serves: settings become a running server, and its end an exit status."""
+"""The process that serves: builds and runs the server from the settings, and returns the error that ended it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _LAST_SECONDS = 15.0
 
 
 def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[ModelFacts, str], None]) -> Exception | None:
-    """Serve in this process alone, until told to stop; returns the error that ended it, or None after a signal.
+    """Serve in this single process until told to stop; returns the error that ended it, or None after a signal.
 
-    `on_ready` is given the model and the service's address. Raises `SettingError` where the address cannot be had.
+    `on_ready` gets the model and the service's address. Raises `SettingError` if the address cannot be used.
     """
     listener = listen(settings)
     address = address_of(settings, listener)
@@ -56,7 +56,7 @@ def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[ModelFacts
 
 
 def build_server(settings: Settings, hooks: Hooks, parts: Parts | None = None) -> Server:
-    """A server of the app, not started yet."""
+    """The app's server, not started yet."""
     app = create_app(settings, hooks, parts)
     open_files = OpenFiles()
     limits = ConnectionLimits(
@@ -71,7 +71,7 @@ def build_server(settings: Settings, hooks: Hooks, parts: Parts | None = None) -
     )
     config = Config(
         app,
-        # uvicorn calls it and asks no more of it.
+        # uvicorn only calls it, whatever the annotation says.
         http=partial(HttpProtocol, limits=limits),  # type: ignore[arg-type]
         ws="none",
         loop="uvloop",
@@ -81,9 +81,9 @@ def build_server(settings: Settings, hooks: Hooks, parts: Parts | None = None) -
         root_path=settings.root_path,
         proxy_headers=True,
         forwarded_allow_ips=settings.forwarded_allow_ips,
-        # A fraction will do: it is only waited for.
+        # uvicorn annotates an int, but only waits for it: a fraction works.
         timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]
-        # The last resort: `Server` ends open requests in order, and before.
+        # A fallback: before that, `Server` ends open requests in order.
         timeout_graceful_shutdown=round(settings.shutdown_grace_seconds + _LAST_RESORT_SECONDS),
         backlog=BACKLOG,
     )

@@ -1,4 +1,4 @@
-"""One HTTP connection: requests go to the app, and faults that no app sees are answered in the service's own shape."""
+"""One HTTP connection: requests go to the app, and errors that no app sees are answered in the service's format."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class HttpProtocol(ReadingProtocol):
     def __init__(self, *arguments: Any, limits: ConnectionLimits, **named: Any) -> None:
         super().__init__(*arguments, limits=limits, **named)
         self._limits = limits
-        # uvicorn's `cycle` is the newest request; where several came at once, the one that is being answered is older.
+        # uvicorn's `cycle` is the newest request; with pipelined requests, the one being answered is older.
         self._running: RequestResponseCycle | None = None
-        # Writes the refusal, once all that came before it has been answered.
+        # Writes the refusal when all earlier requests have been answered.
         self._refuse_at_last: Callable[[], None] | None = None
         self._stalled_at: float | None = None
         self._half_closed: HalfClosed | None = None
@@ -41,7 +41,7 @@ class HttpProtocol(ReadingProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if self.client and self.client[0].startswith(_MAPPED_IPV4):
-            # As proxies and logs know it, and not as a socket for both sees it.
+            # The IPv4 address as proxies and logs show it, instead of the mapped form of a dual-stack socket.
             self.client = (self.client[0].removeprefix(_MAPPED_IPV4), self.client[1])
         self._discard = Discard(transport, self.flow, self.loop)
         self._departure = Departure(self.flow)
@@ -55,7 +55,7 @@ class HttpProtocol(ReadingProtocol):
 
     @property
     def awaits_head(self) -> bool:
-        """Whether a request is to come: the connection's first, or a later one whose first bytes are here."""
+        """Whether a request is expected: the connection's first, or a later one whose first bytes have arrived."""
         return self._heads.is_awaited
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -92,10 +92,10 @@ class HttpProtocol(ReadingProtocol):
         context_of(scope).connection = RequestConnection(self.cycle, self._departure)
 
     def _refuses_early(self) -> bool:
-        """Refuse this request by its headers, if it is to be. Behind one that is being answered, admission does it."""
+        """Refuse this request by its headers, if it is not admitted. Behind an open request, the road decides."""
         refusals = self._limits.early_refusals
         if self._early is not None:
-            # The client did not wait for its answer: it has it now.
+            # The client sent its next request without waiting for the refusal: send that now.
             self._early.send()
             if self._is_refused:
                 return True
@@ -108,7 +108,7 @@ class HttpProtocol(ReadingProtocol):
             return False
         looked = refusals.look(endpoint, method, self.headers)
         if not isinstance(looked, EarlyRefusal):
-            # From now on it counts, before anything else that is read.
+            # The lease is in the context at once, so that it counts before any further data is read.
             scope: Any = self.scope
             context_of(scope).lease = looked
             return False
@@ -121,24 +121,24 @@ class HttpProtocol(ReadingProtocol):
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade() and any(name in FRAMING_HEADERS for name, _ in self.headers):
-            return  # its body is still to come, see `_feed`
+            return  # its body follows, see `_feed`
         self._heads.message_ended()
         if self._early is not None:
             self._early.body_ended()
         elif not self._is_refused:
             super().on_message_complete()
 
-    # --- answers that no app gives
+    # --- answers that do not come from the app
 
     def end_early(self, *, closes: bool) -> None:
-        """The request that was refused is over; `closes` says that the rest of its body is not read."""
+        """The refused request is over; `closes`: the rest of its body is not read, and the connection closes."""
         self._early = None
         self.server_state.total_requests += 1
         if closes:
             self._is_refused = True
             self._heads.stop()
             self._discard.begin()
-        elif not self._heads.in_message:  # else the next one has begun
+        elif not self._heads.in_message:  # otherwise the next request has begun
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
@@ -151,13 +151,12 @@ class HttpProtocol(ReadingProtocol):
             super().shutdown()
 
     def _refuse(self, error: ServiceError) -> None:
-        """Read no more, and answer with a problem where the request that is none would have been answered.
+        """Read no more, and answer the invalid request with a problem, in its turn.
 
-        That is behind all complete requests before it. Where the answer to the faulty one is on its way already, it is
-        the last.
+        Its turn comes after all complete requests before it. If its own answer has already begun, that is the last one.
         """
         if self._early is not None:
-            # The fault is in its own body, which is refused anyway, or behind it.
+            # The error is in the body of the refused request, or after it.
             self._early.send(closes=not self._early.has_ended)
         if self._is_refused or self.transport.is_closing():
             return
@@ -167,7 +166,7 @@ class HttpProtocol(ReadingProtocol):
         faulty, running = self.cycle, self._running
         is_idle = running is None or running.response_complete
         if is_idle or not faulty.more_body:
-            # uvicorn's newest request is whole: the fault is behind it, and has no cycle.
+            # uvicorn's newest request is complete: the error is in the next one, which has no cycle.
             refuse = partial(self._answer_refusal, error, {"client": self.client})
             if is_idle:
                 refuse()
@@ -179,7 +178,7 @@ class HttpProtocol(ReadingProtocol):
         else:
             faulty.keep_alive = False
             if not faulty.response_started:
-                # The rest of its body will not come: to the app, the client has gone.
+                # The rest of its body will not arrive: to the app, the client has left.
                 self._departure.happened(faulty)
                 scope: Any = faulty.scope
                 context_of(scope).is_answered_by_server = True
@@ -204,7 +203,7 @@ class HttpProtocol(ReadingProtocol):
             refuse()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether the connection stays: for a client that has sent whole requests, and waits for their answers."""
+        """Whether the connection stays open: yes for a client that has sent complete requests and waits for answers."""
         if self._early is not None:
             self._early.send(closes=True)
             return False
@@ -228,9 +227,9 @@ class HttpProtocol(ReadingProtocol):
     # --- answers that the client does not read
 
     def check_stall(self, now: float) -> None:
-        """Cut a connection whose answer has lain unread for too long; `now` is a monotonic time.
+        """Abort a connection whose answer has been unread for too long; `now` is a monotonic time.
 
-        Asked of all connections once a second: a transport tells nobody that it waits to be closed.
+        Called for all connections once a second, because a transport has no event for waiting to be closed.
         """
         if self.flow.write_paused or self.transport.is_closing():
             if self._stalled_at is None:

@@ -1,4 +1,4 @@
-"""The reading side of an HTTP connection: parsing, with limits of heads and framing, and no upgrades."""
+"""The reading side of an HTTP connection: parsing, with limits on heads and framing, without upgrades."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
 class ReadingProtocol(HttpToolsProtocol):
     """uvicorn's protocol with this service's limits; `HttpProtocol` adds the answers.
 
-    A request reaches the app only when its headers are complete. Faults before that are found here: silent and slow
+    A request reaches the app only when its headers are complete. Earlier errors are found here: silent and slow
     clients, endless headers, bytes that are not HTTP.
     """
 
     _discard: Discard
-    """Takes the data behind the connection's last answer."""
+    """Takes the data that follows the connection's last answer."""
 
     def __init__(self, *arguments: Any, limits: HeadLimits, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._heads = HeadWatch(self.loop, limits, lambda: self.flow.read_paused, self._head_is_late)
-        # The error for which parsing ended.
+        # The error that ended the parsing.
         self._refusal: ServiceError | None = None
         self._is_refused = False
         self._repeats_head = False
-        # The request that is refused by its headers, until its body has ended and its answer is sent.
+        # The request that was refused by its headers, until its body has ended and its answer has been sent.
         self._early: RefusedRequest | None = None
 
     @abstractmethod
@@ -62,10 +62,10 @@ class ReadingProtocol(HttpToolsProtocol):
             self._refuse(HeadersTooLarge())
 
     def _feed(self, data: bytes) -> None:
-        """Parse. A request for a WebSocket, or for HTTP/2 as curl sends it, is answered as if it had not asked.
+        """Parse. A request for an upgrade (WebSocket, or HTTP/2 as curl asks for it) is answered without one.
 
-        The parser believes that an upgrade is granted and ends with the request's head; the bytes behind the head
-        are given to a new one.
+        The parser assumes that the upgrade is granted and ends with the request's head; the bytes after the head are
+        given to a new parser.
         """
         while data:
             try:
@@ -83,7 +83,7 @@ class ReadingProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if self._repeats_head or self._is_refused:
             return
-        # Where it comes in one piece with a request that was refused by its headers, that one's end has set it.
+        # If this request arrived together with a refused one, the end of that one has set the timer.
         self._unset_keepalive_if_required()
         super().on_message_begin()
         self._heads.message_began()
@@ -110,7 +110,7 @@ class ReadingProtocol(HttpToolsProtocol):
             self.cycle.body += body
 
     def _tell_app(self) -> None:
-        """Wake the app: more of its body is here. Read no further where it has enough."""
+        """Wake the app, because more of its body has arrived. Pause reading if it has enough."""
         if self._early is None and self.cycle is not None and self.cycle.body:
             if len(self.cycle.body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
@@ -131,7 +131,7 @@ class ReadingProtocol(HttpToolsProtocol):
             self._raise(error)
 
     def _raise(self, error: ServiceError) -> None:
-        """End the parsing: the parser reports an error, and uvicorn then asks for its 400."""
+        """End the parsing: the parser reports an error, and uvicorn then calls `send_400_response`."""
         self._refusal = error
         raise HttpParserError(error.code)
 

@@ -1,4 +1,4 @@
-"""Bodies of refusals, rendered once for each error and filled in for each request."""
+"""Bodies of refusals: rendered once for each error, completed for each request."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import copy
 from ..api.endpoint import ErrorFormat
 from ..errors import Unavailable
 
-# Stand-ins for the two things in a body that differ from request to request; no text has them by chance.
+# Placeholders for the two values that differ between requests; no text contains them by chance.
 _ID = "f1b5c0de-7d0a-4c54-9a39-6f2f4be1a9d7"
 _MILLISECONDS = 987_654_321
 
 
 class RefusalBodies:
-    """A template for each error, format and prefix: a bytes format with the request's id and milliseconds left open."""
+    """A template for each error, format and prefix: a bytes format for the request's id and the milliseconds."""
 
     def __init__(self) -> None:
         self._templates: dict[tuple[ErrorFormat, str, str, str, bool], bytes | None] = {}
 
     def body(self, errors: ErrorFormat, error: Unavailable, request_id: str, root_path: str) -> bytes:
-        """The same as `errors.body`, in a fraction of its time."""
+        """The same result as `errors.body`, in a fraction of its time."""
         wait = error.retry_after_seconds
         key = (errors, error.code, error.detail, root_path, wait is None)
         template = self._templates.get(key)
@@ -31,7 +31,7 @@ class RefusalBodies:
 
 
 def _template(errors: ErrorFormat, error: Unavailable, request_id: str, root_path: str) -> bytes | None:
-    """None for a format whose bodies differ in anything else."""
+    """None for a format whose bodies differ in other values too."""
     example = copy.copy(error)
     if error.retry_after_seconds is not None:
         example.retry_after_seconds = _MILLISECONDS / 1e3

@@ -1,4 +1,4 @@
-"""One request that is refused by its headers, on its connection: its turn, its answer, and the rest of its body."""
+"""One request that was refused by its headers: its turn, its answer, and the rest of its body."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 from .early_refusals import EarlyRefusal, EarlyRefusals
 from .uvicorn_internals import ServerState
 
-# How long the rest of a small body may take behind its answer, before the connection is closed.
+# How long the rest of a small body may take after the answer, before the connection is closed.
 _REST_SECONDS = 2.0
 
 
@@ -23,7 +23,7 @@ class Connection(Protocol):
     server_state: ServerState
 
     def end_early(self, *, closes: bool) -> None:
-        """The request is over."""
+        """The request is over. `closes`: the rest of its body is not read, and the connection closes."""
         ...
 
 
@@ -40,15 +40,15 @@ class RefusedRequest:
         self._began = time.monotonic()
         self._is_sent = False
         self.has_ended = False
-        """Whether its body has come to its end."""
+        """Whether its whole body has been received."""
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
-        """Answer when its turn has come, which may be now."""
+        """Send the answer when its turn has come, which may be now."""
         self._refusals.await_turn(self, self._connection.loop)
 
     def send(self, *, closes: bool = False) -> None:
-        """Answer now. `closes`: the connection serves no other request."""
+        """Send the answer now. `closes`: the connection serves no further request."""
         if self._is_sent:
             if closes:
                 self._connection.transport.close()
@@ -69,7 +69,7 @@ class RefusedRequest:
             self._timer = connection.loop.call_later(_REST_SECONDS, connection.transport.close)
 
     def body_ended(self) -> None:
-        """The body has come to its end."""
+        """The whole body has been received."""
         self.has_ended = True
         if self._is_sent:
             self._end()

@@ -49,5 +49,5 @@ class BatchingSettings(Group):
 
     @property
     def longest_request_seconds(self) -> float:
-        """From a request's last body byte to its answer; what would be later is refused."""
+        """The longest time from a request's last body byte to its answer; slower requests are refused."""
         return min(self.request_timeout_ms, self.slo_p99_ms or self.request_timeout_ms) / 1e3

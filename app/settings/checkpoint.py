@@ -17,10 +17,10 @@ SWITCHES = ("stride_in", "stem", "pool", "epsilon")
 
 
 def _default_cache_dir() -> Path:
-    """$XDG_CACHE_HOME, else ~/.cache (XDG base directory specification); a temporary folder where there is no home."""
+    """$XDG_CACHE_HOME, else ~/.cache (XDG base directory specification); without a home, a temporary folder."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-serve"
-    except RuntimeError:  # neither HOME nor an entry in the list of users, as for a container's --user 12345
+    except RuntimeError:  # neither HOME nor an entry in the user database, as with a container's --user 12345
         return own_temporary_folder("resnet-serve")
 
 

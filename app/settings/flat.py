@@ -43,11 +43,11 @@ class Settings(
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags before the environment; no .env file is read behind anyone's back."""
+        """Flags take precedence over the environment. No .env file is read."""
         return init_settings, env_settings
 
 
-# In the order of their fields. Groups that only unite others have no title of their own.
+# In the order of their fields. Groups that only combine others have no title.
 GROUPS: tuple[type[Group], ...] = tuple(
     each for each in reversed(Settings.__mro__) if issubclass(each, Group) and "title" in vars(each)
 )
@@ -56,7 +56,7 @@ GROUPS: tuple[type[Group], ...] = tuple(
 def load_settings(**flags: Any) -> Settings:
     """Settings from flags (those that are not None), else the environment, else the defaults.
 
-    Raises `SettingError` that names each wrong setting and says what it may be.
+    Raises `SettingError` with a line for each wrong setting.
     """
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
@@ -65,9 +65,9 @@ def load_settings(**flags: Any) -> Settings:
 
 
 def unknown_variables() -> list[str]:
-    """A line for each RESNET_ variable in the environment that is no setting, with the nearest one that is.
+    """A line for each RESNET_ variable in the environment that is not a setting, with the most similar setting.
 
-    A warning and no error: Kubernetes adds RESNET_SERVICE_HOST and its like beside a service named "resnet".
+    They are warnings, because Kubernetes adds variables such as RESNET_SERVICE_HOST beside a service named "resnet".
     """
     known = [name.upper() for name in Settings.model_fields]
     lines = []
@@ -80,7 +80,7 @@ def unknown_variables() -> list[str]:
 
 
 def _explain(error: ValidationError) -> list[str]:
-    """A line for each wrong setting: its names, what it was given, what it may be."""
+    """A line for each wrong setting: its names, its value, and the reason."""
     lines: list[str] = []
     faults: dict[str, tuple[Any, list[str]]] = {}
     for item in error.errors():

@@ -18,7 +18,7 @@ class Group(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        # Settings cross to other processes as JSON, where "no limit" would be null otherwise.
+        # Settings are sent to other processes as JSON, where infinity ("no limit") would otherwise become null.
         ser_json_inf_nan="constants",
     )
 
@@ -26,5 +26,5 @@ class Group(BaseModel):
 
 
 def named_settings(text: str) -> str:
-    """An error text of `preprocessing` with the settings' names in place of the facts' names."""
+    """An error text of `preprocessing`, with the names of settings instead of the names of facts."""
     return re.sub(r"`(\w+)`", lambda match: f"{ENV_PREFIX}{match[1].upper()}", text)

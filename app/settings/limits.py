@@ -1,4 +1,4 @@
-"""Limits of what clients may send, how fast, and over how many connections."""
+"""Limits on clients: size and rate of requests, and number of connections."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class BackendSettings(Group):
 
 
 class ModelSettings(BackendSettings, CheckpointSettings):
-    """Everything that loading a model needs; the rest of the settings belongs to the service."""
+    """The settings that loading a model needs; all others belong to the service."""
 
     @model_validator(mode="after")
     def _null_takes_no_weights(self) -> Self:
@@ -53,18 +53,18 @@ class ModelSettings(BackendSettings, CheckpointSettings):
         return self
 
     def model_settings(self) -> ModelSettings:
-        """These settings alone, without those of the service that they may be a part of."""
+        """A copy of these settings, without the service's settings if this object has them."""
         return ModelSettings.model_construct(
             _fields_set=self.model_fields_set & ModelSettings.model_fields.keys(),
             **{name: getattr(self, name) for name in ModelSettings.model_fields},
         )
 
     def export_settings(self) -> dict[str, str]:
-        """The settings that an artifact depends on, as text: a part of its key."""
+        """The settings that an artifact depends on, as text; they are a part of its key."""
         return {name: str(getattr(self, name)) for name in EXPORT_SETTINGS}
 
 
-# An artifact is the same whatever these are. A new setting of the model counts as one that changes it.
+# These do not change an artifact. A new setting of the model counts as one that does.
 _NOT_EXPORTED = frozenset(
     {
         *("weights_fallback", "cache_dir", "download_mirror"),  # where files come from: their bytes are in the key

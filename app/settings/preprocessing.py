@@ -72,8 +72,8 @@ class PreprocessingSettings(Group):
 
     @property
     def preprocessing_facts(self) -> PreprocessingFacts:
-        """The facts of the preprocessing that are set, without the preset."""
-        from ..preprocessing import PreprocessingFacts  # numpy comes with it, which a health check does without
+        """The preprocessing facts that are set, without the preset."""
+        from ..preprocessing import PreprocessingFacts  # imports numpy, which a health check does not need
 
         given = {name: getattr(self, name) for name in PREPROCESSING_FACTS}
         return PreprocessingFacts.model_validate({name: value for name, value in given.items() if value != "auto"})
@@ -98,5 +98,5 @@ class PreprocessingSettings(Group):
         return self
 
 
-# Each changes one fact of the preprocessing.
+# Each of these changes one fact of the preprocessing.
 PREPROCESSING_FACTS = tuple(name for name in PreprocessingSettings.model_fields if name != "preprocessing")

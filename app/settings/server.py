@@ -79,9 +79,9 @@ class LogSettings(Group):
 
 
 def _origin(text: str) -> str:
-    """An origin as browsers send it (RFC 6454): scheme, host in small letters, and the port unless it is the usual one.
+    """An origin as browsers send it (RFC 6454): scheme, lower-case host, and the port unless it is the default one.
 
-    Raises `ValueError` where it is none and would match no page.
+    Raises `ValueError` for a text that is not an origin and would match no page.
     """
     if text in ("*", "null"):
         return text

@@ -25,7 +25,7 @@ HEAD = "| variable | default | meaning |\n| --- | --- | --- |\n"
 
 
 def show_default(field: FieldInfo) -> str:
-    """A setting's default, as tables and help show it."""
+    """A setting's default, as shown in tables and help."""
     if field.default_factory is not None:
         return "~/.cache/resnet-serve"
     if field.default in (None, "", ()):
@@ -34,7 +34,7 @@ def show_default(field: FieldInfo) -> str:
 
 
 def row(name: str, field: FieldInfo) -> str:
-    """A setting's line in a table."""
+    """A setting's row in a table."""
     return f"| `{ENV_PREFIX}{name.upper()}` | `{show_default(field)}` | {field.description} |\n"
 
 

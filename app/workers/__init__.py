@@ -1,12 +1,12 @@
 """One service as several processes: front-ends that take requests and decode, and an engine for each model.
 
-    supervisor      the command itself: holds the listening sockets, starts the others and starts them again, takes the
-                    signals, gives the exit status
-    front-ends      RESNET_HTTP_WORKERS of them, each the whole HTTP service without a model: `front_end`
-    engines         one for each model, with its weights: `engine_process`
+    supervisor      the command itself: holds the listening sockets, starts and restarts the other processes, handles
+                    the signals, returns the exit status
+    front-ends      RESNET_HTTP_WORKERS processes, each the whole HTTP service without a model: `front_end`
+    engines         one process for each model, with its weights: `engine_process`
 
-Each child has a socket to the supervisor (`control`), and each front-end one to each engine (`engine.wire`), made by
-the supervisor and passed by descriptor. Nothing of it has a name in any file system.
+Each child has a socket to the supervisor (`control`), and each front-end one to each engine (`engine.wire`). The
+supervisor creates them and passes them by descriptor; none of them has a name in a file system.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ __all__ = ["serve"]
 def serve(settings: Settings, reporter: Reporter, on_ready: Callable[[ModelFacts, str], None]) -> Exception | None:
     """Serve in as many processes as the settings say until told to stop; returns the error that ended it, or None.
 
-    `on_ready` is given the model and the service's address. Raises `SettingError` where the address cannot be had, or
-    the settings cannot be divided.
+    `on_ready` gets the model and the service's address. Raises `SettingError` if the address cannot be used, or the
+    settings cannot be divided.
     """
     fitted = fit_image_limits(settings)
     if fitted is not settings:

@@ -15,12 +15,12 @@ from ..settings import Settings
 
 
 def main(role: str, descriptor: str) -> None:
-    # Some service managers signal every process of a service: only the supervisor decides what it means.
+    # Some service managers signal every process of a service: only the supervisor acts on that.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     control = Channel.inherited(descriptor)
     start = control.receive()
-    # A stop that came while this process was being started is all that it is told.
+    # The supervisor may have stopped while this process was starting: then there is no `start` message.
     if start is None or start.kind != "start":
         return
     settings = Settings.model_validate_json(start.fields["settings"])

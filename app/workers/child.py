@@ -1,11 +1,12 @@
-"""A child of the supervisor, seen from there: its process and the channel to it.
+"""A child of the supervisor, as the supervisor sees it: its process and the channel to it.
 
-    to the engine          start (settings), attach (a front-end's connection and memory), stop
-    to a front-end         start (settings), engine (a connection, its memory, the model's facts), signal, failed
+    to the engine          start (settings), attach (a front-end's connection and memory), retire, stop
+    to a front-end         start (settings), engine (a connection, its memory, the model's facts), retire, signal,
+                           failed
     from the engine        step, warn, downloading (progress of loading), loaded (the model's facts), ready, failed
     from a front-end       up (it answers, and can decode), ready (it serves a model)
 
-The channel also shows each side that the other has ended.
+The channel also reports to each side that the other has ended.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from ..processes import Need, child_environment, children, command
 from ..processes.channel import Channel, Message
 
-# The engine downloads weights that are to be downloaded.
+# Weights that have to be downloaded are downloaded by the engine.
 _NEEDS = {"front-end": Need.COMPUTE, "engine": Need.COMPUTE | Need.GPU | Need.DOWNLOAD}
 
 
@@ -30,7 +31,7 @@ class Child:
         self.is_up = False
         self.is_ready = False
         self.failure: str | None = None
-        """Why it ends, where that is known: as it reports itself, or why it was killed."""
+        """Why it ended, if known: from its own report, or the reason why it was killed."""
 
     @classmethod
     async def start(
@@ -40,7 +41,7 @@ class Child:
         on_message: Callable[[Child, Message], None],
         environment: dict[str, str],
     ) -> Child:
-        """Start one, which waits for its `start` message. Raises `OSError` where the system has no room for it."""
+        """Start a child, which waits for its `start` message. Raises `OSError` if the system has no room for it."""
         control, theirs = Channel.pair()
         with theirs:
             try:
@@ -49,7 +50,7 @@ class Child:
                     child_environment(_NEEDS[role], environment),
                     stdout=children.INHERITED,
                     descriptors=(theirs.fileno(),),
-                    # The service's processes share CPU time as the threads of one would.
+                    # The service's processes share CPU time like the threads of one process.
                     has_own_session=False,
                 )
             except BaseException:
@@ -60,15 +61,15 @@ class Child:
         return child
 
     async def ended(self) -> str:
-        """Wait for its end; returns how it ended, for a person: "was killed by SIGKILL (process 12)"."""
+        """Wait for its end; returns a description of it: "was killed by SIGKILL (process 12)"."""
         status = await self.process.ended()
-        self.control.close()  # delivers its last messages
+        self.control.close()  # delivers the last messages
         how = "was killed by" if status < 0 else "ended with"
         end = f"{how} {children.describe_status(status)} (process {self.process.id})"
         return end + (f": {self.failure}" if self.failure else "")
 
     def send(self, kind: str, descriptors: Sequence[int] = (), **fields: Any) -> None:
-        """A message. A child that does not read its messages has hung, or ended: it is killed."""
+        """Send a message. A child that does not read its messages has hung or ended: it is killed."""
         try:
             self.control.send(kind, descriptors, **fields)
         except OSError:

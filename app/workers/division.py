@@ -1,4 +1,4 @@
-"""How many processes there are, and what each may take of what the settings allow the whole service."""
+"""The number of processes, and each one's share of the settings' limits for the whole service."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _NVIDIA = Path("/dev/nvidiactl")
 
 
 def count_workers(settings: Settings, cpus: int | None = None) -> int:
-    """The front-ends that the setting means. Reads files.
+    """The number of front-ends that the settings ask for. Reads files.
 
-    Raises `SettingError` where there cannot be several.
+    Raises `SettingError` if the system does not support several.
     """
     if settings.http_workers == "auto":
         if sys.platform != "linux":
@@ -36,9 +36,9 @@ def count_workers(settings: Settings, cpus: int | None = None) -> int:
 def divide(settings: Settings, workers: int) -> list[Settings]:
     """Each front-end's own settings: decoders, their memory, uploads and received bytes, divided evenly.
 
-    A share of received bytes is never less than the largest body, for else no front-end could take one. The queue is
-    not divided: the front-ends count its places together. Raises `SettingError` where there are fewer decoders than
-    front-ends.
+    A share of received bytes is never smaller than the largest body: otherwise no front-end could accept one. The queue
+    is not divided: the front-ends count their reservations together. Raises `SettingError` if there are fewer decoders
+    than front-ends.
     """
     most = _most(settings)
     if workers > most:
@@ -70,7 +70,7 @@ def divide(settings: Settings, workers: int) -> list[Settings]:
 
 
 def _most(settings: Settings) -> int:
-    """As many front-ends as images may be decoded at once."""
+    """The largest number of front-ends: one for each image that may be decoded at once."""
     plan = plan_decoding(settings)
     return plan.slots if settings.decode_threads != "auto" else plan.slots + plan.spare
 

@@ -1,4 +1,4 @@
-"""One model's engine process, seen from the supervisor: started, connected, started again, and ended with its model."""
+"""One model's engine process, as the supervisor sees it: started, connected, restarted, and ended with its model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .restarts import Restarts
 
 logger = logging.getLogger(__name__)
 
-# The third death within five minutes is the last: what two restarts did not cure, a third will not.
+# The third death within five minutes ends it: if two restarts did not help, a third will not.
 _MOST_DEATHS, _WINDOW_SECONDS = 3, 300.0
 
 Live = Callable[
@@ -31,12 +31,12 @@ Live = Callable[
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a keeper needs of the supervisor."""
+    """The functions and facts of the supervisor that a keeper needs."""
 
     live: Live
-    """Runs a child (role, name, a callback for its messages, one for when it runs) and returns how it ended."""
+    """Runs a child (role, name, a callback for its messages, one for when it has started); returns how it ended."""
     pause: Callable[[float], Awaitable[None]]
-    """Seconds before a child is started again; a stop ends it."""
+    """Waits before a child is restarted; a stop ends the wait."""
     is_stopping: Callable[[], bool]
     fail: Callable[[Exception], None]
     """End the service."""
@@ -59,23 +59,23 @@ class EngineKeeper:
         replaces: EngineKeeper | None,
         is_default: bool,
     ) -> None:
-        """`is_taken` says whether another engine serves a model of this name and version, and goes on to do so.
+        """`is_taken` returns whether another engine serves a model of this name and version, and will continue to.
 
-        `key` is the model's in messages to front-ends, `name` the process's.
+        `key` names the model in messages to front-ends, `name` names the process.
         """
         self.key = key
         self.name = name
         self.child: Child | None = None
         self.pairing: Pairing | None = None
-        """What the living engine has loaded; None where there is no engine."""
+        """The facts and connections of the running engine; None if no engine is running."""
         self.replaces = replaces
-        """The model that serves until this one does."""
+        """The keeper of the model that serves until this one does."""
         self._replaced_key = None if replaces is None else replaces.key
         self.is_default = is_default
-        """Whether requests that name no model are this one's."""
+        """Whether this model answers requests that name none."""
         self.is_retiring = False
         self.ready: asyncio.Future[ModelFacts] = asyncio.get_running_loop().create_future()
-        """The model, once it has been served; or why it could not be."""
+        """The model's facts when it serves, or the error of its first start."""
         self._identity: ModelIdentity | None = None
         self._surroundings = surroundings
         self._is_taken = is_taken
@@ -88,33 +88,33 @@ class EngineKeeper:
 
     @property
     def facts(self) -> ModelFacts | None:
-        """Of the model that the living engine has loaded."""
+        """The facts of the model that the running engine has loaded."""
         return None if self.pairing is None else self.pairing.facts
 
     async def keep(self) -> Exception | None:
-        """Until the model is retired or the service ends, or with the error for which no restart is a cure."""
+        """Run until the model is retired or the service ends; returns the error that no restart can fix, if any."""
         error = await self._keep_alive()
         if not self.ready.done():
-            # The caller of `load_model` gets the error; a service that serves another model goes on.
+            # The caller of `load_model` gets the error; the service continues with its other models.
             self.ready.set_exception(error or StartError("The model was unloaded before it served."))
             error = None
         self._is_now(None)
         return error
 
     def pair(self, front_end: Child) -> None:
-        """Connect a front-end to the engine, once that has loaded its model."""
+        """Connect a front-end to the engine, if the engine has loaded its model."""
         if self.child is not None and self.pairing is not None:
             is_default = self.is_default or (self.replaces is not None and self.replaces.is_default)
             self.pairing.pair(self.child, front_end, model=self.key, replaces=self._replaced_key, is_default=is_default)
 
     def retire(self) -> None:
-        """No front-end is connected any more, and the process ends when the last of them has left it."""
+        """Connect no further front-ends; the process ends when the last of them has disconnected."""
         self.is_retiring = True
         if self.child is not None:
             self.child.send("retire")
 
     def _is_now(self, identity: ModelIdentity | None) -> None:
-        """The model is another one from now on, or none: the metrics of the last one are removed."""
+        """The served model has changed, or there is none: remove the metrics of the last one."""
         last, self._identity = self._identity, identity
         if last is not None and last != identity and not self._is_taken(self, last):
             self._files.remove_model(last)
@@ -140,7 +140,7 @@ class EngineKeeper:
         return None
 
     async def _live(self) -> tuple[Child | None, str]:
-        """One life of the process, None where it could not be started, and how it ended."""
+        """Run the process once; returns it, or None if it could not be started, and how it ended."""
         try:
             pairing = Pairing()
         except OSError as error:

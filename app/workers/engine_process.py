@@ -1,4 +1,4 @@
-"""An engine's process: the only one that has its model's weights."""
+"""The process of an engine, the only one that holds its model's weights."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from .facts import facts_to_json, fields_of, layout_for
 
 logger = logging.getLogger(__name__)
 
-# Where the supervisor is gone: how long front-ends may go on answering.
+# How long front-ends may continue to answer when the supervisor has died.
 _ORPHANED_SECONDS = 20.0
 
 
 def serve_engine(settings: Settings, control: Channel, metrics: Metrics, board: int) -> NoReturn:
-    """Load the model and run it for the front-ends until the supervisor says otherwise, or is gone.
+    """Load the model and run it for the front-ends until told to stop, or until the supervisor has died.
 
     Ends the process.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(_Engine(settings, control, metrics, Board(board)).serve())
-        # A call that does not come back, or a load, holds a thread that a runner would wait for.
+        # A load, or a call that hangs, holds a thread, for which the runner would wait.
         leave(status)
 
 
@@ -73,7 +73,7 @@ class _Engine:
         return 0
 
     async def _work(self) -> int:
-        """Load the model and serve it until its engine is beyond repair; the exit status."""
+        """Load the model and serve it until its engine is beyond repair; returns the exit status."""
         loop = asyncio.get_running_loop()
         error = await serve_model(
             self._pool,
@@ -131,7 +131,7 @@ class _Engine:
         task.add_done_callback(self._tasks.discard)
 
     async def _stop_when_unused(self) -> None:
-        """The model has been replaced or unloaded: front-ends leave when their last requests are answered."""
+        """The model has been replaced or unloaded: stop when the front-ends have answered its last requests."""
         if self._host is not None:
             await self._host.until_nobody()
         self._stop.set()

@@ -20,10 +20,10 @@ Guarded = Callable[[Coroutine[Any, Any, None]], Coroutine[Any, Any, None]]
 
 
 class Engines:
-    """Part of the supervisor, and of its event loop."""
+    """The engines' keepers. Part of the supervisor, and of its event loop."""
 
     def __init__(self, surroundings: Surroundings, guarded: Guarded) -> None:
-        """`guarded` wraps what runs in the background: where that fails unexpectedly, the service ends."""
+        """`guarded` wraps background tasks: if one fails unexpectedly, the service ends."""
         self._surroundings = surroundings
         self._guarded = guarded
         self._keys = itertools.count()
@@ -32,7 +32,7 @@ class Engines:
     # --- models
 
     def start_first(self, settings: Settings) -> None:
-        """Serve the model that the service begins with. Where it cannot be served, there is no service."""
+        """Serve the service's first model. If that fails, the service ends."""
         keeper = self._start(settings, None)
 
         def served(ready: asyncio.Future[ModelFacts]) -> None:
@@ -43,12 +43,12 @@ class Engines:
         keeper.ready.add_done_callback(served)
 
     async def load_model(self, settings: Settings, replaces: ModelIdentity | None = None) -> ModelFacts:
-        """Serve the model that `settings` name, from an engine of its own, beside the others; returns once it is warm.
+        """Serve the model that `settings` name, on its own engine beside the others; returns when it is warm.
 
-        The model that it replaces serves until then. Each front-end then gives it no new leases, and leaves its engine
-        with the last one; its process ends when all have left. Raises `ModelNotFound` and `ModelConflict` for the one
-        that is to be replaced, `StartError` where the new one cannot be loaded, and `DeviceLost` where its process
-        ends again and again.
+        The model that it replaces serves until then. Each front-end then gives out no new leases of the old model, and
+        disconnects from its engine after the last one; the engine's process ends when all have disconnected. Raises
+        `ModelNotFound` and `ModelConflict` for the model to be replaced, `StartError` if the new one cannot be loaded,
+        and `DeviceLost` if its process ends repeatedly.
         """
         replaced = None if replaces is None else self._find(replaces)
         if replaced is not None and any(keeper.replaces is replaced for keeper in self._keepers):
@@ -62,7 +62,7 @@ class Engines:
         return facts
 
     async def unload_model(self, identity: ModelIdentity) -> None:
-        """Serve the model no more; returns when its engine's process has ended. Raises as `load_model`."""
+        """Stop serving the model; returns when its engine's process has ended. Raises as `load_model`."""
         keeper = self._find(identity)
         keeper.retire()
         for front_end in self._surroundings.front_ends():
@@ -78,8 +78,8 @@ class Engines:
         raise ModelNotFound(f"There is no model {identity} here.")
 
     def _start(self, settings: Settings, replaces: EngineKeeper | None) -> EngineKeeper:
-        """Raises `OSError` where its metrics' files cannot be made."""
-        # A name that is free again is taken again: its metrics' files go on counting.
+        """Raises `OSError` if the files for its metrics cannot be created."""
+        # A free name is used again, so that the files of its metrics continue to count.
         taken = {keeper.name for keeper in self._keepers}
         names = itertools.chain([ENGINE], (f"{ENGINE}-{number}" for number in itertools.count(1)))
         name = next(name for name in names if name not in taken)
@@ -98,7 +98,7 @@ class Engines:
             del self._keepers[keeper]
 
     def _is_taken(self, keeper: EngineKeeper, identity: ModelIdentity) -> bool:
-        """Whether another engine serves this name and version, and goes on to do so."""
+        """Whether another engine serves this name and version, and will continue to."""
         others = [each for each in self._keepers if not each.is_retiring and each not in (keeper, keeper.replaces)]
         return any(facts.identity == identity for each in others if (facts := each.facts) is not None)
 
@@ -106,16 +106,16 @@ class Engines:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the default model can be served."""
+        """Whether the default model is being served."""
         return any(keeper.is_default and keeper.is_ready for keeper in self._keepers)
 
     @property
     def default_facts(self) -> ModelFacts | None:
-        """Of the default model, once it is loaded."""
+        """The facts of the default model, if it is loaded."""
         return next((keeper.facts for keeper in self._keepers if keeper.is_default), None)
 
     def serving(self) -> list[tuple[Child, Board]]:
-        """The processes that serve, each with its board."""
+        """The engine processes that serve, each with its board."""
         return [
             (keeper.child, keeper.pairing.board)
             for keeper in self._keepers
@@ -129,13 +129,13 @@ class Engines:
                 keeper.pair(front_end)
 
     def forget_front_end(self, number: int) -> None:
-        """Its process has ended: it holds no reservations."""
+        """The front-end's process has ended, so it holds no reservations."""
         for keeper in self._keepers:
             if keeper.pairing is not None:
                 keeper.pairing.board.hold(number, 0)
 
     def send(self, kind: str) -> None:
-        """A message to every engine."""
+        """Send a message to every engine."""
         for keeper in self._keepers:
             if keeper.child is not None:
                 keeper.child.send(kind)
@@ -146,6 +146,6 @@ class Engines:
                 keeper.child.kill()
 
     async def wait(self, seconds: float | None = None) -> None:
-        """Until every engine has ended, or for so many seconds."""
+        """Wait until every engine has ended, or for `seconds`."""
         if self._keepers:
             await asyncio.wait(list(self._keepers.values()), timeout=seconds)

@@ -1,4 +1,4 @@
-"""What is known of a model, as one process tells it another."""
+"""The facts of a model as messages between processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FACTS: TypeAdapter[ModelFacts] = TypeAdapter(ModelFacts)
 
 
 def fields_of(facts: ModelFacts) -> dict[str, Any]:
-    """For the constructor of facts, or of a model that has more."""
+    """The arguments of a constructor: of `ModelFacts`, or of a class derived from it."""
     return {field.name: getattr(facts, field.name) for field in fields(ModelFacts)}
 
 
@@ -23,11 +23,11 @@ def facts_to_json(facts: ModelFacts) -> bytes:
 
 
 def facts_from_json(data: bytes) -> ModelFacts:
-    """Raises pydantic's `ValidationError` where it is none."""
+    """Raises pydantic's `ValidationError` for invalid data."""
     return _FACTS.validate_json(data)
 
 
 def layout_for(facts: ModelFacts, images: int) -> SlotLayout:
-    """Slots for as many images as one front-end can have at the engine."""
+    """Slots for as many images as one front-end can have at the engine at once."""
     height, width = facts.preprocessing.crop
     return SlotLayout(height, width, facts.score_count, images)

@@ -1,4 +1,4 @@
-"""A front-end process: the whole HTTP service, with an engine that is elsewhere."""
+"""A front-end process: the whole HTTP service, except that the engine runs in another process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .facts import facts_from_json, fields_of
 
 logger = logging.getLogger(__name__)
 
-# How long a replacement may keep those waiting who have connected.
+# How long a replacement may delay clients that have connected.
 _PATIENCE_SECONDS = 5.0
 _LOOK_SECONDS = 0.5
 _FAILED = "The model's process ends again and again; this server ends, to be started again."
@@ -40,28 +40,28 @@ _FAILED = "The model's process ends again and again; this server ends, to be sta
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which front-end this is."""
+    """The position of this front-end among the others."""
 
     number: int
-    """Its cell on the board."""
+    """The index of its cell on the board."""
     count: int
-    """How many front-ends there are."""
+    """The number of front-ends."""
     is_replacement: bool
-    """The service is ready without it: for up to five seconds it accepts nobody before it has a model, so that no
-    client is refused for it."""
+    """Whether the service is ready without it. It then accepts no connection until it has a model (for five seconds
+    at most), so that it refuses no request for want of one."""
 
 
 def serve_front_end(
     settings: Settings, control: Channel, metrics: Metrics, place: Place, listener: int, board: int
 ) -> int:
-    """Serve on the socket `listener` until the supervisor says otherwise, or is gone; the exit status.
+    """Serve on the socket `listener` until told to stop, or until the supervisor has died; returns the exit status.
 
-    `settings` are this front-end's own.
+    `settings` are this front-end's share.
     """
     shared = Board(board)
 
     def on_failure(error: Exception) -> None:
-        # At once: a stop in good order closes the door, behind which the next one's clients wait.
+        # Without an orderly shutdown: that would close the listener, at which the clients of the replacement wait.
         leave(1)
 
     front_end = _FrontEnd(settings, control, shared, place.number, metrics, lambda sent: server.handle_exit(sent, None))
@@ -82,7 +82,7 @@ def _take_signals_from_the_supervisor(server: Server) -> None:
 
 
 class _SharedReservations:
-    """Counted over all front-ends, on the board of one life of an engine."""
+    """Reservations of all front-ends, counted on the board of one run of an engine."""
 
     def __init__(self, board: Board, number: int) -> None:
         self._board = board
@@ -99,7 +99,7 @@ class _SharedReservations:
 
 
 class _FrontEnd:
-    """Carries out the supervisor's messages: connects engines, retires models, and passes signals on."""
+    """Carries out the supervisor's messages: connects engines, retires models, and forwards signals."""
 
     def __init__(
         self,
@@ -117,22 +117,22 @@ class _FrontEnd:
         self._metrics = metrics
         self._on_signal = on_signal
         self._engines: asyncio.Queue[Message] = asyncio.Queue()
-        # By the supervisor's keys.
+        # By the supervisor's key of each model.
         self._models: dict[int, PooledModel] = {}
         self._retired: set[int] = set()
         self._is_ready = asyncio.Event()
 
     async def at_once(self) -> None:
-        """Connections are accepted at once, and requests refused while the model loads."""
+        """Accept connections at once, and refuse requests while the model loads."""
 
     async def until_ready(self) -> None:
-        """Until there is a model, or the wait was too long, or the process is told to stop."""
+        """Wait for a model, for the time limit, or for a signal to stop."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 await self._is_ready.wait()
 
     async def keep_loaded(self, classifier: Classifier, hooks: Hooks) -> None:
-        """Serve each engine that the supervisor connects: for ever."""
+        """Serve each engine that the supervisor connects; for ever."""
 
         def on_message(message: Message) -> None:
             if message.kind == "engine":
@@ -145,13 +145,13 @@ class _FrontEnd:
             elif message.kind == "failed":
                 classifier.failure = _FAILED
 
-        # Without a supervisor nobody would stop this process: what was accepted is answered, and that is all.
+        # Without a supervisor nothing else would stop this process: it answers its accepted requests and ends.
         self._control.listen(on_message, lambda: self._on_signal(signal.SIGINT))
         looking = asyncio.create_task(self._look_often(classifier, hooks))
         try:
             await classifier.decoder.start()
             self._board.beat(self._number, time.monotonic())
-            # Not before: one that cannot decode has not started, and to try that for ever is no cure.
+            # Only now: a front-end whose decoders do not start has not started. It must not be restarted for ever.
             self._control.tell("up")
             async with asyncio.TaskGroup() as engines:
                 while True:
@@ -163,7 +163,7 @@ class _FrontEnd:
             looking.cancel()
 
     async def _look_often(self, classifier: Classifier, hooks: Hooks) -> None:
-        """Show that the event loop turns, and end the process where its decoders are beyond hope; for ever."""
+        """Show that the event loop runs, and end the process if its decoders are beyond repair; for ever."""
         while True:
             self._board.beat(self._number, time.monotonic())
             state = classifier.state()
@@ -173,7 +173,7 @@ class _FrontEnd:
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _serve_one(self, pool: Pool, message: Message) -> None:
-        """Use one life of an engine, in place of the life before or of the model that this one replaces."""
+        """Use one run of an engine, in place of its previous run or of the model that it replaces."""
         key, replaced = message.fields["model"], message.fields["replaces"]
 
         async def open_model() -> LoadedModel:
@@ -184,7 +184,7 @@ class _FrontEnd:
             pooled = await pool.load(open_model, replaces=before, may_be_default=message.fields["is_default"])
         except (EngineUnavailable, ModelConflict):
             return
-        del before  # this call outlives it
+        del before  # a reference would be kept as long as this call runs
         if key in self._retired:
             pool.retire(pooled)
             return
@@ -199,7 +199,7 @@ class _FrontEnd:
         self._metrics.look()
 
     def _retire(self, pool: Pool, key: int) -> None:
-        """The model is leased no more, also where it is still being connected."""
+        """Give out no new leases of the model, even if it is still being connected."""
         self._retired.add(key)
         if (pooled := self._models.pop(key, None)) is not None:
             pool.retire(pooled)

@@ -1,4 +1,4 @@
-"""What a living engine has loaded, and how each front-end is connected to it."""
+"""The facts of the model that an engine has loaded, and the connections of front-ends to the engine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .facts import facts_from_json
 
 
 class Pairing:
-    """Of one life of an engine. Used as a context: its descriptors are closed at the end."""
+    """Belongs to one run of an engine. A context manager that closes its descriptors."""
 
     def __init__(self) -> None:
-        """Raises `OSError` where the system has no room for a board."""
+        """Raises `OSError` if the system has no room for a board."""
         self.board_descriptor = create_board()
         self.board = Board(self.board_descriptor)
         self._facts: int | None = None
-        """The descriptor of what the engine's model is; None until it has loaded."""
+        """The descriptor of the model's facts; None until the engine has loaded it."""
         self._layout: SlotLayout | None = None
 
     def __enter__(self) -> Self:
@@ -40,15 +40,15 @@ class Pairing:
         return None if self._facts is None else facts_from_json(take_from_memory(self._facts))
 
     def has_loaded(self, message: Message) -> None:
-        """The engine's `loaded`."""
+        """Handle the engine's message `loaded`."""
         (self._facts,) = message.descriptors
         self._layout = SlotLayout(**message.fields["layout"])
 
     def pair(self, engine: Child, front_end: Child, **fields: Any) -> None:
-        """Give them a connection and shared memory, once the engine has loaded; `fields` are for the front-end.
+        """Give both a connection and shared memory, if the engine has loaded; `fields` are sent to the front-end.
 
-        Where the system has no room for that the front-end is killed: without an engine it is of no use, and for its
-        successor there may be some.
+        If the system has no room for them the front-end is killed: it is of no use without an engine, and its
+        replacement may find room.
         """
         if self._facts is None or self._layout is None:
             return

@@ -1,4 +1,4 @@
-"""When a process that died is started again, and when that is no cure."""
+"""Restart delays of a process that died, and the limit after which it is not restarted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LONGEST_DELAY_SECONDS = 10.0
 
 
 class Restarts:
-    """Of one process: its deaths within the last `window_seconds`."""
+    """The deaths of one process within the last `window_seconds`."""
 
     def __init__(
         self,
@@ -19,7 +19,7 @@ class Restarts:
         first_delay_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """With `most` deaths within the window, to start it again is no cure; None where it always may be one."""
+        """After `most` deaths within the window a restart no longer helps; None means no limit."""
         self._most = most
         self._first_delay_seconds = first_delay_seconds
         self._window_seconds = window_seconds
@@ -27,7 +27,7 @@ class Restarts:
         self._deaths: deque[float] = deque()
 
     def died(self) -> float | None:
-        """Seconds until it is started again, longer each time; None where it has died `most` times in the window."""
+        """Seconds until the restart, longer each time; None if it has died `most` times within the window."""
         now = self._clock()
         self._deaths.append(now)
         while self._deaths[0] < now - self._window_seconds:

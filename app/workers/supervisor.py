@@ -1,4 +1,4 @@
-"""The parent of all processes of a service: starts them, starts them again, and stops them."""
+"""The parent of all processes of a service: starts, restarts and stops them."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 
 OnReady = Callable[[ModelFacts, str], None]
 
-# Of a front-end that never got as far as to listen and to decode, within five minutes.
+# For a front-end that fails before it listens and decodes: so many failures within five minutes.
 _MOST_FALSE_STARTS, _WINDOW_SECONDS = 3, 300.0
-# Beyond linger and grace, until a front-end that does not end is killed.
+# After linger and grace, the time until a front-end that has not ended is killed.
 _EXTRA_SECONDS = 5.0
 
 
@@ -43,7 +43,7 @@ def front_end_name(number: int) -> str:
 
 
 class Supervisor:
-    """Belongs to one event loop; `run` once."""
+    """Starts, restarts and stops all processes. Belongs to one event loop; `run` may be called once."""
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class Supervisor:
         reporter: Reporter,
         on_ready: Callable[[ModelFacts], None],
     ) -> None:
-        """`divided` and `listeners` have one of each front-end's own. What waits at a listener whose front-end died
-        is its successor's.
+        """`divided` and `listeners` have one entry for each front-end. Connections that wait at the listener of a
+        front-end that died are accepted by its replacement.
         """
         self._settings = settings
         self._divided = divided
@@ -64,7 +64,7 @@ class Supervisor:
         self._reporter = reporter
         self._on_ready = on_ready
         self._has_announced = False
-        # Only for the front-ends' beats: each engine has a board of its own.
+        # Only for the front-ends' beats: each engine has its own board.
         self._board_descriptor = create_board()
         self._board = Board(self._board_descriptor)
         self._log_lock = os.memfd_create("resnet-log", os.MFD_CLOEXEC)
@@ -85,7 +85,7 @@ class Supervisor:
         self.engines = Engines(surroundings, self._guarded)
 
     async def run(self) -> Exception | None:
-        """Serve until a signal, or until what died cannot be cured; returns that error, or None."""
+        """Serve until a signal, or until an error that no restart can fix; returns that error, or None."""
         loop = asyncio.get_running_loop()
         share_output(self._log_lock)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,19 +101,19 @@ class Supervisor:
         await self._stop.wait()
         watching.cancel()
         await self._end_all(front_ends)
-        # The loop takes its handlers along; the files are put away behind it.
+        # The loop removes its signal handlers when it closes; afterwards the caller still has files to remove.
         hold_stop_signals()
         return self._failure
 
     async def _guarded(self, keeper: Coroutine[Any, Any, None]) -> None:
-        """One that fails, in a way that nobody thought of, ends the service in good order."""
+        """Await a task; if it fails unexpectedly, end the service in good order."""
         try:
             await keeper
         except Exception as error:
             logger.exception("The supervisor failed unexpectedly.")
             self._fail(DeviceLost(f"The supervisor failed unexpectedly ({type(error).__name__})"))
 
-    # --- the end
+    # --- the shutdown
 
     def _on_signal(self, number: int) -> None:
         self._begin_stop()
@@ -121,14 +121,14 @@ class Supervisor:
             child.send("signal", number=number)
 
     def _begin_stop(self) -> None:
-        """No front-end is started any more: each closes its own door, which is the last to hold it."""
+        """Start no more front-ends, and close this process's listeners: each front-end closes the last copy itself."""
         self._is_stopping = True
         for listener in self._listeners:
             listener.close()
         self._stop.set()
 
     def _fail(self, error: Exception) -> None:
-        """End the service: to start its processes again is no cure. What fails after that changes nothing."""
+        """End the service, because restarting its processes does not help. Later failures change nothing."""
         if self._failure is not None:
             return
         self._failure = error
@@ -139,7 +139,7 @@ class Supervisor:
             child.send("signal", number=int(signal.SIGINT))
 
     async def _end_all(self, front_ends: list[asyncio.Task[None]]) -> None:
-        """First those that still answer, then what they ask. Who does not end in time is killed."""
+        """End the front-ends, then the engines that they use. A process that does not end in time is killed."""
         settings = self._settings
         seconds = settings.shutdown_linger_seconds + max(1.0, settings.shutdown_grace_seconds) + _EXTRA_SECONDS
         await asyncio.wait(front_ends, timeout=seconds)
@@ -152,7 +152,7 @@ class Supervisor:
         await asyncio.wait(front_ends)
 
     async def _pause(self, seconds: float) -> None:
-        """Before something is started again; a stop ends it."""
+        """Wait before a restart; a stop ends the wait."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
@@ -164,7 +164,7 @@ class Supervisor:
         on_message: Callable[[Child, Message], None],
         begin: Callable[[Child], None],
     ) -> tuple[Child | None, str]:
-        """One life of a child, None where it could not be started, and how it ended."""
+        """Run a child once; returns it, or None if it could not be started, and how it ended."""
         environment = {"PROMETHEUS_MULTIPROC_DIR": str(self._metrics_folder)}
         try:
             child = await Child.start(role, name, on_message, environment)
@@ -197,7 +197,7 @@ class Supervisor:
     def _begin_front_end(self, number: int, child: Child) -> None:
         self._front_ends[number] = child
         if self._is_stopping:
-            # Since it was being started: its listener is closed.
+            # The stop came while it was being started: its listener is closed.
             child.send("signal", number=int(signal.SIGINT))
             return
         child.send(

@@ -1,4 +1,4 @@
-"""What a supervisor needs, made before its first child starts and taken away after its last has ended."""
+"""The listeners and the metrics folder of a supervisor: created before its first child, removed after its last."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def serve_together(settings: Settings, workers: int, reporter: Reporter, on_ready: OnReady) -> Exception | None:
-    """As `workers.serve`, with `workers` front-ends and an engine of its own."""
+    """`workers.serve` with `workers` front-ends and a separate engine process."""
     if settings.log_format == "auto":
         settings = settings.model_copy(update={"log_format": "text" if os.isatty(sys.stderr.fileno()) else "json"})
     divided = divide(settings, workers)

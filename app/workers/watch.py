@@ -1,4 +1,4 @@
-"""Which processes stand still: they live, and their event loops do not turn."""
+"""Finds processes that hang: they run, but their event loops do not."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ..engine.board import Board
 from .child import Child
 
 LOOK_SECONDS = 0.5
-# A native call that holds the interpreter lock, a process that was stopped. Nothing that serves takes so long for it,
-# also where many share a CPU.
+# A native call may hold the interpreter lock, or the process was stopped. No process that serves takes this long
+# otherwise, even if many share a CPU.
 _STILL_SECONDS = 10.0
 
 
 class Watch:
-    """Compares the times at which processes last showed that they run with its own: `look` twice a second.
+    """Compares processes' last signs of life with its own clock: call `look` twice a second.
 
-    Where its own process did not run either (the machine slept, the container was paused, there was no CPU to be had),
-    nothing is known of the others, and their time begins anew.
+    If its own process did not run either (the machine slept, the container was paused, no CPU was free), the others are
+    not judged: their time begins anew.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,7 +33,7 @@ class Watch:
         self._looked = now
 
     def why_still(self, beat: float) -> str | None:
-        """What to say of a process that showed at `beat` for the last time that it runs, if that was too long ago."""
+        """The reason to kill a process whose last sign of life was at `beat`; None if that is recent enough."""
         if self._looked - max(beat, self._began) <= _STILL_SECONDS:
             return None
         return f"it stood still for {_STILL_SECONDS:.0f} seconds"
@@ -42,9 +42,9 @@ class Watch:
 async def kill_what_stands_still(
     board: Board, engines: Callable[[], Sequence[tuple[Child, Board]]], front_ends: Mapping[int, Child]
 ) -> None:
-    """Of those that serve: how long a start takes depends on too much. For ever.
+    """Kill serving processes that hang; for ever. Starting ones are left alone: their time depends on too much.
 
-    `board` has the front-ends' beats; `engines` gives each engine with its own board.
+    `board` has the front-ends' beats; `engines` returns each engine with its own board.
     """
     watch = Watch()
     while True:

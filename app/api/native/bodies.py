@@ -1,4 +1,4 @@
-"""Which reader a native body gets: raw bytes, multipart/form-data or JSON."""
+"""Chooses the reader of a native body: raw bytes, multipart/form-data or JSON."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from .form_body import FormBody
 from .json_body import SHAPE_MANY, SHAPE_ONE, JsonBody
 
 _JSON_TYPE = re.compile(r"(application|text)/json|application/[^/]*\+json", re.DOTALL)
-# Bodies that are no image, whatever follows.
+# Bodies that cannot be an image, whatever follows.
 _LOOKS_LIKE_JSON = re.compile(rb'(\xef\xbb\xbf)?[ \t\r\n]{0,256}\{[ \t\r\n]{0,256}"')
 _LOOKS_LIKE_FORM = re.compile(rb"--[^\r\n]{1,256}\r\ncontent-disposition:", re.IGNORECASE)
 
 
 def body_reader(content_type: str, max_images: int | None) -> BodyReader:
-    """The reader for a body of this Content-Type; `max_images` is None where it is to carry one image.
+    """The reader for a body of this Content-Type; `max_images` is None if the body has to be one image.
 
-    The encoded text is dropped piece by piece, so that no more is held than was received. Raises `MalformedRequest` for
-    a form's boundary that is none.
+    The encoded text is dropped piece by piece, so that never more is held than was received. Raises
+    `MalformedRequest` for an invalid form boundary.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if _JSON_TYPE.fullmatch(kind):
         return JsonBody(max_images)
     if kind == "multipart/form-data":
         return FormBody(header_parameters(content_type).get("boundary", "").encode("latin-1"), max_images)
-    # The bytes decide what they are: curl --data-binary calls everything a urlencoded form.
+    # The bytes decide, not the Content-Type: curl --data-binary calls every body a urlencoded form.
     return _RawBody() if max_images is None else _NoBatch()
 
 
 class _RawBody:
-    """An image as it is."""
+    """A body that is the image itself."""
 
     def __init__(self) -> None:
         self._first = b""
@@ -56,7 +56,7 @@ class _RawBody:
 
 
 class _NoBatch:
-    """A body that carries no batch, of which the beginning may say why."""
+    """A body that is not a batch; its first bytes may show why."""
 
     def __init__(self) -> None:
         self._start = b""

@@ -64,7 +64,7 @@ def render_one(results: Results) -> bytes | ServiceError:
 
 
 def render_batch(results: Results) -> bytes | ServiceError:
-    """Each image's predictions or problem; a 503 as the whole answer where every image has one."""
+    """Each image's predictions or problem; if every image has a 503, one 503 for the whole request."""
     first = results.images[0]
     if isinstance(first, Unavailable) and all(
         isinstance(outcome, Unavailable) and outcome.status == 503 for outcome in results.images

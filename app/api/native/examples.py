@@ -23,7 +23,7 @@ def example_jpeg() -> bytes:
 
 
 def _small_base64() -> str:
-    """The same picture, small enough to stand in a text box."""
+    """The example picture, reduced so that its base64 fits into a text box."""
     picture = Image.open(io.BytesIO(example_jpeg()))
     picture.thumbnail((96, 96))
     target = io.BytesIO()
@@ -39,7 +39,7 @@ _TOP_K = {
 }
 _FORM_TOP_K = {"type": "integer", "minimum": 1, "description": "As in the query.", "examples": [5]}
 _IMAGE = {"type": "string", "minLength": 1, "description": "Base64, bare or as a data: URL."}
-# An empty one is an error of its own, and the others are answered.
+# An empty string is an error of that image alone: the others are still classified.
 _ONE_OF_MANY = {"type": "string", "description": _IMAGE["description"]}
 _FILE = {
     "type": "string",

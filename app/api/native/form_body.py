@@ -1,6 +1,6 @@
 """multipart/form-data bodies (RFC 7578), read as they arrive.
 
-Python's work for each byte is bounded: boundaries are found by `bytes.find`, and everything that takes a step (a part,
+Python's work for each byte is bounded: boundaries are found by `bytes.find`, and every item that takes a step (a part,
 a header, a line that only looks like a boundary) is counted.
 """
 
@@ -13,17 +13,17 @@ from ...errors import InvalidParameter, MalformedRequest, ServiceError, TooManyI
 from ..carried import ONE_IMAGE, Images
 from ..form_part import Part
 
-# Parts that are no images: a form's other fields.
+# Parts that are not images: a form's other fields.
 _MAX_EXTRA_PARTS = 16
 _MAX_BOUNDARY_BYTES = 256
 _MAX_HEADER_BYTES = 8192
 _MAX_HEADERS = 32
-# Lines that begin like a boundary and go on otherwise; RFC 2046 forbids them within a part.
+# Lines that begin like a boundary and continue differently; RFC 2046 forbids them within a part.
 _MAX_LIKE_BOUNDARIES = 1000
 _PADDING = re.compile(rb"[ \t]{0,256}\r\n")
 _PADDING_BEGINS = re.compile(rb"[ \t]{0,256}\r?")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:[ \t]*(.*)", re.DOTALL)
-# Fields that a browser adds by itself.
+# A field that browsers add by themselves.
 _BROWSERS_OWN = "_charset_"
 _MALFORMED = "The multipart/form-data body is malformed."
 _CUT_SHORT = "The multipart/form-data body ends before its closing boundary."
@@ -38,17 +38,17 @@ _EMPTY_INPUT = (
 
 
 class FormBody:
-    """Reads one form; `max_images` is None where it is to carry one image."""
+    """Reads one form; `max_images` is None if the form has to carry one image."""
 
     def __init__(self, boundary: bytes, max_images: int | None) -> None:
-        """Raises `MalformedRequest` for a boundary that is none."""
+        """Raises `MalformedRequest` for an invalid boundary."""
         if not boundary:
             raise MalformedRequest("The Content-Type multipart/form-data needs a boundary.")
         if len(boundary) > _MAX_BOUNDARY_BYTES:
             raise MalformedRequest(_MALFORMED)
         self._max_images = max_images
         self._delimiter = b"\r\n--" + boundary
-        # The first boundary has no line before it, or a text that nobody shows.
+        # The first boundary follows no line, or a preamble, which is ignored.
         self._data, self._at = b"\r\n", 0
         self._step: Callable[[], bool] = self._preamble
         self._before_delimiter = self._step
@@ -77,7 +77,7 @@ class FormBody:
             )
         return Images(tuple(self._images), self._top_k)
 
-    # --- the steps: each takes a part of the data, and returns whether there is more to do
+    # --- the steps: each consumes a part of the data, and returns whether another step can follow
 
     def _preamble(self) -> bool:
         found = self._data.find(self._delimiter, self._at)
@@ -108,7 +108,7 @@ class FormBody:
         return self._no_delimiter()
 
     def _no_delimiter(self) -> bool:
-        """It began like a boundary and belongs to the text before it."""
+        """The line began like a boundary and belongs to the text before it."""
         self._like_boundaries += 1
         if self._like_boundaries > _MAX_LIKE_BOUNDARIES:
             raise MalformedRequest(_MALFORMED)
@@ -188,7 +188,7 @@ class FormBody:
 
 
 def whole_number(content: bytes) -> int | None:
-    """A form's number, as the query takes it; nothing where the field was left empty."""
+    """A form's number, parsed like the query's; None if the field was left empty."""
     text = content.decode("latin-1").strip()
     if not text:
         return None

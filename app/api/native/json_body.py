@@ -1,8 +1,8 @@
 """JSON bodies, `{"image": "…", "top_k": 5}` and `{"images": ["…"]}`, read as they arrive.
 
-Strings are most of such a body. The end of each is found without a parser, a long one is decoded piece by piece, and a
-name that nobody can guess stands for it in what is left: a small document, which pydantic then validates. Each piece
-of a string passes pydantic's own JSON parser too, so that one parser decides what is JSON.
+Strings are most of such a body. The end of each is found without a parser. A long string is decoded piece by piece and
+replaced by an unguessable name in the rest of the text: a small document, which pydantic then validates. Each piece of
+a string also passes pydantic's own JSON parser, so that one parser decides what is JSON.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from ..transfer import ImageText
 SHAPE_ONE = 'Expected {"image": "<base64 or data: URL>", "top_k": 5}, where top_k may be left out.'
 SHAPE_MANY = 'Expected {"images": ["<base64 or data: URL>", …], "top_k": 5}, where top_k may be left out.'
 
-# The error text for a member that belongs to the other path.
+# The error text for a member that belongs to the other endpoint.
 _ELSEWHERE: dict[tuple[int | str, ...], str] = {
     ("images",): " Several images go to POST /predict/batch.",
     ("image",): " One image goes to POST /predict.",
 }
 
 _BOM = b"\xef\xbb\xbf"
-# Shorter strings stay where they are: the names of members, and strings that are no image.
+# Shorter strings stay in the document: the names of members, and strings that are not images.
 _SHORT_BYTES = 64
-# All but strings: braces, colons, numbers. Whitespace does not count.
+# Everything outside strings: braces, colons, numbers. Whitespace does not count.
 _MAX_STRUCTURE_BYTES = 65_536
-# Strings beside those that are images.
+# Strings that are not images.
 _MAX_EXTRA_STRINGS = 64
-# A string with escapes is looked through in pieces of this size: none of them is then looked through often.
+# A string with escapes is searched in windows of this size, so that no byte is searched many times.
 _WINDOW_BYTES = 16_384
 # The longest escape is a pair of surrogates, \uD83D\uDE00; the longest character has four bytes.
 _LONGEST_ESCAPE = 12
@@ -43,7 +43,7 @@ _UNUSUAL_SPACE = re.compile(rb"[\x0b\x0c]")
 
 
 def _whole(number: Any) -> Any:
-    """5.0 is a whole number, as the query takes it and JSON's own standard has it."""
+    """Accept 5.0 as a whole number, as the query and the JSON standard do."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
@@ -66,7 +66,7 @@ _Document = TypeVar("_Document", bound=BaseModel)
 
 
 class JsonBody:
-    """Reads one JSON body; `max_images` is None where it is to carry one image."""
+    """Reads one JSON body; `max_images` is None if it has to carry one image."""
 
     def __init__(self, max_images: int | None) -> None:
         self._max_images = max_images
@@ -105,7 +105,7 @@ class JsonBody:
         return SHAPE_ONE if self._max_images is None else SHAPE_MANY
 
     def _between(self, data: bytes, at: int) -> int:
-        """The text up to the next string."""
+        """Read the text up to the next string."""
         quote = data.find(b'"', at)
         piece = data[at:] if quote < 0 else data[at:quote]
         if len(piece) > _SHORT_BYTES:
@@ -123,13 +123,13 @@ class JsonBody:
         return quote + 1
 
     def _without_much_space(self, piece: bytes) -> bytes:
-        if _UNUSUAL_SPACE.search(piece):  # which is space to Python and none to JSON
+        if _UNUSUAL_SPACE.search(piece):  # whitespace to Python, but not to JSON
             raise _not_json(self._shape)
         begins, ends = piece[:1].isspace(), piece[-1:].isspace()
         return b" " * begins + b" ".join(piece.split()) + b" " * ends
 
     def _too_many_strings(self) -> ServiceError:
-        """The error of a document that is read no further, from the part that has been read."""
+        """The error of a document with too many strings, from the part that has been read."""
         model = _One if self._max_images is None else _Many
         try:
             _checked(model, from_json(bytes(self._skeleton.removeprefix(_BOM)), allow_partial=True))
@@ -140,14 +140,14 @@ class JsonBody:
         return TooManyImages(self._max_images) if self._max_images else MalformedRequest(self._shape)
 
     def _within(self, string: _String, data: bytes, at: int) -> int:
-        """The content of a string, up to its end."""
+        """Read the content of a string, up to its end."""
         quote = data.find(b'"', at)
         limit = len(data) if quote < 0 else quote
         is_all = True
         if data.find(b"\\", at, limit) < 0:
             end = quote if quote >= 0 else _end_of_characters(data, at, len(data))
         else:
-            # Same lengths, so that positions are the same. Backslashes pair from the left.
+            # The replacements keep all lengths, so that positions stay the same. Backslashes pair from the left.
             window = data[at : at + _WINDOW_BYTES].replace(b"\\\\", b"xx")
             is_all = at + len(window) == len(data)
             quote = window.replace(b'\\"', b"xx").find(b'"')
@@ -184,11 +184,11 @@ class JsonBody:
         try:
             return self._image(text) or MalformedRequest("This image is empty.")
         except BadRequest as error:
-            return error.with_traceback(None)  # its frames hold what was read
+            return error.with_traceback(None)  # its frames hold the text that was read
 
 
 class _String:
-    """A string that is being read: kept as it is while it is short, decoded as an image from there on."""
+    """A string that is being read: kept as text while it is short, then decoded as an image."""
 
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
@@ -196,7 +196,7 @@ class _String:
         self._size = 0
 
     def add(self, piece: bytes) -> None:
-        """A piece without a half of an escape or of a character. Raises `ValueError` where it is not JSON."""
+        """Add a piece that ends outside an escape and a character. Raises `ValueError` if it is not JSON."""
         if not piece:
             return
         text = from_json(b'"' + piece + b'"', cache_strings="none")
@@ -212,7 +212,7 @@ class _String:
 
 
 def _end_of_characters(data: bytes, start: int, end: int) -> int:
-    """`end`, or where a character of UTF-8 begins that may go on behind it."""
+    """`end`, or the start of the last UTF-8 character, if that may continue behind `end`."""
     for at in range(end - 1, max(start, end - 4) - 1, -1):
         if data[at] < 0x80:
             return end
@@ -222,9 +222,9 @@ def _end_of_characters(data: bytes, start: int, end: int) -> int:
 
 
 def _end_of_escapes(window: bytes) -> int:
-    """Where a piece of a string may end: in no escape, no pair of surrogates and no character.
+    """The end of the part of a string that cuts no escape, no surrogate pair and no character.
 
-    Of `window`, escaped backslashes are replaced already.
+    In `window`, escaped backslashes are already replaced.
     """
     escape = window.find(b"\\", max(0, len(window) - _LONGEST_ESCAPE))
     if escape < 0:

@@ -21,10 +21,10 @@ _NO_IMAGE = "The request carries no image. Send its bytes as the body, or as a f
 
 
 class NativeParser:
-    """One request. `max_images` is None where it is to bring one image."""
+    """Reads one request. `max_images` is None if it has to carry one image."""
 
     def __init__(self, scope: Scope, headers: Mapping[bytes, bytes], max_images: int | None) -> None:
-        """Raises `InvalidParameter` for a parameter that is out of range or no number."""
+        """Raises `InvalidParameter` for a parameter that is out of range or not a number."""
         query: bytes = scope["query_string"]
         self._top_k = _top_k_of(query) if query else None
         timeout = headers.get(b"x-request-timeout-ms")
@@ -40,7 +40,7 @@ class NativeParser:
                 self._reader = body_reader(self._content_type, self._max_images)
             self._reader.feed(data)
         except ServiceError:
-            self._reader = None  # with all that it has read: the rest of the body may be long
+            self._reader = None  # frees the bytes that it has read: the rest of the body may be long
             raise
 
     def finish(self) -> Images:
@@ -67,7 +67,7 @@ def _top_k_of(query: bytes) -> int | None:
 
 
 def _positive(name: str, sent: str | None) -> int | None:
-    """A whole number from 1, as FastAPI reads it: the OpenAPI document is FastAPI's."""
+    """A whole number from 1, parsed as FastAPI would: the OpenAPI document is FastAPI's."""
     try:
         return _POSITIVE.validate_python(sent)
     except ValidationError as error:
